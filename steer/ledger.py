@@ -1,0 +1,64 @@
+"""What a call cost: denoiser rows, decodes, reward calls, backward passes, seconds, peak bytes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+
+@dataclass
+class Ledger:
+    """Counts of one call (of one method, or of the whole pipeline call that carries it).
+
+    Attributes:
+        denoiser_calls: Times the denoiser ran.
+        denoiser_rows: Latents evaluated, padding included; with CFG each costs the denoiser
+            `cfg_rows` rows of its own.
+        cfg_rows: Denoiser rows per latent (2 with classifier-free guidance, else 1).
+        backward_rows: Latents differentiated through the denoiser; each counts as two rows.
+        decodes: Latents decoded to images by steer (the pipeline's own final decode included).
+        reward_calls: Images scored, per reward.
+        seconds: Wall time by part: total, decode, reward.
+        peak_bytes: Peak device memory on CUDA, peak resident set on the CPU.
+    """
+
+    denoiser_calls: int = 0
+    denoiser_rows: int = 0
+    cfg_rows: int = 1
+    backward_rows: int = 0
+    decodes: int = 0
+    reward_calls: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    @property
+    def equivalent_rows(self) -> int:
+        """Denoiser-row equivalents: a backward pass counts as two rows."""
+        return self.denoiser_rows + 2 * self.backward_rows
+
+    @contextmanager
+    def clock(self, part: str) -> Iterator[None]:
+        """Add the wall time of the block to `seconds[part]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def read_peak(self) -> None:
+        """Store the peak memory so far."""
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            self.peak_bytes = int(torch.cuda.max_memory_allocated())
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON-ready values, `equivalent_rows` included."""
+        return {**asdict(self), "equivalent_rows": self.equivalent_rows}
