@@ -1,0 +1,1 @@
+"""Training of the bundled world, from nothing: `python -m steer.shapes.train`."""

@@ -1,0 +1,107 @@
+"""Stage 4: the pipeline's own samples, judged by a simulated crowd.
+
+Each caption gets several images; the oracle's correctness and the model-free neatness give each a
+utility, and simulated annotators choose between two images by that utility plus Gumbel noise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from steer.shapes.captions import caption
+from steer.shapes.oracle import neatness, oracle
+from steer.shapes.scenes import Split, sample_spec
+from steer.shapes.train.recipe import Recipe
+from steer.shapes.train.stage import rank, world_size
+
+
+SHARD = 16
+STEPS = (8, 12, 20)
+GUIDANCE = (2.0, 3.5, 5.0)
+"""Samples of unequal quality teach more than samples of equal quality."""
+ANNOTATORS, NOISE = 5, 0.35
+
+
+def utility(fraction: Tensor, correct: Tensor, neat: Tensor) -> Tensor:
+    """What the simulated annotators look for: correctness first, then neatness; same shapes."""
+    return 2.0 * fraction + 1.0 * correct + 0.5 * neat
+
+
+def votes(first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+    """Share of `ANNOTATORS` that prefer the image of utility `first` over `second`, same shape."""
+    uniform = torch.rand(ANNOTATORS, *first.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
+    logistic = torch.log(uniform) - torch.log1p(-uniform)  # difference of two Gumbels
+    return ((first - second) / NOISE + logistic > 0).float().mean(0)
+
+
+@torch.no_grad()
+def _sample(pipe: StableDiffusionPipeline, texts: list[str], count: int, seed: int) -> Tensor:
+    steps, guidance = STEPS[seed % len(STEPS)], GUIDANCE[(seed // len(STEPS)) % len(GUIDANCE)]
+    out = pipe(
+        [text for text in texts for _ in range(count)],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt",
+    )
+    return out.images.cpu().float()  # pyright: ignore
+
+
+def _write_shard(path: Path, texts: list[str], images: Tensor) -> None:
+    repeated = [text for text in texts for _ in range(len(images) // len(texts))]
+    verdicts = oracle(images, repeated)
+    tensors = {
+        "images": (images * 255).round().to(torch.uint8),
+        "fraction": torch.tensor([v.fraction for v in verdicts]),
+        "correct": torch.tensor([float(v.all_met) for v in verdicts]),
+        "neat": torch.from_numpy(np.asarray(neatness(images))).float(),
+    }
+    partial = path.with_suffix(".part")
+    save_file(tensors, partial, metadata={"captions": json.dumps(texts)})
+    os.replace(partial, path)
+
+
+def make_preferences(
+    pipe: StableDiffusionPipeline, recipe: Recipe, folder: Path, split: Split, captions: int
+) -> None:
+    """Write shards of `SHARD` captions x `recipe.preference_images` judged images to `folder`.
+
+    Shards that exist are kept; under torchrun each process makes its share.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe.set_progress_bar_config(disable=True)
+    shards = range(rank(), -(-captions // SHARD), world_size())
+    for shard in tqdm(shards, desc=f"{split} samples", disable=rank() != 0):
+        path = folder / f"{split}-{shard:04d}.safetensors"
+        if path.exists():
+            continue
+        rng = np.random.default_rng([recipe.seed, 31, shard, split == "held_out"])
+        wording = None if split == "held_out" else rng
+        texts = [caption(sample_spec(rng, split), wording) for _ in range(SHARD)]
+        images = _sample(pipe, texts, recipe.preference_images, shard)
+        _write_shard(path, texts, images)
+
+
+def load_preferences(folder: Path, split: Split) -> tuple[list[str], dict[str, Tensor]]:
+    """All shards of a split: captions, and tensors with leading shape `(captions, images)`."""
+    from safetensors import safe_open
+
+    texts: list[str] = []
+    parts: list[dict[str, Tensor]] = []
+    for path in sorted(folder.glob(f"{split}-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            captions = json.loads(file.metadata()["captions"])
+        texts += captions
+        parts.append({k: v.unflatten(0, (len(captions), -1)) for k, v in load_file(path).items()})
+    if not parts:
+        raise FileNotFoundError(f"no {split} samples in {folder}: run the stage 'preferences'")
+    return texts, {key: torch.cat([p[key] for p in parts]) for key in parts[0]}

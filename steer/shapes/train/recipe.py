@@ -1,0 +1,49 @@
+"""Every number of the world's training recipe, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """Optimisation of one stage: AdamW, linear warm-up, cosine to zero."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 100
+    weight_decay: float = 0.01
+    ema: float = 0.0
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole recipe; `scaled` shortens every stage for a smoke run."""
+
+    seed: int = 0
+    scenes: int = 40_000
+    vae: StageRecipe = field(default_factory=lambda: StageRecipe(2200, 32, 2.5e-3))
+    clip: StageRecipe = field(default_factory=lambda: StageRecipe(3000, 64, 1e-3, warmup=150))
+    denoiser: StageRecipe = field(
+        default_factory=lambda: StageRecipe(9000, 64, 6e-4, warmup=200, ema=0.999)
+    )
+    scorer: StageRecipe = field(
+        default_factory=lambda: StageRecipe(1500, 64, 2e-4, warmup=50, weight_decay=0.05)
+    )
+    preference_captions: int = 1200
+    preference_images: int = 8
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same recipe with `factor` times the steps and scenes (at least a few)."""
+        plain = asdict(self)
+        for name in ("vae", "clip", "denoiser", "scorer"):
+            stage: dict[str, Any] = plain[name]
+            stage["steps"] = max(2, round(stage["steps"] * factor))
+            stage["warmup"] = min(stage["warmup"], stage["steps"] // 2)
+            plain[name] = StageRecipe(**stage)
+        plain["scenes"] = max(128, round(self.scenes * factor))
+        plain["preference_captions"] = max(8, round(self.preference_captions * factor))
+        return Recipe(**plain)

@@ -1,0 +1,140 @@
+"""The stages of the world, each from the files of those before it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import open_clip
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steer.shapes import weights_folder
+from steer.shapes.export import write_open_clip_folder
+from steer.shapes.scenes import Spec
+from steer.shapes.train import vae as vae_stage
+from steer.shapes.train.clip import PREPROCESS, model_config, train_clip
+from steer.shapes.train.data import make_pool, make_specs
+from steer.shapes.train.denoiser import build_scheduler, train_denoiser
+from steer.shapes.train.preferences import load_preferences, make_preferences
+from steer.shapes.train.recipe import Recipe
+from steer.shapes.train.scorer import score_samples, train_scorer, within_caption_auc
+from steer.shapes.train.stage import rank
+from steer.shapes.train.text import Encoder, build_tokenizer
+
+
+HELD_OUT_CAPTIONS = 160
+
+
+def run_vae(recipe: Recipe, folder: Path, device: str) -> None:
+    """Autoencoder and the latents of the whole pool: `vae/`, `latents.safetensors`."""
+    if (folder / "latents.safetensors").exists():
+        return
+    pool = make_pool(recipe.scenes, recipe.seed)
+    torch.manual_seed(recipe.seed)
+    vae = vae_stage.train_vae(pool, recipe, folder, device)
+    if rank():
+        return
+    vae_stage.normalise(vae, pool, device)
+    vae.save_pretrained(folder / "vae")
+    mean, std = vae_stage.encode_pool(vae, pool, device)
+    save_file({"mean": mean, "std": std}, folder / "latents.safetensors")
+
+
+def _pool_and_latents(recipe: Recipe, folder: Path) -> tuple[list[Spec], dict[str, Tensor]]:
+    return make_specs(recipe.scenes, recipe.seed), load_file(folder / "latents.safetensors")
+
+
+def run_clip(recipe: Recipe, folder: Path, device: str) -> None:
+    """The contrastive open_clip model: `clip/`."""
+    if (folder / "clip").exists():
+        return
+    tokenizer = build_tokenizer(folder / "tokenizer")
+    pool = make_pool(recipe.scenes, recipe.seed, labels=True)
+    encode = Encoder(tokenizer)
+    model = train_clip(pool, encode, len(tokenizer), recipe, folder, device)
+    if rank() == 0:
+        write_open_clip_folder(
+            folder / "clip", model, model_config(len(tokenizer)), PREPROCESS, tokenizer
+        )
+
+
+def run_denoiser(recipe: Recipe, folder: Path, device: str) -> None:
+    """UNet, text encoder and the whole pipeline: `pipeline/`."""
+    if (folder / "pipeline").exists():
+        return
+    tokenizer = build_tokenizer(folder / "tokenizer")
+    specs, latents = _pool_and_latents(recipe, folder)
+    model = train_denoiser(specs, latents, tokenizer, recipe, folder, device)
+    if rank() == 0:
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(folder / "vae"),
+            text_encoder=model.text_encoder.to("cpu"),
+            tokenizer=tokenizer,
+            unet=model.unet.to("cpu"),
+            scheduler=build_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,  # pyright: ignore[reportArgumentType]
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder / "pipeline")
+
+
+def run_preferences(recipe: Recipe, folder: Path, device: str) -> None:
+    """Judged samples: `preferences/`, of training captions and of held-out ones."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline").to(device)
+    for split, count in (("train", recipe.preference_captions), ("held_out", HELD_OUT_CAPTIONS)):
+        make_preferences(pipe, recipe, folder / "preferences", split, count)
+
+
+def run_scorer(recipe: Recipe, folder: Path, device: str) -> None:
+    """The preference scorer: `scorer/`, and what it is worth: `scorer.json`."""
+    if (folder / "scorer").exists():
+        return
+    tokenizer = build_tokenizer(folder / "tokenizer")
+    encode = Encoder(tokenizer)
+    model = load_clip(folder / "clip")
+    held_texts, held = load_preferences(folder / "preferences", "held_out")
+    before = score_samples(model.to(device), held_texts, held["images"], encode, device)
+    texts, samples = load_preferences(folder / "preferences", "train")
+    train_scorer(model, texts, samples, encode, recipe, folder, device)
+    if rank():
+        return
+    after = score_samples(model, held_texts, held["images"], encode, device)
+    result = {
+        "held_out_captions": len(held_texts),
+        "images_per_caption": held["correct"].shape[1],
+        "all_met": round(float(held["correct"].mean()), 4),
+        "auc_contrastive": round(within_caption_auc(before, held["correct"]), 4),
+        "auc_scorer": round(within_caption_auc(after, held["correct"]), 4),
+    }
+    (folder / "scorer.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_open_clip_folder(
+        folder / "scorer", model, model_config(len(tokenizer)), PREPROCESS, tokenizer
+    )
+
+
+def run_export(recipe: Recipe, folder: Path, device: str) -> None:
+    """Copy the finished world into the package as fp16 safetensors."""
+    del recipe, device
+    if rank():
+        return
+    target = weights_folder()
+    pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
+    pipe.unet.half()
+    pipe.vae.half()
+    pipe.save_pretrained(target / "pipeline")
+    for name in ("clip", "scorer"):
+        shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
+
+
+def load_clip(folder: Path) -> open_clip.CLIP:
+    """An exported open_clip folder as a float32 model."""
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    config["text_cfg"].pop("hf_tokenizer_name", None)
+    model = open_clip.CLIP(**config)
+    model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    return model
