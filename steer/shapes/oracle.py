@@ -34,6 +34,7 @@ from steer.shapes.scenes import (
 Images = torch.Tensor | np.ndarray | Sequence[Image.Image]
 
 _FOREGROUND = 22.0  # Lab distance from the background that makes a pixel foreground
+_EDGE = 0.4  # ... and the least share of the strongest difference nearby, which parts close objects
 _COLOR_TOLERANCE = 38.0  # Lab distance from its class beyond which a colour is unclear
 _MIN_CHROMA = 30.0
 _GREY_TOLERANCE = 0.18
@@ -121,7 +122,7 @@ def _neatness(reading: Reading) -> float:
         return 0.0
     ground = 1 - min(reading.spread / 0.08, 1.0)
     flat = 1 - min(float(np.mean([o.spread for o in reading.objects])) / 0.12, 1.0)
-    form = min(max(float(np.mean([o.fit for o in reading.objects])) - 0.6, 0.0) / 0.35, 1.0)
+    form = min(max(float(np.mean([o.fit for o in reading.objects])) - 0.6, 0.02) / 0.35, 1.0)
     unclear = sum(o.color is None or o.shape is None for o in reading.objects)
     extra = unclear + max(reading.count - 3, 0)
     return (ground * flat * form) ** (1 / 3) * 0.6**extra * math.exp(-reading.speckle / 60)
@@ -153,7 +154,8 @@ def _miscount(reading: Reading, wanted: int) -> str:
     if reading.count == wanted:
         return "there are stray specks"
     shown = ", ".join(f"a {o}" for o in reading.objects) or "nothing"
-    return f"there are {reading.count} objects, not {wanted}: {shown}"
+    number = "is 1 object" if reading.count == 1 else f"are {reading.count} objects"
+    return f"there {number}, not {wanted}: {shown}"
 
 
 def _check_group(group: Group, found: Sequence[Found | None]) -> list[str]:
@@ -251,7 +253,8 @@ def _read_one(rgb: np.ndarray, lab: np.ndarray) -> Reading:
     far = np.linalg.norm(lab - ground_lab, axis=-1)
     noise = float(np.median(far[frame]))
     parts = np.zeros(far.shape, np.int32)
-    ndimage.label(far > max(_FOREGROUND, 3 * noise), output=parts)
+    floor = np.maximum(_EDGE * ndimage.maximum_filter(far, 7), max(_FOREGROUND, 3 * noise))
+    ndimage.label(far > floor, output=parts)
     areas = _visible_areas(parts, np.linalg.norm(rgb - ground, axis=-1))
     speckle = int(areas[(areas > 2) & (areas < _SPECK)].sum())
     order = [int(k) for k in np.argsort(-areas) if areas[k] >= _SPECK]

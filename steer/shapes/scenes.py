@@ -392,8 +392,7 @@ def render_labels(scenes: Sequence[Scene], device: str | torch.device = "cpu") -
     0 is background; otherwise 1 + colour index * len(SHAPES) + shape index.
     """
     distance, index = _pack(scenes, device)
-    names = list(COLORS)
-    kinds = [kind for scene in scenes for kind in scene.kinds]
+    names, kinds = list(COLORS), [kind for scene in scenes for kind in scene.kinds]
     classes = [1 + names.index(c) * len(SHAPES) + SHAPES.index(s) for c, s in kinds]
     value = torch.tensor(classes, dtype=torch.long, device=device)[:, None, None]
     labels = torch.zeros(len(scenes), IMAGE_SIZE, IMAGE_SIZE, dtype=torch.long, device=device)

@@ -26,7 +26,7 @@ class Recipe:
     seed: int = 0
     scenes: int = 40_000
     vae: StageRecipe = field(default_factory=lambda: StageRecipe(2200, 32, 2.5e-3))
-    clip: StageRecipe = field(default_factory=lambda: StageRecipe(3000, 64, 1e-3, warmup=150))
+    clip: StageRecipe = field(default_factory=lambda: StageRecipe(1600, 64, 1e-3, warmup=100))
     denoiser: StageRecipe = field(
         default_factory=lambda: StageRecipe(9000, 64, 6e-4, warmup=200, ema=0.999)
     )

@@ -1,0 +1,68 @@
+"""What the studies share: the machine's name, paired intervals, atomic JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("steer-diffusion", "torch", "diffusers", "transformers", "open_clip_torch")
+
+
+def hardware() -> str:
+    """A short name of the device for result files: `h200`, `cpu2`."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0).split()[-1].lower()
+    return f"cpu{os.cpu_count()}"
+
+
+def provenance() -> dict[str, Any]:
+    """The command, the versions and the machine that made a result."""
+    return {
+        "command": " ".join(["python", *map(_relative, sys.argv)]),
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _relative(argument: str) -> str:
+    path = Path(argument)
+    return os.path.relpath(path) if path.is_absolute() and path.exists() else argument
+
+
+def interval(values: ArrayLike, confidence: float = 0.95) -> dict[str, float]:
+    """Mean of `values` with its percentile-bootstrap interval: `mean`, `low`, `high`."""
+    array = np.asarray(values, dtype=float)
+    mean = float(array.mean())
+    if len(array) < 2 or np.ptp(array) == 0:
+        return {"mean": round(mean, 5), "low": round(mean, 5), "high": round(mean, 5)}
+    found = stats.bootstrap(
+        (array,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=4000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return {"mean": round(mean, 5), "low": round(found.low, 5), "high": round(found.high, 5)}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)

@@ -1,0 +1,154 @@
+"""The training code: exact resumption, folded latents, losses against hand-computed values."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steer.shapes.captions import VOCABULARY, caption
+from steer.shapes.scenes import is_held_out, is_true_of, perturb
+from steer.shapes.train import vae as vae_stage
+from steer.shapes.train.clip import LABELS, contrastive_loss, dense_target, truth_table
+from steer.shapes.train.data import Pool, make_pool
+from steer.shapes.train.preferences import NOISE, votes
+from steer.shapes.train.recipe import Recipe, StageRecipe
+from steer.shapes.train.scorer import pair_loss, within_caption_auc
+from steer.shapes.train.stage import learning_rate, train
+from steer.shapes.train.text import CONTEXT_LENGTH, Encoder, build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    return make_pool(96, seed=3, labels=True)
+
+
+def _regression(folder: Path, steps: int, total: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    calls = 0
+
+    def loss(rng: np.random.Generator, noise: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        nonlocal calls
+        calls += 1
+        if calls > steps:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 3, generator=noise) + float(rng.random())
+        return ((model(x) - x.sum(1, keepdim=True)) ** 2).mean(), {}
+
+    recipe = StageRecipe(total, 8, 0.05, warmup=2, ema=0.9)
+    try:
+        train("toy", model, loss, recipe, folder, seed=1)
+    except KeyboardInterrupt:
+        assert steps < total
+    return model
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steer.shapes.train.stage.CHECKPOINT_EVERY", 5)
+    whole = _regression(tmp_path / "whole", 20, 20)
+    _regression(tmp_path / "parts", 13, 20)  # killed three steps after its checkpoint
+    resumed = _regression(tmp_path / "parts", 20, 20)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    recipe = StageRecipe(steps=100, batch=1, lr=1.0, warmup=10)
+    rates = [learning_rate(step, recipe) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_no_held_out_combination_is_trained_on(pool: Pool) -> None:
+    assert not any(is_held_out(spec) for spec in pool.specs)
+
+
+def test_every_word_is_one_token_and_the_fast_encoder_agrees(tmp_path: Path, pool: Pool) -> None:
+    tokenizer = build_tokenizer(tmp_path)
+    texts = pool.captions(np.arange(32), np.random.default_rng(0))
+    slow = tokenizer(texts, padding="max_length", max_length=CONTEXT_LENGTH).input_ids
+    assert Encoder(tokenizer)(texts).tolist() == slow
+    assert tokenizer.eos_token_id == max(tokenizer.get_vocab().values())
+    assert all(len(tokenizer(w, add_special_tokens=False).input_ids) == 1 for w in VOCABULARY)
+    spelled = tokenizer("xylophone", add_special_tokens=False).input_ids
+    assert tokenizer.eos_token_id not in spelled
+
+
+def test_normalising_the_latents_changes_no_reconstruction(pool: Pool) -> None:
+    torch.manual_seed(0)
+    vae = vae_stage.build().eval()
+    x = pool.batch(np.arange(4), "cpu") * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(x).latent_dist
+        picture = vae.decode(before.mean).sample
+        vae_stage.normalise(vae, pool, "cpu", count=32)
+        after = vae.encode(x).latent_dist
+        torch.testing.assert_close(vae.decode(after.mean).sample, picture, atol=1e-4, rtol=1e-3)
+        ratio = (before.std / after.std)[:, :, 0, 0]
+        scale = (before.mean[0] - before.mean[1]) / (after.mean[0] - after.mean[1])
+    torch.testing.assert_close(ratio[0], scale.median(-1)[0].median(-1)[0], atol=0, rtol=2e-2)
+
+
+def test_truth_table_equals_asking_one_by_one(pool: Pool) -> None:
+    rng = np.random.default_rng(1)
+    specs = [*pool.specs[:24], *(perturb(spec, rng) for spec in pool.specs[:24])]
+    scenes = pool.scenes[:24]
+    expected = [[is_true_of(spec, scene) for spec in specs] for scene in scenes]
+    assert truth_table(specs, scenes).tolist() == expected
+
+
+def test_contrastive_loss_masks_captions_that_are_true() -> None:
+    logits = torch.tensor([[1.0, 5.0, 0.0], [0.0, 2.0, 0.0]], dtype=torch.float64)
+    truth = torch.tensor([[True, True, False], [False, True, False]])
+    images = (-1 + math.log(math.e + 1)) + (-2 + math.log(math.exp(2) + 2))
+    texts = (-1 + math.log(math.e + 1)) + 0.0  # image 0 is no negative of caption 1 either
+    expected = (images + texts) / 4
+    assert float(contrastive_loss(logits, truth)) == pytest.approx(expected)
+
+
+def test_dense_targets_are_distributions(pool: Pool) -> None:
+    target = dense_target(pool.labels[:3])
+    assert target.shape == (3, 64, LABELS)
+    torch.testing.assert_close(target.sum(-1), torch.ones(3, 64))
+    share = (pool.labels[:3] > 0).float().mean()
+    torch.testing.assert_close(1 - target[..., 0].mean(), share)
+
+
+def test_pair_loss_is_the_kl_divergence() -> None:
+    scores = torch.tensor([[2.0, 0.5], [0.1, 0.3]], dtype=torch.float64)
+    choice = torch.tensor([0.8, 0.0], dtype=torch.float64)
+    p = 1 / (1 + math.exp(-1.5))
+    q = 1 / (1 + math.exp(0.2))
+    expected = (0.8 * math.log(0.8 / p) + 0.2 * math.log(0.2 / (1 - p)) - math.log(1 - q)) / 2
+    assert float(pair_loss(scores, choice)) == pytest.approx(expected)
+
+
+def test_votes_follow_the_bradley_terry_rate() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gap = 0.4
+    share = votes(torch.full((20_000,), gap), torch.zeros(20_000), generator).mean()
+    assert float(share) == pytest.approx(1 / (1 + math.exp(-gap / NOISE)), abs=0.01)
+
+
+def test_auc_compares_only_images_of_one_caption() -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.2, 0.2], [5.0, 6.0, 7.0]])
+    correct = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    assert within_caption_auc(scores, correct) == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)
+
+
+def test_recipe_scales_every_stage() -> None:
+    small = Recipe().scaled(0.001)
+    assert small.denoiser.steps == max(2, round(Recipe().denoiser.steps * 0.001))
+    assert small.denoiser.lr == Recipe().denoiser.lr
+    assert json.dumps(small.scenes)
+    assert all(caption(spec) for spec in make_pool(4, 0).specs)
