@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import open_clip
@@ -11,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from steer.shapes import weights_folder
 from steer.shapes.export import write_open_clip_folder
@@ -27,6 +29,12 @@ from steer.shapes.train.text import Encoder, build_tokenizer
 
 
 HELD_OUT_CAPTIONS = 160
+
+
+def _tokenizer() -> CLIPTokenizer:
+    """The tokenizer, which is the same every time: processes and stages need share no file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return build_tokenizer(Path(scratch))
 
 
 def run_vae(recipe: Recipe, folder: Path, device: str) -> None:
@@ -52,7 +60,7 @@ def run_clip(recipe: Recipe, folder: Path, device: str) -> None:
     """The contrastive open_clip model: `clip/`."""
     if (folder / "clip").exists():
         return
-    tokenizer = build_tokenizer(folder / "tokenizer")
+    tokenizer = _tokenizer()
     pool = make_pool(recipe.scenes, recipe.seed, labels=True)
     encode = Encoder(tokenizer)
     model = train_clip(pool, encode, len(tokenizer), recipe, folder, device)
@@ -66,7 +74,7 @@ def run_denoiser(recipe: Recipe, folder: Path, device: str) -> None:
     """UNet, text encoder and the whole pipeline: `pipeline/`."""
     if (folder / "pipeline").exists():
         return
-    tokenizer = build_tokenizer(folder / "tokenizer")
+    tokenizer = _tokenizer()
     specs, latents = _pool_and_latents(recipe, folder)
     model = train_denoiser(specs, latents, tokenizer, recipe, folder, device)
     if rank() == 0:
@@ -94,7 +102,7 @@ def run_scorer(recipe: Recipe, folder: Path, device: str) -> None:
     """The preference scorer: `scorer/`, and what it is worth: `scorer.json`."""
     if (folder / "scorer").exists():
         return
-    tokenizer = build_tokenizer(folder / "tokenizer")
+    tokenizer = _tokenizer()
     encode = Encoder(tokenizer)
     model = load_clip(folder / "clip")
     held_texts, held = load_preferences(folder / "preferences", "held_out")

@@ -1,0 +1,113 @@
+"""What steer's own rewards share: inputs at the edge, micro-batches, and arithmetic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from steer.errors import RewardError
+from steer.rewards.inputs import Images, as_batches, as_prompts
+from steer.types import Reward
+
+
+if TYPE_CHECKING:
+    from steer.rewards.compose import WeightedReward
+
+
+class BaseReward(ABC):
+    """A reward that implements `score` for one micro-batch and inherits the rest.
+
+    Attributes:
+        name: Short name, as it appears in reports.
+        differentiable: Gradients reach `images`.
+        range: Smallest and largest possible score.
+        needs_prompt: Whether the score depends on the prompt.
+        batch: Most images scored at once; `None` is all of them.
+        device: Where the reward computes; `None` is wherever the images are.
+    """
+
+    name: str = ""
+    differentiable: bool = False
+    range: tuple[float, float] = (float("-inf"), float("inf"))
+    needs_prompt: bool = True
+    batch: int | None = 32
+    device: torch.device | None = None
+
+    @abstractmethod
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Checked float images `(b, 3, H, W)` on `device` and b prompts to `(b,)` scores."""
+
+    def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
+        """Score images; higher is better.
+
+        Args:
+            images: Float `(B, 3, H, W)` in [0, 1]. For convenience also uint8 tensors,
+                channels-last numpy arrays, PIL images and lists of them, of any sizes.
+            prompts: One per image, or one string for all.
+
+        Returns:
+            `(B,)` float32, on the images' device; differentiable if the reward is.
+
+        Raises:
+            ValueError: Images or prompts that do not fit (the message says how to fix them).
+            RewardError: The score has the wrong shape.
+        """
+        batches = as_batches(images)
+        texts = as_prompts(prompts, sum(map(len, batches)))
+        scores, start = [], 0
+        for batch in batches:
+            for chunk in batch.split(self.batch or len(batch)):
+                part = texts[start : start + len(chunk)]
+                moved = chunk.to(self.device or chunk.device)
+                scores.append(as_scores(self.name, self.score(moved, part), chunk))
+                start += len(chunk)
+        return torch.cat(scores)
+
+    def __mul__(self, weight: float) -> WeightedReward:
+        from steer.rewards.compose import WeightedReward
+
+        return WeightedReward([(self, weight)])
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> WeightedReward:
+        return self * -1.0
+
+    def __add__(self, other: Reward) -> WeightedReward:
+        from steer.rewards.compose import WeightedReward, terms
+
+        return WeightedReward([*terms(self), *terms(other)])
+
+    def __sub__(self, other: Reward) -> WeightedReward:
+        from steer.rewards.compose import WeightedReward, terms
+
+        return WeightedReward([*terms(self), *[(r, -w) for r, w in terms(other)]])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+def checked_batch(batch: int | None) -> int | None:
+    """`batch` itself; ValueError unless it is at least 1, or None."""
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch={batch}: score at least one image at a time, or None for all")
+    return batch
+
+
+def as_scores(name: str, scores: Tensor, images: Tensor) -> Tensor:
+    """What a reward returned for `images`, as `(B,)` float32 on their device.
+
+    Raises:
+        RewardError: It is not a tensor of one score per image.
+    """
+    found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if not isinstance(scores, Tensor) or found != (len(images),):
+        raise RewardError(
+            f"reward {name!r} returned {found} for {len(images)} images: it must return a tensor "
+            f"with one score per image, ({len(images)},)"
+        )
+    return scores.to(images.device, torch.float32)

@@ -1,0 +1,115 @@
+"""Images and prompts at the edge: what is accepted, and what is refused with which words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import steer
+from steer.rewards.inputs import as_batches
+
+
+def redness(images, prompts):
+    return images[:, 0].mean((1, 2)) - images[:, 1].mean((1, 2))
+
+
+@pytest.fixture
+def reward():
+    return steer.reward(redness)
+
+
+def picture(value=(255, 0, 0), size=(6, 4), mode="RGB") -> Image.Image:
+    return Image.new("RGB", size, value).convert(mode)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 4, 6),
+        torch.tensor([255, 0, 0], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 4, 6),
+        torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 4, 6).half(),
+        picture(),
+        [picture()],
+        np.asarray(picture()),
+        np.asarray(picture())[None],
+        np.asarray(picture(mode="RGBA"))[None],
+        [np.asarray(picture())],
+        np.asarray(picture())[None] / 255.0,
+        [torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 4, 6)],
+    ],
+)
+def test_accepted_forms_score_alike(reward, images):
+    scores = reward(images, "red")
+    assert scores.dtype == torch.float32
+    assert scores.tolist() == [1.0]
+
+
+def test_gray_is_repeated():
+    gray = np.full((4, 6), 51, np.uint8)
+    for form in (gray, gray[..., None], Image.fromarray(gray), [Image.fromarray(gray)]):
+        (batch,) = as_batches(form)
+        assert batch.shape == (1, 3, 4, 6)
+        assert torch.allclose(batch, torch.full_like(batch, 0.2))
+
+
+def test_several_sizes_keep_their_order(reward):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    pictures = [picture(c, (4 + i, 4)) for i, c in enumerate(colours)]
+    assert reward(pictures, ["a", "b", "c"]).tolist() == [1.0, -1.0, 0.0]
+
+
+def test_gradient_passes_the_edge(reward):
+    images = torch.rand(2, 3, 4, 4, requires_grad=True)
+    reward(images, "x").sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(3, 8, 8), r"shape \(3, 8, 8\).*images\[None\]"),
+        (torch.rand(2, 8, 8, 3), r"channels come first.*permute"),
+        (torch.rand(2, 1, 8, 8), r"repeat the gray channel"),
+        (torch.rand(2, 4, 8, 8), r"latents, decode them first"),
+        (torch.rand(2, 16, 8, 8), r"latents, decode them first"),
+        (torch.rand(0, 3, 8, 8), r"at least one image"),
+        (torch.rand(1, 3, 0, 8), r"at least one image"),
+        (torch.rand(1, 3, 8, 8) * 2 - 1, r"\[-1, 1\]: pass \(images \+ 1\) / 2"),
+        (torch.rand(1, 3, 8, 8) * 255, r"0\.\.255: pass images / 255"),
+        (torch.randn(1, 3, 8, 8) * 900, r"rescale to \[0, 1\]"),
+        (torch.ones(1, 3, 8, 8, dtype=torch.int64), r"dtype torch.int64"),
+        (np.zeros((1, 3, 8, 8)), r"channels-last"),
+        ([], r"images=\[\]"),
+        ("picture.png", r"images=str"),
+        (["picture.png"], r"holds a str"),
+    ],
+)
+def test_refused_images(reward, images, message):
+    with pytest.raises(ValueError, match=message):
+        reward(images, "x")
+
+
+def test_small_overshoot_is_fine(reward):
+    reward(torch.tensor([-0.05, 0.5, 1.05])[None, :, None, None].expand(1, 3, 4, 4), "x")
+
+
+def test_a_broken_particle_scores_nan_and_leaves_the_others(reward):
+    images = torch.rand(3, 3, 4, 4)
+    images[1, 0] = float("nan")
+    assert reward(images, "x").isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["a"], r"len\(prompts\)=1 for 2 images"),
+        (["a", "b", "c"], r"len\(prompts\)=3 for 2 images"),
+        (["a", None], r"prompts\[1\]=None"),
+        (None, r"prompts=None"),
+    ],
+)
+def test_refused_prompts(reward, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        reward(torch.rand(2, 3, 4, 4), prompts)
