@@ -1,0 +1,1 @@
+"""The command line: `steer sample`, `steer report`, `steer rewards`."""

@@ -1,0 +1,1 @@
+"""The page, the plots and the tables that show how a run went."""

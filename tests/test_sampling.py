@@ -1,0 +1,120 @@
+"""The command on a real pipeline from a folder, with the real engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import build, redness
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from steer import record
+from steer.cli.app import app
+from steer.cli.sampling import load_pipeline
+from steer.record import Run
+from steer.rewards import register_reward
+
+
+STEPS = 10
+PROMPTS = ["a red circle", "two blue squares"]
+
+
+class Redness:
+    """Counts its calls, and stops the program at one of them when told to."""
+
+    calls = 0
+    stop_at: int | None = None
+
+    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        type(self).calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        return redness(images, prompts)
+
+
+register_reward("test-redness")(Redness())
+register_reward("test-contrast")(lambda images, prompts: images.std((1, 2, 3)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pipeline")
+    build("sd", "ddim").save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    Redness.calls, Redness.stop_at = 0, None
+    yield
+    Redness.stop_at = None
+
+
+def sample(folder: Path, out: Path, *more: str) -> Result:
+    words = ["sample", *PROMPTS, "--pipeline", str(folder), "--reward", "test-redness"]
+    words += ["--steps", str(STEPS), "--out", str(out), *more]
+    return CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def pixels(path: Path) -> Any:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["", "prune", "BestOfN(4)", "Gate(BestOfN(2), threshold=100.0, max_rounds=2)"],
+)
+def test_methods_end_to_end(folder: Path, tmp_path: Path, method: str) -> None:
+    more = ["--method", method] if method else []
+    result = sample(folder, tmp_path, "--judge", "test-contrast", *more)
+    assert result.exit_code == 0, result.output
+    for entry in Run.load(tmp_path).entries:
+        assert entry["rewards"][0] >= entry["base"]["reward"] - 1e-3
+        assert entry["ledger"]["denoiser_rows"] <= 4 * STEPS
+        assert entry["accepted"] == (not method.startswith("Gate"))
+        assert set(entry["judges"]) == set(entry["base"]["judges"]) == {"test-contrast"}
+        told = record.read(tmp_path / entry["images"][0])
+        assert told["seed"] == entry["seed"] and told["steps"] == STEPS
+    html = (tmp_path / "report.html").read_text()
+    assert html.count('class="thumb') >= 8 and "Held-out judge" in html
+
+
+def test_the_plain_image_is_the_pipelines_own(folder: Path, tmp_path: Path) -> None:
+    assert sample(folder, tmp_path, "--seed", "3").exit_code == 0
+    pipe = load_pipeline(str(folder), "cpu", torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    for index, entry in enumerate(Run.load(tmp_path).entries):
+        generator = torch.Generator().manual_seed(3 + index)
+        want = pipe(PROMPTS[index], num_inference_steps=STEPS, generator=generator).images[0]
+        assert np.array_equal(pixels(tmp_path / entry["base"]["image"]), np.asarray(want))
+
+
+def test_interrupted_inside_a_call(folder: Path, tmp_path: Path) -> None:
+    """Stopped in the second prompt's search and continued: the same as never stopped."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert sample(folder, whole).exit_code == 0
+    Redness.stop_at = Redness.calls - 1
+    Redness.calls = 0
+    assert sample(folder, parts).exit_code == 130
+    assert Run.load(parts).status == "interrupted" and len(Run.load(parts).entries) == 1
+    Redness.stop_at = None
+    assert sample(folder, parts).exit_code == 0
+    for a, b in zip(Run.load(whole).entries, Run.load(parts).entries, strict=True):
+        assert (a["rewards"], a["trace"]) == (b["rewards"], b["trace"])
+        for name in (*a["images"], a["base"]["image"]):
+            assert np.array_equal(pixels(whole / name), pixels(parts / name))
+
+
+def test_an_unusable_reward_is_one_line(folder: Path, tmp_path: Path) -> None:
+    register_reward("test-nan")(lambda images, prompts: images.mean((1, 2, 3)) * float("nan"))
+    result = sample(folder, tmp_path, "--reward", "test-nan")
+    assert result.exit_code == 2
+    assert "'test-nan' returned nan" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert Run.load(tmp_path).status == "failed"
