@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from steer.shapes.captions import VOCABULARY, caption
 from steer.shapes.scenes import is_held_out, is_true_of, perturb
 from steer.shapes.train import vae as vae_stage
-from steer.shapes.train.clip import LABELS, contrastive_loss, dense_target, truth_table
+from steer.shapes.train.clip import (
+    LABELS,
+    contrastive_loss,
+    dense_target,
+    truth_table,
+    twin_loss,
+)
 from steer.shapes.train.data import Pool, make_pool
 from steer.shapes.train.preferences import NOISE, votes
 from steer.shapes.train.recipe import Recipe, StageRecipe
@@ -114,6 +120,14 @@ def test_contrastive_loss_masks_captions_that_are_true() -> None:
     texts = (-1 + math.log(math.e + 1)) + 0.0  # image 0 is no negative of caption 1 either
     expected = (images + texts) / 4
     assert float(contrastive_loss(logits, truth)) == pytest.approx(expected)
+
+
+def test_twin_loss_compares_each_with_its_twin_only() -> None:
+    logits = torch.zeros(2, 4, dtype=torch.float64)
+    logits[0, 0], logits[1, 1] = 2.0, 1.0  # own; the twin's and the false caption at 0
+    texts = (math.log(1 + 2 * math.exp(-2)) + math.log(1 + 2 * math.exp(-1))) / 2
+    images = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
+    assert float(twin_loss(logits)) == pytest.approx((texts + images) / 2)
 
 
 def test_dense_targets_are_distributions(pool: Pool) -> None:

@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from steer.shapes.captions import caption
-from steer.shapes.scenes import COLORS, SHAPES, Scene, Spec, is_true_of, perturb
+from steer.shapes.scenes import (
+    COLORS,
+    SHAPES,
+    Scene,
+    Spec,
+    is_true_of,
+    perturb,
+    place,
+    render,
+    render_labels,
+)
 from steer.shapes.train.data import Pool
 from steer.shapes.train.recipe import Recipe
 from steer.shapes.train.stage import share, train
@@ -27,7 +37,6 @@ from steer.shapes.train.text import CONTEXT_LENGTH, Encoder
 
 PATCH = 8
 LABELS = 1 + len(COLORS) * len(SHAPES)
-NEGATIVES = 2
 DENSE_WEIGHT = 1.0
 PREPROCESS: dict[str, Any] = {
     "mean": (0.5, 0.5, 0.5),
@@ -92,7 +101,7 @@ def truth_table(specs: list[Spec], scenes: list[Scene]) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Symmetric InfoNCE over N images and N captions + negatives `(N, N * (1 + NEGATIVES))`.
+    """Symmetric InfoNCE over N images and M >= N captions `(N, M)`; caption n belongs to image n.
 
     Captions that happen to be true of an image are no negatives of it (`truth` masks them out).
     """
@@ -101,6 +110,21 @@ def contrastive_loss(logits: Tensor, truth: Tensor) -> Tensor:
     own = F.one_hot(target, logits.shape[1]).bool()
     masked = logits.masked_fill(truth & ~own, float("-inf"))
     return (F.cross_entropy(masked, target) + F.cross_entropy(masked[:, :n].T, target)) / 2
+
+
+def twin_loss(logits: Tensor) -> Tensor:
+    """Each image against its twin's caption and its own false one, each caption against the twin.
+
+    Rows n and n + N/2 are twins: scenes that differ in one aspect, each false of the other's
+    caption. Columns are the N captions, then one false caption per image.
+    """
+    n = logits.shape[0]
+    index = torch.arange(n, device=logits.device)
+    twin = index.roll(n // 2)
+    zero = torch.zeros(n, dtype=torch.long, device=logits.device)
+    texts = torch.stack([logits[index, index], logits[index, twin], logits[index, index + n]], 1)
+    images = torch.stack([logits[index, index], logits[twin, index]], 1)
+    return (F.cross_entropy(texts, zero) + F.cross_entropy(images, zero)) / 2
 
 
 def dense_target(labels: Tensor) -> Tensor:
@@ -118,9 +142,10 @@ class ClipTrainer(nn.Module):
         self.dense = nn.Linear(128, LABELS)
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        self.clip.visual.output_tokens = True  # pyright: ignore[reportAttributeAccessIssue]
-        pooled, tokens = self.clip.visual(normalise_pixels(images))
-        self.clip.visual.output_tokens = False  # pyright: ignore[reportAttributeAccessIssue]
+        tower: Any = self.clip.visual
+        tower.output_tokens = True
+        pooled, tokens = tower(normalise_pixels(images))
+        tower.output_tokens = False
         text = self.clip.encode_text(ids, normalize=True)
         scale = self.clip.logit_scale.exp().clamp(max=100)
         logits = scale * F.normalize(pooled.float(), dim=-1) @ text.float().T
@@ -130,32 +155,35 @@ class ClipTrainer(nn.Module):
 def train_clip(
     pool: Pool, encode: Encoder, vocabulary: int, recipe: Recipe, folder: Path, device: str
 ) -> open_clip.CLIP:
-    """Train on renders, with two hard negatives per caption."""
+    """Train on renders and their twins, which differ in one aspect, with a false caption each."""
     model = ClipTrainer(vocabulary).to(device)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        rows = rng.integers(len(pool.specs), size=share(recipe.clip))
-        true = [pool.specs[i] for i in rows]
-        wrong = [perturb(spec, rng) for _ in range(NEGATIVES) for spec in true]
-        texts = [caption(spec, rng) for spec in [*true, *wrong]]
-        table = truth_table([*true, *wrong], [pool.scenes[i] for i in rows]).to(device)
-        images = augment(pool.batch(rows, device), rng, noise)
+        rows = rng.integers(len(pool.specs), size=share(recipe.clip) // 2)
+        specs = [pool.specs[i] for i in rows]
+        specs += [perturb(spec, rng) for spec in specs]
+        scenes = [pool.scenes[i] for i in rows] + [place(s, rng) for s in specs[len(rows) :]]
+        wrong = [perturb(spec, rng) for spec in specs]
+        texts = [caption(spec, rng) for spec in [*specs, *wrong]]
+        truth = truth_table([*specs, *wrong], scenes).to(device)
+        twins = scenes[len(rows) :]
+        images = torch.cat([pool.batch(rows, device), render(twins).to(device)])
+        labels = torch.cat([pool.labels[torch.from_numpy(rows)], render_labels(twins)])
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            logits, dense = model(images, encode(texts).to(device))
-        target = dense_target(pool.labels[torch.from_numpy(rows)].to(device))
+            logits, dense = model(augment(images, rng, noise), encode(texts).to(device))
+        target = dense_target(labels.to(device))
         patches = F.cross_entropy(dense.flatten(0, 1), target.flatten(0, 1))
-        contrast = contrastive_loss(logits, table)
-        n = len(rows)
-        own = logits[:, :n].diagonal()
-        hard = torch.stack(
-            [logits[range(n), range(n * (k + 1), n * (k + 2))] for k in range(NEGATIVES)]
-        )
+        contrast, twin = contrastive_loss(logits, truth), twin_loss(logits)
+        half = logits.shape[0] // 2
+        own = logits[:, : 2 * half].diagonal()
+        beats = own > logits[:, : 2 * half].roll(half, 1).diagonal()
         metrics = {
             "contrast": round(contrast.item(), 4),
+            "twin": round(twin.item(), 4),
             "dense": round(patches.item(), 4),
-            "beats_hard": round((own > hard).float().mean().item(), 3),
+            "beats_twin": round(beats.float().mean().item(), 3),
         }
-        return contrast + DENSE_WEIGHT * patches, metrics
+        return contrast + twin + DENSE_WEIGHT * patches, metrics
 
     train("clip", model, loss, recipe.clip, folder, recipe.seed)
     return model.clip

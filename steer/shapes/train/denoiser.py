@@ -15,7 +15,7 @@ from steer.shapes.captions import caption
 from steer.shapes.scenes import Spec
 from steer.shapes.train.recipe import Recipe
 from steer.shapes.train.stage import share, train
-from steer.shapes.train.text import CONTEXT_LENGTH, Encoder
+from steer.shapes.train.text import CONTEXT_LENGTH, END, START, Encoder
 
 
 CFG_DROP = 0.1
@@ -30,6 +30,7 @@ ATTENTION = {
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """The untrained text encoder: 3 layers of 128."""
+    ids = tokenizer.get_vocab()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -39,9 +40,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         num_attention_heads=4,
         max_position_embeddings=CONTEXT_LENGTH,
         hidden_act="gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
+        bos_token_id=ids[START],
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
     )
     return CLIPTextModel(config)
 

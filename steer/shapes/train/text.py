@@ -56,7 +56,7 @@ class Encoder:
         if split:
             raise ValueError(f"words that are not one token: {split}")
         self.words = {word: tokens[0] for word, tokens in ids.items()}
-        self.start, self.end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.start, self.end = tokenizer.get_vocab()[START], tokenizer.get_vocab()[END]
 
     def __call__(self, captions: list[str]) -> Tensor:
         ids = torch.full((len(captions), CONTEXT_LENGTH), self.end)

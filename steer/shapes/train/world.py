@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -16,7 +17,7 @@ from transformers import CLIPTokenizer
 
 from steer.shapes import weights_folder
 from steer.shapes.export import write_open_clip_folder
-from steer.shapes.scenes import Spec
+from steer.shapes.scenes import Spec, Split
 from steer.shapes.train import vae as vae_stage
 from steer.shapes.train.clip import PREPROCESS, model_config, train_clip
 from steer.shapes.train.data import make_pool, make_specs
@@ -78,23 +79,29 @@ def run_denoiser(recipe: Recipe, folder: Path, device: str) -> None:
     specs, latents = _pool_and_latents(recipe, folder)
     model = train_denoiser(specs, latents, tokenizer, recipe, folder, device)
     if rank() == 0:
-        pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(folder / "vae"),
-            text_encoder=model.text_encoder.to("cpu"),
-            tokenizer=tokenizer,
-            unet=model.unet.to("cpu"),
-            scheduler=build_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,  # pyright: ignore[reportArgumentType]
-            requires_safety_checker=False,
-        )
+        parts: dict[str, Any] = {
+            "vae": AutoencoderKL.from_pretrained(folder / "vae"),
+            "text_encoder": model.text_encoder,
+            "tokenizer": tokenizer,
+            "unet": model.unet,
+            "scheduler": build_scheduler(),
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }
+        model.to("cpu")
+        pipeline = StableDiffusionPipeline(**parts)
         pipeline.save_pretrained(folder / "pipeline")
 
 
 def run_preferences(recipe: Recipe, folder: Path, device: str) -> None:
     """Judged samples: `preferences/`, of training captions and of held-out ones."""
     pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline").to(device)
-    for split, count in (("train", recipe.preference_captions), ("held_out", HELD_OUT_CAPTIONS)):
+    counts: dict[Split, int] = {
+        "train": recipe.preference_captions,
+        "held_out": HELD_OUT_CAPTIONS,
+    }
+    for split, count in counts.items():
         make_preferences(pipe, recipe, folder / "preferences", split, count)
 
 
