@@ -8,28 +8,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steer import shapes as shapes
+    from steer.drive import SteeredScheduler as SteeredScheduler
     from steer.errors import (
         CheckpointError as CheckpointError,
+    )
+    from steer.errors import (
         NotAcceptedError as NotAcceptedError,
+    )
+    from steer.errors import (
         RewardError as RewardError,
+    )
+    from steer.errors import (
         SteerError as SteerError,
+    )
+    from steer.errors import (
         UnsupportedPipelineError as UnsupportedPipelineError,
+    )
+    from steer.errors import (
         UnsupportedSchedulerError as UnsupportedSchedulerError,
     )
-    from steer.guided import Guided as Guided, guided as guided
-    from steer.methods import BestOfN as BestOfN, Gate as Gate, Prune as Prune
+    from steer.methods import BestOfN as BestOfN
+    from steer.methods import Gate as Gate
+    from steer.methods import Prune as Prune
+    from steer.pipeline import Guided as Guided
+    from steer.pipeline import guided as guided
     from steer.rewards import (
         available_rewards as available_rewards,
+    )
+    from steer.rewards import (
         register_reward as register_reward,
+    )
+    from steer.rewards import (
         reward as reward,
     )
-    from steer.drive import SteeredScheduler as SteeredScheduler
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "guided": "guided",
-    "Guided": "guided",
+    "guided": "pipeline",
+    "Guided": "pipeline",
     "SteeredScheduler": "drive",
     "BestOfN": "methods",
     "Prune": "methods",

@@ -23,27 +23,6 @@ Prediction: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Query:
-    """What a method asks of the pipeline's loop; the answer is the post-CFG model output.
-
-    Attributes:
-        latents: One lane, `(lane rows, *latent)`: exactly as many rows as the pipeline's own batch.
-        t: Scalar timestep tensor, as the scheduler's `timesteps` holds it.
-        grad: Record the denoiser call, so that gradients reach `latents`.
-        model: Which denoiser answers; `None` is the pipeline's own.
-    """
-
-    latents: Tensor
-    t: Tensor
-    grad: bool = False
-    model: str | None = None
-
-
-Search: TypeAlias = Generator[Query, Tensor, Tensor]
-"""A method in motion: yields queries, is sent model outputs, returns the winners' latents."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """One point of the pipeline's own grid: `x = alpha * x0 + sigma * noise` at `t`.
 
@@ -84,6 +63,74 @@ class Step:
     def noise(self, x: Tensor, x0: Tensor) -> Tensor:
         """The noise for which `x = alpha * x0 + sigma * noise`; same shape as `x`."""
         return ((x.float() - self.alpha * x0.float()) / max(self.sigma, 1e-8)).to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """What a method asks of the pipeline's loop; the answer is the post-CFG model output.
+
+    Attributes:
+        latents: One lane, `(lane rows, *latent)`: exactly as many rows as the pipeline's own batch.
+            Where a callback changes the pipeline's latents, they are changed here in place.
+        step: Where on the grid the latents are; any step, in any order, any number of times.
+        grad: Record the denoiser call, so that gradients reach `latents`.
+        model: Which denoiser answers; `None` is the pipeline's own.
+    """
+
+    latents: Tensor
+    step: Step
+    grad: bool = False
+    model: str | None = None
+
+
+Name: TypeAlias = tuple[int, int]
+"""A particle: (prompt index, particle index), unique within a call."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Population:
+    """Particles and their latents, row by row; rows of one prompt stand together.
+
+    Attributes:
+        x: Latents `(rows, *latent)`.
+        ids: (prompt, particle) per row. All randomness of a row hangs on its id.
+    """
+
+    x: Tensor
+    ids: tuple[Name, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def prompts(self) -> list[int]:
+        """The prompts that have rows, in order."""
+        return list(dict.fromkeys(prompt for prompt, _ in self.ids))
+
+    def at(self, x: Tensor) -> Population:
+        """The same particles at other latents."""
+        return Population(x, self.ids)
+
+    def take(self, rows: Sequence[int]) -> Population:
+        """Rows by index, in that order."""
+        if list(rows) == list(range(len(self))):
+            return self
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.x.device)
+        return Population(self.x[index], tuple(self.ids[row] for row in rows))
+
+    @staticmethod
+    def join(parts: Sequence[Population]) -> Population:
+        """All rows of several populations, prompt by prompt."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = Population(
+            torch.cat([part.x for part in parts]), tuple(i for part in parts for i in part.ids)
+        )
+        return whole.take(sorted(range(len(whole)), key=lambda row: whole.ids[row][0]))
+
+
+Search: TypeAlias = Generator[Query, Tensor, Population]
+"""A method in motion: yields queries, is sent model outputs, returns the winners."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,26 +178,31 @@ class Reward(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """A search: a frozen dataclass whose repr is its reproducible configuration.
-
-    `particles` is the largest population it keeps per returned image, `cost(steps)` the denoiser
-    rows it spends per returned image in units of one row (so a plain call costs `steps`), at most.
-    """
+    """A search: a frozen dataclass whose repr is its reproducible configuration."""
 
     @property
-    def particles(self) -> int: ...
+    def populations(self) -> tuple[int, ...]:
+        """Every population size that it runs at, per returned image, the first one first.
 
-    def cost(self, steps: int) -> int: ...
+        Lanes whose width divides all of them waste no denoiser rows.
+        """
+        ...
 
-    def __call__(self, ctx: Context, x: Tensor) -> Search:
-        """Search from `x` and return the winners.
+    def cost(self, steps: int) -> int:
+        """Denoiser rows per returned image, at most; a plain call costs `steps`."""
+        ...
+
+    def __call__(self, ctx: Context, start: Population) -> Search:
+        """Search from `start` and return the winners.
 
         Args:
             ctx: All that the method may touch.
-            x: Initial latents `(P * N, *latent)`, prompt-major, N = `particles * ctx.images`.
+            start: Initial latents, `populations[0] * ctx.images` particles for every prompt that
+                is searched (a gate may leave out prompts that are done).
 
         Returns:
-            Winners' latents `(P * ctx.images, *latent)`, prompt-major, best first per prompt.
+            The winners: `ctx.images` rows per prompt of `start`, best first where they were
+            selected, in their own order where nothing was.
         """
         ...
 

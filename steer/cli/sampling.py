@@ -17,8 +17,8 @@ import steer
 from steer.cli.job import Job
 from steer.cli.parse import parse_method, parse_reward
 from steer.errors import SteerError
-from steer.guided import guided
 from steer.outcome import Report
+from steer.pipeline import guided
 from steer.record import Run, plain, prompt_seed, save_png, versions
 
 

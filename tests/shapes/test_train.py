@@ -22,6 +22,7 @@ from steer.shapes.train.clip import (
     twin_loss,
 )
 from steer.shapes.train.data import Pool, make_pool
+from steer.shapes.train.inventory import UNSAID, of_scenes, of_specs
 from steer.shapes.train.preferences import NOISE, votes
 from steer.shapes.train.recipe import Recipe, StageRecipe
 from steer.shapes.train.scorer import pair_loss, within_caption_auc
@@ -120,6 +121,15 @@ def test_contrastive_loss_masks_captions_that_are_true() -> None:
     texts = (-1 + math.log(math.e + 1)) + 0.0  # image 0 is no negative of caption 1 either
     expected = (images + texts) / 4
     assert float(contrastive_loss(logits, truth)) == pytest.approx(expected)
+
+
+def test_inventories_of_caption_and_picture_agree(pool: Pool) -> None:
+    said, held = of_specs(pool.specs), of_scenes(pool.scenes)
+    assert torch.equal(said.counts, held.counts)
+    for part in ("sizes", "relation", "background"):
+        told = getattr(said, part) != UNSAID
+        assert told.any()
+        assert torch.equal(getattr(said, part)[told], getattr(held, part)[told])
 
 
 def test_twin_loss_compares_each_with_its_twin_only() -> None:

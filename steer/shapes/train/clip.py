@@ -1,7 +1,8 @@
 """Stage 2: a genuine open_clip ViT, trained contrastively with hard negatives.
 
-A dense auxiliary head (what covers each patch?) rides on the patch tokens during training and is
-thrown away: without it a ViT this small spends most of its budget finding out that objects exist.
+Two auxiliary heads ride along and are thrown away: what covers each patch, and the inventory of the
+picture or caption. Without them a ViT this small spends most of its budget finding out that objects
+exist.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from steer.shapes.scenes import (
     render_labels,
 )
 from steer.shapes.train.data import Pool
+from steer.shapes.train.inventory import InventoryHead, of_scenes, of_specs
 from steer.shapes.train.recipe import Recipe
 from steer.shapes.train.stage import share, train
 from steer.shapes.train.text import CONTEXT_LENGTH, Encoder
@@ -37,7 +39,7 @@ from steer.shapes.train.text import CONTEXT_LENGTH, Encoder
 
 PATCH = 8
 LABELS = 1 + len(COLORS) * len(SHAPES)
-DENSE_WEIGHT = 1.0
+INVENTORY_WEIGHT = 0.5
 PREPROCESS: dict[str, Any] = {
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
@@ -140,16 +142,18 @@ class ClipTrainer(nn.Module):
         super().__init__()
         self.clip = build(vocabulary)
         self.dense = nn.Linear(128, LABELS)
+        self.inventory = InventoryHead(128)
 
-    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, patch labels, and the two towers' embeddings before normalisation."""
         tower: Any = self.clip.visual
         tower.output_tokens = True
         pooled, tokens = tower(normalise_pixels(images))
         tower.output_tokens = False
-        text = self.clip.encode_text(ids, normalize=True)
+        text = self.clip.encode_text(ids)
         scale = self.clip.logit_scale.exp().clamp(max=100)
-        logits = scale * F.normalize(pooled.float(), dim=-1) @ text.float().T
-        return logits, self.dense(tokens).float()
+        unit = F.normalize(pooled.float(), dim=-1), F.normalize(text.float(), dim=-1)
+        return scale * unit[0] @ unit[1].T, self.dense(tokens).float(), pooled, text
 
 
 def train_clip(
@@ -170,7 +174,9 @@ def train_clip(
         images = torch.cat([pool.batch(rows, device), render(twins).to(device)])
         labels = torch.cat([pool.labels[torch.from_numpy(rows)], render_labels(twins)])
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            logits, dense = model(augment(images, rng, noise), encode(texts).to(device))
+            logits, dense, *towers = model(augment(images, rng, noise), encode(texts).to(device))
+            held, said = of_scenes(scenes).to(device), of_specs([*specs, *wrong]).to(device)
+            readout = model.inventory.loss(towers[0], held) + model.inventory.loss(towers[1], said)
         target = dense_target(labels.to(device))
         patches = F.cross_entropy(dense.flatten(0, 1), target.flatten(0, 1))
         contrast, twin = contrastive_loss(logits, truth), twin_loss(logits)
@@ -181,9 +187,10 @@ def train_clip(
             "contrast": round(contrast.item(), 4),
             "twin": round(twin.item(), 4),
             "dense": round(patches.item(), 4),
+            "inventory": round(readout.item(), 4),
             "beats_twin": round(beats.float().mean().item(), 3),
         }
-        return contrast + twin + DENSE_WEIGHT * patches, metrics
+        return contrast + twin + patches + INVENTORY_WEIGHT * readout, metrics
 
     train("clip", model, loss, recipe.clip, folder, recipe.seed)
     return model.clip

@@ -28,7 +28,7 @@ class Recipe:
     vae: StageRecipe = field(default_factory=lambda: StageRecipe(2200, 32, 2.5e-3))
     clip: StageRecipe = field(default_factory=lambda: StageRecipe(1600, 64, 1e-3, warmup=100))
     denoiser: StageRecipe = field(
-        default_factory=lambda: StageRecipe(7500, 64, 6e-4, warmup=200, ema=0.999)
+        default_factory=lambda: StageRecipe(6300, 64, 6e-4, warmup=200, ema=0.999)
     )
     scorer: StageRecipe = field(
         default_factory=lambda: StageRecipe(1500, 64, 2e-4, warmup=50, weight_decay=0.05)

@@ -1,0 +1,265 @@
+"""All that a method may touch: the grid, the denoiser, the decoder, the reward, the books."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from steer.decode import decode
+from steer.errors import RewardError
+from steer.lanes import Lane, lanes_of
+from steer.ledger import Ledger
+from steer.proposals import Solver
+from steer.schedule import Schedule
+from steer.trace import Trace
+from steer.types import Name, Population, Query, Reward, Step
+
+
+_PREVIEW = 96  # longest side of the previews that a trace keeps
+
+
+@dataclass(eq=False)
+class Context:
+    """What a method works with during one call.
+
+    Attributes:
+        pipe: The pipeline; methods leave it alone.
+        steps: The grid that the pipeline runs.
+        prompts: One text per prompt, for the reward.
+        images: Winners to return per prompt.
+        width: Particles per returned image in one denoiser call.
+        seed: What particles and step noise beyond the plain call's are seeded from.
+        reward, judges: What is optimised, and what only looks on.
+        source: Draws initial latents: `(particles, prompts) -> Population`.
+        make_solver: A fresh `Solver`, with or without the plain call's rows.
+        ledger, trace: The books.
+        on_best: Told the best final or previewed reward so far.
+        size: Image height and width that the call asked for, where it did.
+        finals: Final reward per particle, where it was scored.
+        accepted: Per prompt, one bool per returned image; missing means accepted.
+        base: Final image of particle 0 per prompt, `(3, H, W)`, where it was decoded.
+    """
+
+    pipe: Any
+    steps: Schedule
+    prompts: list[str]
+    images: int
+    width: int
+    seed: int
+    reward: Reward
+    judges: list[Reward]
+    source: Callable[[Sequence[int], Sequence[int]], Population]
+    make_solver: Callable[[bool], Solver]
+    ledger: Ledger
+    trace: Trace
+    on_best: Callable[[float], None] = lambda best: None
+    size: tuple[int | None, int | None] = (None, None)
+    finals: dict[Name, float] = field(default_factory=dict)
+    accepted: dict[int, list[bool]] = field(default_factory=dict)
+    base: dict[int, Tensor] = field(default_factory=dict)
+    _best: float = float("-inf")
+    _plan: tuple[tuple[Name, ...], list[Lane]] | None = None
+
+    @property
+    def lane(self) -> int:
+        """Rows per prompt in one denoiser call."""
+        return self.images * self.width
+
+    def draw(self, particles: Sequence[int], prompts: Sequence[int] | None = None) -> Population:
+        """Fresh initial latents of `particles` for every prompt (or those named), prompt-major."""
+        where = range(len(self.prompts)) if prompts is None else prompts
+        population = self.source(particles, where)
+        for prompt in where:
+            self.log("start", prompt=prompt, particle=list(particles))
+        return population
+
+    def solver(self, start: Population | None = None) -> Solver:
+        """The user's scheduler as a reverse step, in its initial state.
+
+        Where `start` holds none of the plain call's particles, the solver leaves the user's
+        generator alone.
+        """
+        return self.make_solver(start is None or any(k < self.images for _, k in start.ids))
+
+    def groups(self, population: Population) -> list[Population]:
+        """The population in pieces of at most one lane, prompt-major as the pipeline's batch."""
+        number: dict[int, int] = {}
+        pieces: dict[int, list[int]] = {}
+        for row, (prompt, _) in enumerate(population.ids):
+            place = number.get(prompt, 0)
+            number[prompt] = place + 1
+            pieces.setdefault(place // self.lane, []).append(row)
+        return [population.take(rows) for rows in pieces.values()]
+
+    def denoise(
+        self, population: Population, step: Step, grad: bool = False
+    ) -> Generator[Query, Tensor, Tensor]:
+        """The denoiser's output for every row, a lane at a time: `out = yield from denoise(...)`.
+
+        Args:
+            population: Any rows of any prompts.
+            step: Where they are; any step of `steps`.
+            grad: Record the calls, so that gradients reach `population.x`; what the method
+                computes from the answer it records itself, under `torch.enable_grad()`.
+
+        Returns:
+            Post-guidance model output, `(rows, *latent)`.
+        """
+        x, answers = population.x, []
+        lanes = self._lanes(population.ids)
+        for lane in lanes:
+            whole = lane.rows == tuple(range(len(population)))
+            with torch.set_grad_enabled(grad or torch.is_grad_enabled()):
+                query = Query(x if whole else x[list(lane.rows)], step, grad)
+            version = query.latents._version
+            answer = yield query
+            if not whole and not grad and query.latents._version != version:
+                x[list(lane.slots)] = query.latents[list(lane.slots.values())]  # a callback wrote
+            with torch.set_grad_enabled(grad or torch.is_grad_enabled()):
+                answers.append(answer if whole else answer[list(lane.slots.values())])
+        if grad:
+            self.ledger.backward_rows += len(lanes) * len(lanes[0].rows)
+        if len(answers) == 1:
+            return answers[0]
+        rows = [row for lane in lanes for row in lane.slots]
+        back = sorted(range(len(rows)), key=rows.__getitem__)
+        with torch.set_grad_enabled(grad or torch.is_grad_enabled()):
+            return torch.cat(answers)[back]
+
+    def _lanes(self, ids: tuple[Name, ...]) -> list[Lane]:
+        if self._plan is None or self._plan[0] != ids:
+            self._plan = (ids, lanes_of(ids, len(self.prompts), self.lane))
+        return self._plan[1]
+
+    def sample(self, population: Population) -> Generator[Query, Tensor, Population]:
+        """The plain pipeline's own sampling of `population`, from the first step to the last."""
+        solver = self.solver(population)
+        for step in self.steps:
+            output = yield from self.denoise(population, step)
+            population = population.at(solver.step(step, population.x, output, population.ids))
+        return population
+
+    def decode(self, latents: Tensor, grad: bool = False) -> Tensor:
+        """Latents to images `(rows, 3, H, W)`, float32 in [0, 1]."""
+        self.ledger.decodes += len(latents)
+        height, width = self.size
+        with self.ledger.clock("decode"):
+            return decode(self.pipe, latents, grad=grad, height=height, width=width)
+
+    def score(self, images: Tensor, ids: Sequence[Name], reward: Reward | None = None) -> Tensor:
+        """The reward of images for their particles' prompts, `(rows,)` float32.
+
+        Raises:
+            RewardError: Not one finite score per image; prompt and particle are named.
+        """
+        if reward is None:
+            reward = self.reward
+            self.ledger.reward_calls += len(images)
+        with self.ledger.clock("reward"):
+            scores = reward(images, [self.prompts[prompt] for prompt, _ in ids])
+        if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(images),):
+            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise RewardError(
+                f"reward {reward.name!r} returned {found} for {len(images)} images: it must return "
+                f"one score per image, ({len(images)},)"
+            )
+        scores = scores.float()
+        for (prompt, particle), value in zip(ids, scores.detach().tolist(), strict=True):
+            if value != value or value in (float("inf"), float("-inf")):
+                raise RewardError(
+                    f"reward {reward.name!r} returned {value} for prompt {prompt} "
+                    f"({self.prompts[prompt]!r}), particle {particle}: rewards must be finite"
+                )
+        return scores
+
+    def evaluate(self, population: Population, step: Step | None = None) -> Tensor:
+        """Decode and score clean latents, a lane at a time.
+
+        Args:
+            population: Clean latents: x0 previews of a step, or final ones.
+            step: The step that previews belong to; `None` for final latents, whose rewards are
+                remembered and not asked twice.
+
+        Returns:
+            `(rows,)` float32.
+        """
+        known = self.finals if step is None else {}
+        todo = [row for row, name in enumerate(population.ids) if name not in known]
+        if not todo:
+            values = [known[name] for name in population.ids]
+            return torch.tensor(values, device=population.x.device)
+        part, scores = population.take(todo), []
+        chunk = self.lane * len(self.prompts)
+        for start in range(0, len(part), chunk):
+            ids = part.ids[start : start + chunk]
+            with torch.no_grad():
+                images = self.decode(part.x[start : start + chunk])
+                scores.append(self.score(images, ids))
+            self._keep(images, ids, step)
+        values = torch.cat(scores)
+        self._note(part.ids, values.tolist(), step)
+        if step is not None:
+            return values
+        everyone = [self.finals[name] for name in population.ids]
+        return torch.tensor(everyone, device=population.x.device)
+
+    def record(self, images: Tensor, ids: Sequence[Name]) -> None:
+        """Score finished images and remember it."""
+        scores = self.score(images, ids).tolist()
+        self._keep(images, ids, None)
+        self._note(ids, scores, None)
+
+    def _note(self, ids: Sequence[Name], values: list[float], step: Step | None) -> None:
+        """Log scores prompt by prompt, and tell the best."""
+        index = None if step is None else step.index
+        if step is None:
+            self.finals.update(zip(ids, values, strict=True))
+        for prompt in dict.fromkeys(prompt for prompt, _ in ids):
+            rows = [row for row, name in enumerate(ids) if name[0] == prompt]
+            self.log(
+                "score",
+                step=index,
+                prompt=prompt,
+                particle=[ids[row][1] for row in rows],
+                reward=[values[row] for row in rows],
+                preview=step is not None,
+            )
+        self._best = max(self._best, *values)
+        self.on_best(self._best)
+
+    def _keep(self, images: Tensor, ids: Sequence[Name], step: Step | None) -> None:
+        """Small previews for the trace, and the base image for the judges."""
+        if step is None and self.judges:
+            self.base |= {p: images[row] for row, (p, k) in enumerate(ids) if k == 0}
+        if not self.trace.keep_images:
+            return
+        scale = min(1.0, _PREVIEW / max(images.shape[-2:]))
+        if scale < 1:
+            images = F.interpolate(images, scale_factor=scale, mode="area")
+        small = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        at = -1 if step is None else step.index
+        self.trace.images |= {(p, k, at): small[row] for row, (p, k) in enumerate(ids)}
+
+    def top(self, population: Population, values: Tensor, count: int) -> list[int]:
+        """Rows of the `count` best of every prompt, best first; ties go to the earlier row."""
+        best: list[int] = []
+        scores = values.tolist()
+        for prompt in population.prompts:
+            rows = [row for row, name in enumerate(population.ids) if name[0] == prompt]
+            best += sorted(rows, key=lambda row: -scores[row])[:count]
+        return best
+
+    def winners(self, population: Population) -> Population:
+        """The `images` best finished particles of every prompt; all of them, unjudged, if fewer."""
+        if len(population) <= self.images * len(population.prompts):
+            return population
+        return population.take(self.top(population, self.evaluate(population), self.images))
+
+    def log(self, event: str, **values: Any) -> None:
+        """Add one row to the trace."""
+        self.trace.log(event, **values)

@@ -1,0 +1,157 @@
+"""What a guided call hands back: the pipeline's own output, with rewards and a report on it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steer.context import Context
+from steer.ledger import Ledger
+from steer.run import Run
+from steer.trace import Trace
+from steer.types import Method, Name
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """How a guided call went.
+
+    Attributes:
+        method: The method that ran; its repr is its configuration.
+        reward: The optimised reward's name.
+        seed: Where particles beyond the plain call's come from.
+        steps: Denoiser calls of the plain call.
+        width: Particles per returned image in one denoiser call.
+        rewards, accepted: Per returned image.
+        judges: Scores of the returned images by judge.
+        base_reward: Reward of particle 0, the plain call's image, per prompt; `None` where it was
+            not finished (a pruned particle).
+        base_judges: The same by judge.
+        chosen: (prompt, particle) per returned image.
+        trace, ledger: What happened, and what it cost.
+        interrupted: The pipeline was told to stop (`pipe._interrupt`); its images are unfinished.
+    """
+
+    method: Method
+    reward: str
+    seed: int
+    steps: int
+    width: int
+    rewards: list[float]
+    accepted: list[bool]
+    judges: dict[str, list[float]]
+    base_reward: list[float | None]
+    base_judges: dict[str, list[float | None]]
+    chosen: list[Name]
+    trace: Trace
+    ledger: Ledger
+    interrupted: bool = False
+
+
+def finish(
+    run: Run, output: Any, *, interrupted: bool, latent: bool, start: float
+) -> tuple[Any, Report]:
+    """Score what was not scored, and hang the report on the pipeline's output."""
+    ctx = run.context
+    rewards: list[float] = []
+    judges: dict[str, list[float]] = {}
+    if interrupted:
+        output = _plain_rows(output, run)
+        rewards = [float("nan")] * run.rows
+        accepted = [False] * len(rewards)
+    else:
+        assert ctx is not None
+        rewards, judges = _scores(run, ctx, output, latent)
+        flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
+        accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
+    base, base_judges = _base(run, ctx)
+    if not latent:
+        run.ledger.decodes += run.rows
+    run.ledger.seconds["total"] = time.perf_counter() - start
+    run.ledger.read_peak()
+    report = Report(
+        run.method,
+        run.reward.name,
+        run.seed,
+        run.steps,
+        run.width,
+        rewards,
+        accepted,
+        judges,
+        base,
+        base_judges,
+        run.chosen,
+        run.trace,
+        run.ledger,
+        interrupted,
+    )
+    if not isinstance(output, tuple):
+        output.rewards, output.accepted, output.report = rewards, accepted, report
+    return output, report
+
+
+def _scores(
+    run: Run, ctx: Context, output: Any, latent: bool
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Rewards and judges' scores of the returned images."""
+    missing = any(name not in ctx.finals for name in run.chosen)
+    if missing or run.judges:
+        with torch.no_grad():
+            images = _images(ctx, output, latent)
+            if missing:
+                ctx.record(images, run.chosen)
+            judges = {j.name: ctx.score(images, run.chosen, j).tolist() for j in run.judges}
+    else:
+        judges = {}
+    return [ctx.finals[name] for name in run.chosen], judges
+
+
+def _base(
+    run: Run, ctx: Context | None
+) -> tuple[list[float | None], dict[str, list[float | None]]]:
+    """What particle 0 came to, prompt by prompt, where it was finished."""
+    if ctx is None:
+        return [None] * len(run.texts), {}
+    prompts = range(len(run.texts))
+    judged: dict[str, list[float | None]] = {}
+    for judge in run.judges:
+        scores = {p: ctx.score(image[None], [(p, 0)], judge) for p, image in ctx.base.items()}
+        judged[judge.name] = [float(scores[p]) if p in scores else None for p in prompts]
+    return [ctx.finals.get((p, 0)) for p in prompts], judged
+
+
+def _images(ctx: Context, output: Any, latent: bool) -> Tensor:
+    """The returned images as float `(B, 3, H, W)` in [0, 1]."""
+    first = output[0]
+    if latent:
+        return ctx.decode(first)
+    if isinstance(first, Tensor):
+        return first.float()
+    if not isinstance(first, np.ndarray):
+        first = np.stack([np.asarray(image.convert("RGB")) for image in first]) / np.float32(255)
+    device = getattr(ctx.pipe, "_execution_device", "cpu")
+    return torch.from_numpy(np.ascontiguousarray(first)).to(device).permute(0, 3, 1, 2).float()
+
+
+def _plain_rows(output: Any, run: Run) -> Any:
+    """An interrupted call's output, cut to as many rows as the plain call has."""
+    rows = run.rows * run.width
+    keep = [row for row in range(rows) if row % (run.images * run.width) < run.images]
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, list) and len(value) == rows:
+            return [value[row] for row in keep]
+        if isinstance(value, Tensor | np.ndarray) and len(value) == rows:
+            return value[keep]
+        return value
+
+    if isinstance(output, tuple):
+        return tuple(cut(value) for value in output)
+    for key in list(output.keys()):
+        output[key] = cut(output[key])
+    return output

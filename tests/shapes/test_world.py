@@ -1,0 +1,97 @@
+"""The world as shipped: it loads with the public libraries, paints, and its scorer can judge."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+import steer
+from steer.shapes.train.scorer import within_caption_auc
+
+
+CAPTIONS, IMAGES = 48, 4
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    pipe = steer.shapes.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def samples(pipe: Any) -> tuple[list[str], Tensor]:
+    """Captions of held-out combinations and `(captions, images, 3, 64, 64)` samples."""
+    texts = steer.shapes.prompts("held_out", CAPTIONS, seed=5)
+    parts = []
+    for i in range(0, CAPTIONS, 12):
+        batch = [text for text in texts[i : i + 12] for _ in range(IMAGES)]
+        noise = torch.Generator().manual_seed(i)
+        out = pipe(
+            batch,
+            num_inference_steps=20,
+            guidance_scale=3.5,
+            generator=noise,
+            output_type="pt",
+        )
+        parts.append(out.images)
+    return texts, torch.cat(parts).unflatten(0, (CAPTIONS, IMAGES))
+
+
+def test_all_weights_are_safetensors_and_at_most_20_mb() -> None:
+    files = [path for path in steer.shapes.weights_folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert not [p for p in files if p.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}]
+    assert (steer.shapes.weights_folder() / "README.md").exists()
+
+
+def test_diffusers_loads_and_runs_the_folder_as_it_is() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(steer.shapes.weights_folder() / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe("a red circle", num_inference_steps=4, output_type="pt")
+    assert out.images.shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["clip", "scorer"])
+def test_open_clip_loads_the_folder_and_agrees_with_the_reward(name: str) -> None:
+    folder = steer.shapes.weights_folder() / name
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+    prompts = ["a red circle left of a blue square", "two small green triangles"]
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model.eval()
+    with torch.no_grad():
+        image = model.encode_image((images - 0.5) / 0.5, normalize=True)  # pyright: ignore
+        text = model.encode_text(tokenize(prompts), normalize=True)  # pyright: ignore
+    reward = steer.reward({"clip": "shapes-clip", "scorer": "shapes"}[name], device="cpu")
+    torch.testing.assert_close(reward(images, prompts), (image * text).sum(-1), atol=1e-5, rtol=0)
+
+
+def test_one_image_takes_under_three_seconds(pipe: Any) -> None:
+    pipe("a red circle", num_inference_steps=2)
+    start = time.perf_counter()
+    pipe("a red circle", num_inference_steps=20)
+    assert time.perf_counter() - start < 3
+
+
+def test_there_is_room_to_steer(samples: tuple[list[str], Tensor]) -> None:
+    texts, images = samples
+    repeated = [text for text in texts for _ in range(IMAGES)]
+    verdicts = steer.shapes.oracle(images.flatten(0, 1), repeated)
+    assert 0.2 < sum(v.all_met for v in verdicts) / len(verdicts) < 0.8
+
+
+def test_the_scorer_tells_right_from_wrong(samples: tuple[list[str], Tensor]) -> None:
+    texts, images = samples
+    repeated = [text for text in texts for _ in range(IMAGES)]
+    scores = steer.reward("shapes", device="cpu")(images.flatten(0, 1), repeated)
+    correct = [float(v.all_met) for v in steer.shapes.oracle(images.flatten(0, 1), repeated)]
+    shape = (CAPTIONS, IMAGES)
+    auc = within_caption_auc(scores.view(shape), torch.tensor(correct).view(shape))
+    assert auc > 0.75  # 0.80 and more on the larger sample of the model card
