@@ -38,6 +38,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def headline(doc: str | None) -> str:
+    """The first line of a study's docstring."""
+    return (doc or "").strip().split("\n", 1)[0]
+
+
 def _relative(argument: str) -> str:
     path = Path(argument)
     return os.path.relpath(path) if path.is_absolute() and path.exists() else argument

@@ -17,7 +17,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy import stats
 from tqdm.auto import tqdm
 
 import steer
@@ -80,7 +80,7 @@ def curve(previews: np.ndarray, finals: np.ndarray) -> list[dict[str, Any]]:
     best = finals.argmax(1)
     rows = []
     for k in range(steps):
-        rho = [spearmanr(previews[c, k], finals[c]).statistic for c in range(captions)]
+        rho = [stats.spearmanr(previews[c, k], finals[c])[0] for c in range(captions)]
         rank = [(previews[c, k] > previews[c, k, best[c]]).sum() for c in range(captions)]
         rows.append(
             {
@@ -95,7 +95,7 @@ def curve(previews: np.ndarray, finals: np.ndarray) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=common.headline(__doc__))
     parser.add_argument("--captions", type=int, default=64)
     parser.add_argument("--particles", type=int, default=16)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -110,7 +110,7 @@ def _per_caption(repeats: list[dict[str, Any]], key: str) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=common.headline(__doc__))
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", default="", help="comma-separated names; all by default")

@@ -11,34 +11,17 @@ if TYPE_CHECKING:
     from steer.drive import SteeredScheduler as SteeredScheduler
     from steer.errors import (
         CheckpointError as CheckpointError,
-    )
-    from steer.errors import (
         NotAcceptedError as NotAcceptedError,
-    )
-    from steer.errors import (
         RewardError as RewardError,
-    )
-    from steer.errors import (
         SteerError as SteerError,
-    )
-    from steer.errors import (
         UnsupportedPipelineError as UnsupportedPipelineError,
-    )
-    from steer.errors import (
         UnsupportedSchedulerError as UnsupportedSchedulerError,
     )
-    from steer.methods import BestOfN as BestOfN
-    from steer.methods import Gate as Gate
-    from steer.methods import Prune as Prune
-    from steer.pipeline import Guided as Guided
-    from steer.pipeline import guided as guided
+    from steer.methods import BestOfN as BestOfN, Gate as Gate, Prune as Prune
+    from steer.pipeline import Guided as Guided, guided as guided
     from steer.rewards import (
         available_rewards as available_rewards,
-    )
-    from steer.rewards import (
         register_reward as register_reward,
-    )
-    from steer.rewards import (
         reward as reward,
     )
 
@@ -62,7 +45,7 @@ _HOME = {
     "NotAcceptedError": "errors",
 }
 
-__all__ = [*_HOME, "shapes", "__version__"]
+__all__ = [*_HOME, "shapes"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,7 @@ class Solver:
     unwrapped pipeline call would have had: particles below `images` of every prompt. They draw
     from the user's generator exactly what the plain call draws, bit for bit, also after some of
     them were pruned. Every other row draws from a generator of its own, seeded by a hash of
-    (seed, prompt, particle, step index): its noise depends on nothing else, so asking the same
+    (its prompt's seed, particle, step index): its noise depends on nothing else, so asking the same
     step twice draws the same noise.
 
     Multistep solvers keep history per row. It stays in the order of the rows last stepped; whoever
@@ -52,7 +52,8 @@ class Solver:
         images: `num_images_per_prompt` of that call.
         step_kwargs: What the pipeline passes to `scheduler.step` (`generator`, `eta`, ...); names
             that the scheduler's `step` does not take are ignored.
-        seed: Seeds the rows beyond the plain ones.
+        seed: Seeds the rows beyond the plain ones: one number, or one per prompt (prompts
+            with seeds of their own draw the same noise together as apart).
         offset: `Schedule.offset`.
 
     Raises:
@@ -67,7 +68,7 @@ class Solver:
         plain_rows: int,
         images: int = 1,
         step_kwargs: dict[str, Any] | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         offset: int = 0,
     ) -> None:
         if plain_rows % images:
@@ -187,6 +188,9 @@ class Solver:
     def _remembers(self) -> bool:
         return any(hasattr(self._inner, name) for name in _HISTORY)
 
+    def _seed_of(self, prompt: int) -> int:
+        return row_seed(self.seed, prompt) if isinstance(self.seed, int) else self.seed[prompt]
+
     def _slot(self, name: tuple[int, int]) -> int | None:
         """Row of the plain call, or None for a row beyond it."""
         prompt, particle = name
@@ -283,5 +287,5 @@ class Solver:
             if (prompt, particle) not in self._own:
                 self._own[prompt, particle] = torch.Generator(place)
             own = self._own[prompt, particle]
-            chosen.append(own.manual_seed(row_seed(self.seed, prompt, particle, step.index)))
+            chosen.append(own.manual_seed(row_seed(self._seed_of(prompt), particle, step.index)))
         return chosen

@@ -112,7 +112,7 @@ class Run:
             plain_rows=self.rows if plain else 0,
             images=self.images,
             step_kwargs=opening.step_kwargs,
-            seed=self.seed,
+            seed=self.source.seeds,
             offset=opening.schedule.offset,
         )
 

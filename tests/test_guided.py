@@ -87,7 +87,7 @@ def test_particles_come_from_the_pipelines_own_draw() -> None:
     assert torch.equal(source.draw([0, 9], [0]).x, torch.cat([drawn[:1], later]))
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m", "euler_a"])
 def test_prompts_together_equal_prompts_apart(scheduler: str) -> None:
     pipe = shared("sd", scheduler)
     prompts = ["a red circle", "two blue squares", "z"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import arguments, redness, shared
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from steer.methods import BestOfN, Prune, for_compute
 from steer.pipeline import guided

@@ -11,8 +11,13 @@ import torch
 
 import steer
 from steer.errors import RewardError
-from steer.rewards import available_rewards, register_reward, resolve, reward
-from steer.rewards import registry as registry_module
+from steer.rewards import (
+    available_rewards,
+    register_reward,
+    registry as registry_module,
+    resolve,
+    reward,
+)
 from steer.rewards.compose import WeightedReward
 from steer.rewards.function import FunctionReward
 from steer.types import Reward

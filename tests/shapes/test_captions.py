@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from steer.shapes.captions import MAX_WORDS, VOCABULARY, caption, parse
 from steer.shapes.scenes import Group, Spec, sample_spec
