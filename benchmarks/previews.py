@@ -98,9 +98,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=common.headline(__doc__))
     parser.add_argument("--captions", type=int, default=64)
     parser.add_argument("--particles", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     pipe = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
     guided = steer.guided(pipe, reward="shapes", width=min(8, args.particles))

@@ -37,16 +37,17 @@ def arms(threshold: float) -> dict[str, Method]:
     }
 
 
-def run_arm(
-    guided: steer.Guided, method: Method, prompts: list[str], seed: int, name: str
-) -> dict[str, Any]:
-    """All captions through one method, `BATCH` prompts a call."""
+def run_arm(pipe: Any, method: Method, prompts: list[str], seed: int, name: str) -> dict[str, Any]:
+    """All captions through one method: `BATCH` prompts a call, or one where prompts stop early."""
+    alone = isinstance(method, steer.Gate)
+    batch = 1 if alone else BATCH
+    guided = steer.guided(pipe, reward="shapes", width=method.populations[0] if alone else 1)
     rows: list[dict[str, Any]] = []
     cost = dict.fromkeys(("denoiser_rows", "decodes", "reward_calls"), 0)
     start = time.perf_counter()
-    for i in tqdm(range(0, len(prompts), BATCH), desc=f"{name}, seed {seed}"):
-        texts = prompts[i : i + BATCH]
-        generators = [torch.Generator().manual_seed(seed * 100_003 + i + k) for k in range(BATCH)]
+    for i in tqdm(range(0, len(prompts), batch), desc=f"{name}, seed {seed}"):
+        texts = prompts[i : i + batch]
+        generators = [torch.Generator().manual_seed(seed * 100_003 + i + k) for k in range(batch)]
         out = guided(
             texts,
             method=method,
@@ -72,10 +73,10 @@ def run_arm(
     return {"method": repr(method), "seed": seed, "cost": cost, "seconds": seconds, "rows": rows}
 
 
-def pilot_threshold(guided: steer.Guided, captions: int) -> float:
+def pilot_threshold(pipe: Any, captions: int) -> float:
     """The 80th percentile of plain images' rewards on training captions: what a gate asks for."""
     prompts = steer.shapes.prompts("train", captions, seed=1)
-    run = run_arm(guided, steer.BestOfN(1), prompts, seed=77, name="pilot")
+    run = run_arm(pipe, steer.BestOfN(1), prompts, seed=77, name="pilot")
     return round(float(np.quantile([row["reward"] for row in run["rows"]], 0.8)), 4)
 
 
@@ -114,13 +115,15 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", default="", help="comma-separated names; all by default")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     pipe = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
-    guided = steer.guided(pipe, reward="shapes", width=1)
-    threshold = pilot_threshold(guided, 96)
+    threshold = pilot_threshold(pipe, 96)
     chosen = arms(threshold)
     if args.arms:
         chosen = {name: chosen[name] for name in args.arms.split(",")}
@@ -128,7 +131,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for seed in range(args.seeds):
         for name, method in chosen.items():
-            runs[name].append(run_arm(guided, method, prompts, seed, name))
+            runs[name].append(run_arm(pipe, method, prompts, seed, name))
     result = {
         "study": "steering",
         **common.provenance(),
