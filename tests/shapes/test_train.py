@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steer.shapes.captions import VOCABULARY, caption
+from steer.shapes.oracle import oracle
 from steer.shapes.scenes import is_held_out, is_true_of, perturb
 from steer.shapes.train import vae as vae_stage
 from steer.shapes.train.clip import (
@@ -25,7 +26,7 @@ from steer.shapes.train.data import Pool, make_pool
 from steer.shapes.train.inventory import UNSAID, of_scenes, of_specs
 from steer.shapes.train.preferences import NOISE, votes
 from steer.shapes.train.recipe import Recipe, StageRecipe
-from steer.shapes.train.scorer import pair_loss, within_caption_auc
+from steer.shapes.train.scorer import pair_loss, sample_pairs, twin_pairs, within_caption_auc
 from steer.shapes.train.stage import learning_rate, train
 from steer.shapes.train.text import CONTEXT_LENGTH, Encoder, build_tokenizer
 
@@ -176,3 +177,27 @@ def test_recipe_scales_every_stage() -> None:
     assert small.denoiser.lr == Recipe().denoiser.lr
     assert json.dumps(small.scenes)
     assert all(caption(spec) for spec in make_pool(4, 0).specs)
+
+
+def test_twin_pairs_are_right_and_wrong_by_the_oracle() -> None:
+    pairs = twin_pairs(12, np.random.default_rng(4))
+    texts = [caption(spec) for spec in pairs.specs]
+    assert all(v.all_met for v in oracle(pairs.images[:, 0], texts))
+    assert not any(v.all_met for v in oracle(pairs.images[:, 1], texts))
+    assert pairs.choice.tolist() == [1.0] * 12
+
+
+def test_sample_pairs_follow_the_votes() -> None:
+    samples = {
+        "fraction": torch.tensor([[1.0, 0.2], [0.3, 0.9]]),
+        "correct": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        "neat": torch.ones(2, 2),
+        "images": torch.tensor([[255, 0], [0, 255]], dtype=torch.uint8)
+        .view(2, 2, 1, 1, 1)
+        .expand(2, 2, 3, 64, 64),
+    }
+    rng, noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    pairs = sample_pairs(["a red circle", "two blue squares"], samples, 64, rng, noise)
+    white_first = pairs.images[:, 0].mean((1, 2, 3)) > 0.5
+    assert white_first.any() and not white_first.all()
+    assert ((pairs.choice > 0.5) == white_first).float().mean() > 0.95

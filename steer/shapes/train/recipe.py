@@ -31,7 +31,7 @@ class Recipe:
         default_factory=lambda: StageRecipe(6300, 64, 6e-4, warmup=200, ema=0.999)
     )
     scorer: StageRecipe = field(
-        default_factory=lambda: StageRecipe(1500, 64, 2e-4, warmup=50, weight_decay=0.05)
+        default_factory=lambda: StageRecipe(1500, 64, 3e-4, warmup=50, weight_decay=0.05)
     )
     preference_captions: int = 1200
     preference_images: int = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steer.shapes.captions import caption, parse
+from steer.shapes.scenes import Spec, perturb, place, render, sample_spec
 from steer.shapes.train.clip import augment, normalise_pixels
 from steer.shapes.train.preferences import utility, votes
 from steer.shapes.train.recipe import Recipe
 from steer.shapes.train.stage import share, train
 from steer.shapes.train.text import Encoder
+
+
+TWIN_SHARE = 0.25
 
 
 def pair_loss(scores: Tensor, choice: Tensor) -> Tensor:
@@ -47,6 +52,40 @@ def within_caption_auc(scores: Tensor, correct: Tensor) -> float:
     return float(wins[pairs].mean())
 
 
+@dataclass
+class Pairs:
+    """Two images `(B, 2, 3, 64, 64)` of each caption, and the share of votes for the first."""
+
+    images: Tensor
+    specs: list[Spec]
+    choice: Tensor
+
+
+def sample_pairs(
+    texts: list[str],
+    samples: dict[str, Tensor],
+    size: int,
+    rng: np.random.Generator,
+    noise: torch.Generator,
+) -> Pairs:
+    """Pairs of the pipeline's samples `(captions, images, ...)` of one caption, and their votes."""
+    rows = torch.from_numpy(rng.integers(len(texts), size=size))
+    count = samples["correct"].shape[1]
+    pair = torch.from_numpy(np.stack([rng.permutation(count)[:2] for _ in range(size)]))
+    worth = [samples[key][rows[:, None], pair] for key in ("fraction", "correct", "neat")]
+    first, second = utility(*worth).unbind(1)
+    images = samples["images"][rows[:, None], pair].float() / 255
+    return Pairs(images, [parse(texts[i]) for i in rows], votes(first, second, noise))
+
+
+def twin_pairs(size: int, rng: np.random.Generator) -> Pairs:
+    """Renders of a training caption beside renders of its twin; all votes go to the true one."""
+    specs = [sample_spec(rng, "train") for _ in range(size)]
+    twins = [perturb(spec, rng) for spec in specs]
+    images = render([place(spec, rng) for spec in [*specs, *twins]]).unflatten(0, (2, size))
+    return Pairs(images.transpose(0, 1), specs, torch.ones(size))
+
+
 def train_scorer(
     model: open_clip.CLIP,
     texts: list[str],
@@ -56,26 +95,25 @@ def train_scorer(
     folder: Path,
     device: str,
 ) -> open_clip.CLIP:
-    """Fine-tune on pairs of the samples `(captions, images, ...)` of one caption each."""
+    """Fine-tune on pairs of the samples, and on some twins so that what it knew is not lost."""
     model = model.to(device)
-    worth = utility(samples["fraction"], samples["correct"], samples["neat"])
-    specs = [parse(text) for text in texts]
-    count = worth.shape[1]
+    size = share(recipe.scorer)
+    twins = round(TWIN_SHARE * size)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        size = share(recipe.scorer)
-        rows = torch.from_numpy(rng.integers(len(texts), size=size))
-        pair = torch.from_numpy(np.stack([rng.permutation(count)[:2] for _ in range(size)]))
-        images = samples["images"][rows[:, None], pair].to(device).float() / 255
+        drawn, made = sample_pairs(texts, samples, size - twins, rng, noise), twin_pairs(twins, rng)
+        images = torch.cat([drawn.images, made.images]).to(device)
         images = augment(images.flatten(0, 1), rng, noise).unflatten(0, (size, 2))
-        ids = encode([caption(specs[i], rng) for i in rows]).to(device)
-        u = worth[rows[:, None], pair]
-        choice = votes(u[:, 0], u[:, 1], noise).to(device)
+        ids = encode([caption(spec, rng) for spec in [*drawn.specs, *made.specs]]).to(device)
+        choice = torch.cat([drawn.choice, made.choice]).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             cosine = similarities(model, images, ids)
         value = pair_loss(cosine * model.logit_scale.exp().clamp(max=100), choice)
-        right = ((cosine[:, 0] > cosine[:, 1]) == (choice > 0.5)).float().mean()
-        return value, {"accuracy": round(right.item(), 3)}
+        right = ((cosine[:, 0] > cosine[:, 1]) == (choice > 0.5)).float()
+        return value, {
+            "accuracy": round(right[: size - twins].mean().item(), 3),
+            "accuracy_twins": round(right[size - twins :].mean().item(), 3),
+        }
 
     train("scorer", model, loss, recipe.scorer, folder, recipe.seed)
     return model
