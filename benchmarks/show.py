@@ -109,9 +109,9 @@ def main() -> None:
     plot_steering(steering, IMAGES / "steering.png")
     plot_previews(previews, IMAGES / "previews.png")
     print(steering_table(steering))
-    for name in ("prune_4x_minus_best_of_4", "prune_16x_minus_best_of_16"):
-        if name in steering:
-            print(name, json.dumps(steering[name]))
+    for name, difference in steering.items():
+        if " minus " in name:
+            print(name, json.dumps(difference))
 
 
 if __name__ == "__main__":

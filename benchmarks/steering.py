@@ -9,6 +9,7 @@ The reward is what the methods see; the oracle judges what nobody optimised.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,44 @@ def _per_caption(repeats: list[dict[str, Any]], key: str) -> np.ndarray:
     return np.mean([[float(row[key]) for row in run["rows"]] for run in repeats], axis=0)
 
 
+def finish(content: dict[str, Any]) -> dict[str, Any]:
+    """Raw runs with their table and the comparisons at equal compute on top."""
+    runs = content["runs"]
+    for arm, other in (("Prune 4x", "BestOfN(4)"), ("Prune 16x", "BestOfN(16)")):
+        if arm in runs and other in runs:
+            content[f"{arm} minus {other}"] = versus(runs, arm, other)
+    return {**content, "table": summarise(runs) if "base" in runs else [], "runs": runs}
+
+
+def merge(paths: list[Path]) -> dict[str, Any]:
+    """One result of several that ran different arms on the same captions and seeds.
+
+    Raises:
+        ValueError: The results differ in what they ran on.
+    """
+    parts = [json.loads(path.read_text()) for path in paths]
+    for key in ("captions", "seeds", "sampler", "gate_threshold", "threads", "versions"):
+        if any(part[key] != parts[0][key] for part in parts):
+            raise ValueError(f"{key} differs: {[part[key] for part in parts]}")
+    runs = {name: run for part in parts for name, run in part["runs"].items()}
+    whole = {**parts[0], "command": [part["command"] for part in parts], "runs": runs}
+    return finish(whole)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=common.headline(__doc__))
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--arms", default="", help="comma-separated names; all by default")
+    parser.add_argument("--arms", default="", help="names, split by ';'; all by default")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--merge", type=Path, nargs="*", help="join results of different arms")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    path = args.out or common.RESULTS / f"steering_{common.hardware()}.json"
+    if args.merge:
+        common.write_json(path, merge(args.merge))
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
     pipe = steer.shapes.pipeline(args.device)
@@ -126,28 +156,22 @@ def main() -> None:
     threshold = pilot_threshold(pipe, 96)
     chosen = arms(threshold)
     if args.arms:
-        chosen = {name: chosen[name] for name in args.arms.split(",")}
+        chosen = {name: chosen[name] for name in args.arms.split(";")}
     prompts = steer.shapes.prompts("held_out", args.captions, seed=0)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for seed in range(args.seeds):
         for name, method in chosen.items():
             runs[name].append(run_arm(pipe, method, prompts, seed, name))
-    result = {
+    content = {
         "study": "steering",
         **common.provenance(),
         "sampler": f"DDIM, {STEPS} steps, guidance {GUIDANCE}",
         "captions": args.captions,
         "seeds": args.seeds,
         "gate_threshold": threshold,
-        "table": summarise(runs),
         "runs": runs,
     }
-    if "Prune 4x" in runs and "BestOfN(4)" in runs:
-        result["prune_4x_minus_best_of_4"] = versus(runs, "Prune 4x", "BestOfN(4)")
-    if "Prune 16x" in runs and "BestOfN(16)" in runs:
-        result["prune_16x_minus_best_of_16"] = versus(runs, "Prune 16x", "BestOfN(16)")
-    path = args.out or common.RESULTS / f"steering_{common.hardware()}.json"
-    common.write_json(path, result)
+    common.write_json(path, finish(content))
 
 
 if __name__ == "__main__":

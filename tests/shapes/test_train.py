@@ -26,7 +26,13 @@ from steer.shapes.train.data import Pool, make_pool
 from steer.shapes.train.inventory import UNSAID, of_scenes, of_specs
 from steer.shapes.train.preferences import NOISE, votes
 from steer.shapes.train.recipe import Recipe, StageRecipe
-from steer.shapes.train.scorer import pair_loss, sample_pairs, twin_pairs, within_caption_auc
+from steer.shapes.train.scorer import (
+    mirrored,
+    pair_loss,
+    sample_pairs,
+    twin_pairs,
+    within_caption_auc,
+)
 from steer.shapes.train.stage import learning_rate, train
 from steer.shapes.train.text import CONTEXT_LENGTH, Encoder, build_tokenizer
 
@@ -201,3 +207,12 @@ def test_sample_pairs_follow_the_votes() -> None:
     white_first = pairs.images[:, 0].mean((1, 2, 3)) > 0.5
     assert white_first.any() and not white_first.all()
     assert ((pairs.choice > 0.5) == white_first).float().mean() > 0.95
+
+
+def test_mirrored_pairs_stay_right_and_wrong() -> None:
+    rng = np.random.default_rng(6)
+    pairs = mirrored(twin_pairs(24, rng), rng)
+    texts = [caption(spec) for spec in pairs.specs]
+    assert any("left" in text or "right" in text for text in texts)
+    assert all(v.all_met for v in oracle(pairs.images[:, 0], texts))
+    assert not any(v.all_met for v in oracle(pairs.images[:, 1], texts))

@@ -25,6 +25,7 @@ from steer.shapes.train.stage import rank, world_size
 
 
 SHARD = 16
+BATCH = 16
 STEPS = (8, 12, 20)
 GUIDANCE = (2.0, 3.5, 5.0)
 """Samples of unequal quality teach more than samples of equal quality."""
@@ -46,14 +47,19 @@ def votes(first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def _sample(pipe: StableDiffusionPipeline, texts: list[str], count: int, seed: int) -> Tensor:
     steps, guidance = STEPS[seed % len(STEPS)], GUIDANCE[(seed // len(STEPS)) % len(GUIDANCE)]
-    out = pipe(
-        [text for text in texts for _ in range(count)],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="pt",
-    )
-    return out.images.cpu().float()  # pyright: ignore
+    repeated = [text for text in texts for _ in range(count)]
+    noise = torch.Generator().manual_seed(seed)
+    parts: list[Tensor] = []
+    for i in range(0, len(repeated), BATCH):
+        out = pipe(
+            repeated[i : i + BATCH],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=noise,
+            output_type="pt",
+        )
+        parts.append(out.images.cpu().float())  # pyright: ignore
+    return torch.cat(parts)
 
 
 def _write_shard(path: Path, texts: list[str], images: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,20 @@ def sample_pairs(
     return Pairs(images, [parse(texts[i]) for i in rows], votes(first, second, noise))
 
 
+def mirrored(pairs: Pairs, rng: np.random.Generator) -> Pairs:
+    """Half of the pairs flipped left to right, with what their captions say of left and right."""
+    flip = torch.from_numpy(rng.random(len(pairs.specs)) < 0.5)
+    images = torch.where(flip[:, None, None, None, None], pairs.images.flip(-1), pairs.images)
+    turned = {"left of": "right of", "right of": "left of"}
+    specs = [
+        replace(spec, relation=turned.get(spec.relation, spec.relation))
+        if over and spec.relation
+        else spec
+        for spec, over in zip(pairs.specs, flip.tolist(), strict=True)
+    ]
+    return Pairs(images, specs, pairs.choice)
+
+
 def twin_pairs(size: int, rng: np.random.Generator) -> Pairs:
     """Renders of a training caption beside renders of its twin; all votes go to the true one."""
     specs = [sample_spec(rng, "train") for _ in range(size)]
@@ -101,7 +115,8 @@ def train_scorer(
     twins = round(TWIN_SHARE * size)
 
     def loss(rng: np.random.Generator, noise: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        drawn, made = sample_pairs(texts, samples, size - twins, rng, noise), twin_pairs(twins, rng)
+        drawn = mirrored(sample_pairs(texts, samples, size - twins, rng, noise), rng)
+        made = twin_pairs(twins, rng)
         images = torch.cat([drawn.images, made.images]).to(device)
         images = augment(images.flatten(0, 1), rng, noise).unflatten(0, (size, 2))
         ids = encode([caption(spec, rng) for spec in [*drawn.specs, *made.specs]]).to(device)
