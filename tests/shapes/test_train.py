@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +99,26 @@ def test_every_word_is_one_token_and_the_fast_encoder_agrees(tmp_path: Path, poo
     assert all(len(tokenizer(w, add_special_tokens=False).input_ids) == 1 for w in VOCABULARY)
     spelled = tokenizer("xylophone", add_special_tokens=False).input_ids
     assert tokenizer.eos_token_id not in spelled
+
+
+def test_the_tokenizer_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """Hash seeds differ between processes; token ids must not, or towers and ranks disagree."""
+    code = (
+        "import sys, json; from pathlib import Path; from steer.shapes.train.text import *;"
+        "print(json.dumps(learn_merges(VOCABULARY)))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1]
+    again = [build_tokenizer(tmp_path / name).get_vocab() for name in "ab"]
+    assert again[0] == again[1]
 
 
 def test_normalising_the_latents_changes_no_reconstruction(pool: Pool) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -16,6 +18,31 @@ from steer.shapes.captions import VOCABULARY
 
 CONTEXT_LENGTH = 20
 START, END = "<|startoftext|>", "<|endoftext|>"
+Pair: TypeAlias = tuple[str, str]
+
+
+def learn_merges(words: Iterable[str]) -> list[Pair]:
+    """Byte-pair rules under which each word is one token, the same every time.
+
+    Each word in alphabetical order is merged by the rules so far, and what is left of it from the
+    left by new ones; a later rule never comes before an earlier one, so no earlier word changes.
+    """
+    merges: dict[Pair, int] = {}
+    for word in sorted(words):
+        first, *rest = _merged([*word[:-1], word[-1] + "</w>"], merges)
+        for piece in rest:
+            merges[first, piece] = len(merges)
+            first += piece
+    return list(merges)
+
+
+def _merged(pieces: list[str], merges: dict[Pair, int]) -> list[str]:
+    while True:
+        ranks = {i: merges[p] for i, p in enumerate(pairwise(pieces)) if p in merges}
+        if not ranks:
+            return pieces
+        at = min(ranks, key=ranks.__getitem__)
+        pieces = [*pieces[:at], pieces[at] + pieces[at + 1], *pieces[at + 2 :]]
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -24,20 +51,13 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     Letters, digits and common punctuation are tokens too, so that any prompt can be encoded. The
     end token has the highest id: OpenAI-style text towers pool there.
     """
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
-    )
-    learner.train_from_iterator(sorted(VOCABULARY), trainer)
-    learned = json.loads(learner.to_str())["model"]
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in learned["merges"]]
+    merges = learn_merges(VOCABULARY)
     alphabet = string.ascii_lowercase + string.digits + ".,:;!?'\"()-&/"
-    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m.split()) for m in merges)]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, START, END]))}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]))
     tokenizer = CLIPTokenizer(
         str(folder / "vocab.json"),
         str(folder / "merges.txt"),

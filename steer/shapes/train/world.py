@@ -109,7 +109,7 @@ def run_scorer(recipe: Recipe, folder: Path, device: str) -> None:
     """The preference scorer: `scorer/`, and what it is worth: `scorer.json`."""
     if (folder / "scorer").exists():
         return
-    tokenizer = _tokenizer()
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "clip")
     encode = Encoder(tokenizer)
     model = load_clip(folder / "clip")
     held_texts, held = load_preferences(folder / "preferences", "held_out")
