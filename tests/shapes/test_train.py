@@ -20,6 +20,7 @@ from steer.shapes.scenes import is_held_out, is_true_of, perturb
 from steer.shapes.train import vae as vae_stage
 from steer.shapes.train.clip import (
     LABELS,
+    build as build_clip,
     contrastive_loss,
     dense_target,
     truth_table,
@@ -33,6 +34,7 @@ from steer.shapes.train.scorer import (
     mirrored,
     pair_loss,
     sample_pairs,
+    soup,
     twin_pairs,
     within_caption_auc,
 )
@@ -239,3 +241,13 @@ def test_mirrored_pairs_stay_right_and_wrong() -> None:
     assert any("left" in text or "right" in text for text in texts)
     assert all(v.all_met for v in oracle(pairs.images[:, 0], texts))
     assert not any(v.all_met for v in oracle(pairs.images[:, 1], texts))
+
+
+def test_soup_is_the_mean_of_the_weights() -> None:
+    torch.manual_seed(0)
+    models = [build_clip(64) for _ in range(3)]
+    mixed = soup(models)
+    torch.testing.assert_close(
+        mixed["visual.proj"], sum(m.visual.proj for m in models) / 3, check_dtype=True
+    )
+    assert mixed.keys() == models[0].state_dict().keys()

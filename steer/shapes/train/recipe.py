@@ -31,8 +31,9 @@ class Recipe:
         default_factory=lambda: StageRecipe(6300, 64, 6e-4, warmup=200, ema=0.999)
     )
     scorer: StageRecipe = field(
-        default_factory=lambda: StageRecipe(450, 64, 3e-4, warmup=50, weight_decay=0.1, ema=0.99)
+        default_factory=lambda: StageRecipe(280, 64, 3e-4, warmup=50, weight_decay=0.1, ema=0.99)
     )
+    scorers: int = 3
     preference_captions: int = 1000
     preference_images: int = 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from steer.shapes.train.stage import share, train
 from steer.shapes.train.text import Encoder
 
 
-TWIN_SHARE = 0.25
+TWIN_SHARE = 0.5
+DULL = 0.05
+"""Pairs are drawn in proportion to the gap in utility plus this: most pairs of samples are equally
+right or wrong and teach only noise."""
 
 
 def pair_loss(scores: Tensor, choice: Tensor) -> Tensor:
@@ -70,9 +74,14 @@ def sample_pairs(
 ) -> Pairs:
     """Pairs of the pipeline's samples `(captions, images, ...)` of one caption, and their votes."""
     rows = torch.from_numpy(rng.integers(len(texts), size=size))
-    count = samples["correct"].shape[1]
-    pair = torch.from_numpy(np.stack([rng.permutation(count)[:2] for _ in range(size)]))
-    worth = [samples[key][rows[:, None], pair] for key in ("fraction", "correct", "neat")]
+    parts = [samples[key][rows] for key in ("fraction", "correct", "neat")]
+    every = utility(*parts)
+    gap = (every[:, :, None] - every[:, None, :]).abs() + DULL
+    gap.diagonal(dim1=1, dim2=2).zero_()
+    drawn = torch.multinomial(gap.flatten(1), 1, generator=noise)[:, 0]
+    count = every.shape[1]
+    pair = torch.stack([drawn // count, drawn % count], 1)
+    worth = [part.gather(1, pair) for part in parts]
     first, second = utility(*worth).unbind(1)
     images = samples["images"][rows[:, None], pair].float() / 255
     return Pairs(images, [parse(texts[i]) for i in rows], votes(first, second, noise))
@@ -108,6 +117,7 @@ def train_scorer(
     recipe: Recipe,
     folder: Path,
     device: str,
+    member: int = 0,
 ) -> open_clip.CLIP:
     """Fine-tune on pairs of the samples, and on some twins so that what it knew is not lost."""
     model = model.to(device)
@@ -130,8 +140,17 @@ def train_scorer(
             "accuracy_twins": round(right[size - twins :].mean().item(), 3),
         }
 
-    train("scorer", model, loss, recipe.scorer, folder, recipe.seed)
+    train(f"scorer{member}", model, loss, recipe.scorer, folder, recipe.seed)
     return model
+
+
+def soup(models: Sequence[open_clip.CLIP]) -> dict[str, Tensor]:
+    """The mean of the models' weights (Wortsman et al. 2022, arXiv:2203.05482, arXiv:2109.01903).
+
+    The contrastive model is one of them: each fine-tuned one alone overfits its few samples.
+    """
+    states = [model.state_dict() for model in models]
+    return {key: torch.stack([s[key].float() for s in states]).mean(0) for key in states[0]}
 
 
 @torch.no_grad()

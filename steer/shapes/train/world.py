@@ -24,7 +24,7 @@ from steer.shapes.train.data import make_pool, make_specs
 from steer.shapes.train.denoiser import build_scheduler, train_denoiser
 from steer.shapes.train.preferences import load_preferences, make_preferences
 from steer.shapes.train.recipe import Recipe
-from steer.shapes.train.scorer import score_samples, train_scorer, within_caption_auc
+from steer.shapes.train.scorer import score_samples, soup, train_scorer, within_caption_auc
 from steer.shapes.train.stage import rank
 from steer.shapes.train.text import Encoder, build_tokenizer
 
@@ -115,9 +115,13 @@ def run_scorer(recipe: Recipe, folder: Path, device: str) -> None:
     held_texts, held = load_preferences(folder / "preferences", "held_out")
     before = score_samples(model.to(device), held_texts, held["images"], encode, device)
     texts, samples = load_preferences(folder / "preferences", "train")
-    train_scorer(model, texts, samples, encode, recipe, folder, device)
+    members = [
+        train_scorer(load_clip(folder / "clip"), texts, samples, encode, recipe, folder, device, k)
+        for k in range(recipe.scorers)
+    ]
     if rank():
         return
+    model.load_state_dict(soup([model, *members]))
     after = score_samples(model, held_texts, held["images"], encode, device)
     result = {
         "held_out_captions": len(held_texts),
