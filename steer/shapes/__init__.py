@@ -15,7 +15,7 @@ import numpy as np
 from steer.errors import CheckpointError
 from steer.shapes.captions import caption, parse
 from steer.shapes.oracle import Verdict, neatness, oracle
-from steer.shapes.scenes import Split, combination, sample_spec
+from steer.shapes.scenes import Split, sample_spec
 
 
 if TYPE_CHECKING:
@@ -57,16 +57,15 @@ def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
 
 
 def prompts(split: Split = "held_out", count: int = 200, seed: int = 0) -> list[str]:
-    """`count` canonical captions of distinct combinations, the same for the same arguments.
+    """`count` different canonical captions of a split's combinations, the same every time.
 
     Raises:
-        ValueError: `count` is more than the split has combinations to offer.
+        ValueError: `count` is more than the split has captions to offer.
     """
     rng = np.random.default_rng([seed, 23])
-    found: dict[str, str] = {}
+    found: dict[str, None] = {}
     for _ in range(200 * count):
         if len(found) == count:
-            return list(found.values())
-        spec = sample_spec(rng, split)
-        found.setdefault(combination(spec), caption(spec))
-    raise ValueError(f"count={count}: split {split!r} has only about {len(found)} combinations")
+            return list(found)
+        found.setdefault(caption(sample_spec(rng, split)))
+    raise ValueError(f"count={count}: split {split!r} has only about {len(found)} captions")
