@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 GRID_FILE = "grid.png"
 KIND = "demo"
+GUIDANCE = 3.5
 
 
 def demo(out: Path, captions: int = 8, compute: float = 8.0, seed: int = 0) -> Run:
@@ -37,7 +38,7 @@ def demo(out: Path, captions: int = 8, compute: float = 8.0, seed: int = 0) -> R
     if captions < 1:
         raise ValueError(f"captions={captions}: give at least 1")
     prompts = tuple(steer.shapes.prompts(split="held_out", count=captions, seed=seed))
-    job = Job(prompts, compute=compute, seed=seed)
+    job = Job(prompts, compute=compute, seed=seed, guidance_scale=GUIDANCE)
     usable(out)
     sampler = Sampler(job)
     shutil.rmtree(out / IMAGES, ignore_errors=True)

@@ -44,7 +44,6 @@ def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
     Raises:
         CheckpointError: the weights are not there (a source tree without them).
     """
-    import torch
     from diffusers import StableDiffusionPipeline
 
     folder = weights_folder() / "pipeline"
@@ -53,7 +52,7 @@ def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
             f"{folder} holds no pipeline: train the world with `python -m steer.shapes.train`"
         )
     pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    return pipe.to(device, torch.float32)
+    return pipe.to(device)
 
 
 def prompts(split: Split = "held_out", count: int = 200, seed: int = 0) -> list[str]:
