@@ -27,10 +27,14 @@ STEPS, GUIDANCE, BATCH = 20, 3.5, 8
 
 
 def arms(threshold: float) -> dict[str, Method]:
-    """What is compared; Prune costs what BestOfN(4) costs, Gate at most what BestOfN(16) does."""
+    """What is compared; Prune costs at most what BestOfN(4) does, Gate what BestOfN(16) does.
+
+    `8-4-2` has the published cuts, `4x` the cuts that `compute=4` plans.
+    """
     return {
         "base": steer.BestOfN(1),
         "BestOfN(4)": steer.BestOfN(4),
+        "Prune 8-4-2": steer.Prune(8, (4, 2), (0.25, 0.5)),
         "Prune 4x": steer.Prune.for_compute(4, STEPS),
         "BestOfN(16)": steer.BestOfN(16),
         "Prune 16x": steer.Prune.for_compute(16, STEPS),

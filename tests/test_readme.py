@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import pytest
@@ -27,14 +26,6 @@ TINY_HPS = {
     "vision_cfg": {"image_size": 224, "layers": 1, "width": 32, "head_width": 16, "patch_size": 56},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-
-
-def _show() -> Any:
-    spec = importlib.util.spec_from_file_location("show", ROOT / "benchmarks" / "show.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_make_targets_are_what_ci_runs() -> None:
@@ -74,6 +65,7 @@ def test_the_shell_example_runs_as_typed(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
-def test_the_table_is_the_committed_measurement() -> None:
-    show = _show()
+def test_the_table_is_the_committed_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    show = importlib.import_module("show")
     assert show.steering_table(show.load("steering")) in README

@@ -45,7 +45,7 @@ def test_plans_for_a_width_need_no_padding(compute: float, steps: int, width: in
 
 
 def test_default_plan() -> None:
-    assert for_compute(4, 20) == Prune(8, (4, 2), (0.25, 0.5))
+    assert for_compute(4, 20) == Prune(6, (2, 1), (0.5, 0.65))
     assert for_compute(4, 4) == BestOfN(4)
     assert for_compute(1.9, 20) == BestOfN(1)
 
