@@ -306,7 +306,7 @@ def test_effort_per_call() -> None:
     given = arguments("sd", num_inference_steps=8)
     assert call(**given).report.method == BestOfN(2)
     assert call(**given, method=BestOfN(3)).report.method == BestOfN(3)
-    assert call(**given, compute=4).report.method == Prune()
+    assert call(**given, compute=4).report.method == Prune.for_compute(4, 8)
 
 
 @pytest.mark.parametrize("compute", [1, 1.5, 2, 3, 4, 5.5, 8])
