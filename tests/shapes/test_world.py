@@ -94,4 +94,4 @@ def test_the_scorer_tells_right_from_wrong(samples: tuple[list[str], Tensor]) ->
     correct = [float(v.all_met) for v in steer.shapes.oracle(images.flatten(0, 1), repeated)]
     shape = (CAPTIONS, IMAGES)
     auc = within_caption_auc(scores.view(shape), torch.tensor(correct).view(shape))
-    assert auc > 0.75  # 0.80 and more on the larger sample of the model card
+    assert auc > 0.75
