@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steer.shapes.captions import VOCABULARY, caption
-from steer.shapes.oracle import oracle
+from steer.shapes.captions import VOCABULARY, caption, parse
+from steer.shapes.oracle import judge, oracle, read
 from steer.shapes.scenes import is_held_out, is_true_of, perturb
 from steer.shapes.train import vae as vae_stage
 from steer.shapes.train.clip import (
@@ -27,8 +27,9 @@ from steer.shapes.train.clip import (
     twin_loss,
 )
 from steer.shapes.train.data import Pool, make_pool
+from steer.shapes.train.describe import describe
 from steer.shapes.train.inventory import UNSAID, of_scenes, of_specs
-from steer.shapes.train.preferences import NOISE, votes
+from steer.shapes.train.preferences import NOISE, questions, votes
 from steer.shapes.train.recipe import Recipe, StageRecipe
 from steer.shapes.train.scorer import (
     mirrored,
@@ -218,12 +219,41 @@ def test_twin_pairs_are_right_and_wrong_by_the_oracle() -> None:
     assert pairs.choice.tolist() == [1.0] * 12
 
 
+def test_descriptions_are_met_by_their_pictures_and_never_held_out(pool: Pool) -> None:
+    rng = np.random.default_rng(2)
+    readings = read(pool.images)
+    specs = [describe(reading, rng) for reading in readings]
+    found = [(r, s) for r, s in zip(readings, specs, strict=True) if s is not None]
+    assert len(found) > 0.9 * len(readings)
+    assert all(judge(r, s).all_met and not is_held_out(s) for r, s in found)
+    assert any(s.relation for _, s in found) and any(s.background for _, s in found)
+    assert any(g.size for _, s in found for g in s.groups)
+
+
+def test_unclear_pictures_are_not_described() -> None:
+    assert [describe(r, np.random.default_rng(0)) for r in read(torch.rand(2, 3, 64, 64))] == [
+        None,
+        None,
+    ]
+
+
+def test_a_group_is_asked_about_under_the_captions_that_describe_it(pool: Pool) -> None:
+    texts = ["a red circle", "two blue squares"]
+    readings = [read(pool.images[:4]), read(pool.images[4:8])]
+    asked, groups = questions(texts, readings, np.random.default_rng(1))
+    assert asked[:2] == texts and groups[:2] == [0, 1]
+    for text, group in list(zip(asked, groups, strict=True))[2:]:
+        assert any(judge(reading, parse(text)).all_met for reading in readings[group])
+    assert questions(texts, readings, None) == (texts, [0, 1])
+
+
 def test_sample_pairs_follow_the_votes() -> None:
     samples = {
         "fraction": torch.tensor([[1.0, 0.2], [0.3, 0.9]]),
         "correct": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
         "neat": torch.ones(2, 2),
-        "images": torch.tensor([[255, 0], [0, 255]], dtype=torch.uint8)
+        "group": torch.tensor([1, 0]),
+        "images": torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8)
         .view(2, 2, 1, 1, 1)
         .expand(2, 2, 3, 64, 64),
     }

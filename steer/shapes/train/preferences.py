@@ -1,7 +1,8 @@
 """Stage 4: the pipeline's own samples, judged by a simulated crowd.
 
-Each caption gets several images; the oracle's correctness and the model-free neatness give each a
-utility, and simulated annotators choose between two images by that utility plus Gumbel noise.
+Each caption gets a group of images; the oracle's correctness and the model-free neatness give each
+a utility, and simulated annotators choose between two images by that utility plus Gumbel noise. A
+training group is also asked about under the captions that describe its images.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from steer.shapes.captions import caption
-from steer.shapes.oracle import neatness, oracle
+from steer.shapes.captions import caption, parse
+from steer.shapes.oracle import Reading, judge, neatness, read
 from steer.shapes.scenes import Split, sample_spec
+from steer.shapes.train.describe import describe
 from steer.shapes.train.recipe import Recipe
 from steer.shapes.train.stage import rank, world_size
 
@@ -51,28 +54,58 @@ def _sample(pipe: StableDiffusionPipeline, texts: list[str], count: int, seed: i
     noise = torch.Generator().manual_seed(seed)
     parts: list[Tensor] = []
     for i in range(0, len(repeated), BATCH):
-        out = pipe(
-            repeated[i : i + BATCH],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=noise,
-            output_type="pt",
-        )
+        with torch.autocast(pipe.device.type, torch.bfloat16):
+            out = pipe(
+                repeated[i : i + BATCH],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=noise,
+                output_type="pt",
+            )
         parts.append(out.images.cpu().float())  # pyright: ignore
     return torch.cat(parts)
 
 
-def _write_shard(path: Path, texts: list[str], images: Tensor) -> None:
-    repeated = [text for text in texts for _ in range(len(images) // len(texts))]
-    verdicts = oracle(images, repeated)
+def questions(
+    texts: list[str], readings: list[list[Reading]], rng: np.random.Generator | None
+) -> tuple[list[str], list[int]]:
+    """Captions to ask about, and the group of each: its own, then those describing its images.
+
+    Args:
+        texts: The caption that each group was made from.
+        readings: What each group's images show.
+        rng: Draws the descriptions; without it there are none.
+    """
+    asked, groups = list(texts), list(range(len(texts)))
+    for group, shown in enumerate(readings):
+        specs = [describe(reading, rng) for reading in shown] if rng else []
+        new = [caption(spec, rng) for spec in dict.fromkeys(specs) if spec is not None]
+        asked += new
+        groups += [group] * len(new)
+    return asked, groups
+
+
+def _write_shard(
+    path: Path, texts: list[str], images: Tensor, rng: np.random.Generator | None
+) -> None:
+    images = (images * 255).round().to(torch.uint8)
+    every = iter(read(images))
+    size = len(images) // len(texts)
+    readings = [[next(every) for _ in range(size)] for _ in texts]
+    asked, groups = questions(texts, readings, rng)
+    verdicts = [
+        [judge(reading, parse(text)) for reading in readings[group]]
+        for text, group in zip(asked, groups, strict=True)
+    ]
     tensors = {
-        "images": (images * 255).round().to(torch.uint8),
-        "fraction": torch.tensor([v.fraction for v in verdicts]),
-        "correct": torch.tensor([float(v.all_met) for v in verdicts]),
-        "neat": torch.from_numpy(np.asarray(neatness(images))).float(),
+        "images": images.unflatten(0, (len(texts), size)),
+        "neat": torch.from_numpy(neatness(images)).float().unflatten(0, (len(texts), size)),
+        "group": torch.tensor(groups),
+        "fraction": torch.tensor([[v.fraction for v in row] for row in verdicts]),
+        "correct": torch.tensor([[float(v.all_met) for v in row] for row in verdicts]),
     }
     partial = path.with_suffix(".part")
-    save_file(tensors, partial, metadata={"captions": json.dumps(texts)})
+    save_file(tensors, partial, metadata={"captions": json.dumps(asked)})
     os.replace(partial, path)
 
 
@@ -94,20 +127,28 @@ def make_preferences(
         wording = None if split == "held_out" else rng
         texts = [caption(sample_spec(rng, split), wording) for _ in range(SHARD)]
         images = _sample(pipe, texts, recipe.preference_images, shard)
-        _write_shard(path, texts, images)
+        _write_shard(path, texts, images, wording)
 
 
 def load_preferences(folder: Path, split: Split) -> tuple[list[str], dict[str, Tensor]]:
-    """All shards of a split: captions, and tensors with leading shape `(captions, images)`."""
-    from safetensors import safe_open
+    """All shards of a split: the captions asked about, and what was judged.
 
+    Returns:
+        Q captions; and `images` `(groups, images, 3, 64, 64)` uint8, `neat` `(groups, images)`,
+        `group` `(Q,)` int64, `fraction` and `correct` `(Q, images)`.
+
+    Raises:
+        FileNotFoundError: There are no shards.
+    """
     texts: list[str] = []
     parts: list[dict[str, Tensor]] = []
+    groups = 0
     for path in sorted(folder.glob(f"{split}-*.safetensors")):
         with safe_open(path, "pt") as file:
-            captions = json.loads(file.metadata()["captions"])
-        texts += captions
-        parts.append({k: v.unflatten(0, (len(captions), -1)) for k, v in load_file(path).items()})
+            texts += json.loads(file.metadata()["captions"])
+        part = load_file(path)
+        parts.append(part | {"group": part["group"] + groups})
+        groups += len(part["images"])
     if not parts:
         raise FileNotFoundError(f"no {split} samples in {folder}: run the stage 'preferences'")
     return texts, {key: torch.cat([p[key] for p in parts]) for key in parts[0]}

@@ -72,9 +72,10 @@ def sample_pairs(
     rng: np.random.Generator,
     noise: torch.Generator,
 ) -> Pairs:
-    """Pairs of the pipeline's samples `(captions, images, ...)` of one caption, and their votes."""
+    """Pairs of images of one group (see `load_preferences`) for one caption, and their votes."""
     rows = torch.from_numpy(rng.integers(len(texts), size=size))
-    parts = [samples[key][rows] for key in ("fraction", "correct", "neat")]
+    groups = samples["group"][rows]
+    parts = [samples["fraction"][rows], samples["correct"][rows], samples["neat"][groups]]
     every = utility(*parts)
     gap = (every[:, :, None] - every[:, None, :]).abs() + DULL
     gap.diagonal(dim1=1, dim2=2).zero_()
@@ -83,7 +84,7 @@ def sample_pairs(
     pair = torch.stack([drawn // count, drawn % count], 1)
     worth = [part.gather(1, pair) for part in parts]
     first, second = utility(*worth).unbind(1)
-    images = samples["images"][rows[:, None], pair].float() / 255
+    images = samples["images"][groups[:, None], pair].float() / 255
     return Pairs(images, [parse(texts[i]) for i in rows], votes(first, second, noise))
 
 
