@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,10 @@ from steer.errors import RewardError
 from steer.lanes import Lane, lanes_of
 from steer.ledger import Ledger
 from steer.proposals import Solver
+from steer.rewards.compose import Parts, combined, is_relative, parts_of
+from steer.rewards.inputs import NotFiniteError
 from steer.schedule import Schedule
+from steer.starts import Starts
 from steer.trace import Trace
 from steer.types import Name, Population, Query, Reward, Step
 
@@ -40,7 +44,11 @@ class Context:
         ledger, trace: The books.
         on_best: Told the best final or previewed reward so far.
         size: Image height and width that the call asked for, where it did.
-        finals: Final reward per particle, where it was scored.
+        starts: Initial latents that the method made, their names and their noise.
+        watchers: Called with every final population that is scored, and its rewards.
+        left: Denoiser-row equivalents that may still be spent, all prompts together.
+        finals: Final reward per particle, where it was scored; of a reward that compares
+            candidates, among all finished ones of the prompt so far.
         accepted: Per prompt, one bool per returned image; missing means accepted.
         base: Final image of particle 0 per prompt, `(3, H, W)`, where it was decoded.
     """
@@ -59,9 +67,13 @@ class Context:
     trace: Trace
     on_best: Callable[[float], None] = lambda best: None
     size: tuple[int | None, int | None] = (None, None)
+    starts: Starts = field(default_factory=Starts)
+    watchers: list[Callable[[Population, Tensor], None]] = field(default_factory=list)
+    left: Callable[[], float] = lambda: math.inf
     finals: dict[Name, float] = field(default_factory=dict)
     accepted: dict[int, list[bool]] = field(default_factory=dict)
     base: dict[int, Tensor] = field(default_factory=dict)
+    _finished: dict[Name, dict[str, float]] = field(default_factory=dict)
     _best: float = float("-inf")
     _plan: tuple[tuple[Name, ...], list[Lane]] | None = None
 
@@ -77,6 +89,12 @@ class Context:
         for prompt in where:
             self.log("start", prompt=prompt, particle=list(particles))
         return population
+
+    def initial(self, ids: Sequence[Name]) -> Population:
+        """The initial latents of particles that were drawn, or that a method made."""
+        made = self.starts.latents
+        rows = [made[i] if i in made else self.source([i[1]], [i[0]]).x[0] for i in ids]
+        return Population(torch.stack(rows), tuple(ids))
 
     def solver(self, start: Population | None = None) -> Solver:
         """The user's scheduler as a reverse step, in its initial state.
@@ -154,31 +172,59 @@ class Context:
     def score(self, images: Tensor, ids: Sequence[Name], reward: Reward | None = None) -> Tensor:
         """The reward of images for their particles' prompts, `(rows,)` float32.
 
+        A reward that compares candidates (`rank`, `standardise`) compares those of each prompt
+        that are given here: give a whole population at once, or use `evaluate`.
+
         Raises:
             RewardError: Not one finite score per image; prompt and particle are named.
+        """
+        return self.combine(self.parts(images, ids, reward), ids, reward)
+
+    def parts(self, images: Tensor, ids: Sequence[Name], reward: Reward | None = None) -> Parts:
+        """Scores of images by part of the reward, `(rows,)` each: what may be asked in pieces.
+
+        Raises:
+            RewardError: Not one score per image, or an image that is not finite.
         """
         if reward is None:
             reward = self.reward
             self.ledger.reward_calls += len(images)
         with self.ledger.clock("reward"):
-            scores = reward(images, [self.prompts[prompt] for prompt, _ in ids])
-        if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(images),):
-            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise RewardError(
-                f"reward {reward.name!r} returned {found} for {len(images)} images: it must return "
-                f"one score per image, ({len(images)},)"
-            )
-        scores = scores.float()
-        for (prompt, particle), value in zip(ids, scores.detach().tolist(), strict=True):
-            if value != value or value in (float("inf"), float("-inf")):
+            try:
+                return parts_of(reward, images, [self.prompts[prompt] for prompt, _ in ids])
+            except NotFiniteError as error:
                 raise RewardError(
-                    f"reward {reward.name!r} returned {value} for prompt {prompt} "
-                    f"({self.prompts[prompt]!r}), particle {particle}: rewards must be finite"
+                    f"{self._particle(ids[error.index])}: its decoded image has NaN pixels; where "
+                    "the VAE runs in half precision, decode in float32 (pipe.vae.to(torch.float32))"
+                ) from error
+
+    def combine(self, parts: Parts, ids: Sequence[Name], reward: Reward | None = None) -> Tensor:
+        """Scores by part as one reward per particle, `(rows,)` float32, prompt by prompt.
+
+        Raises:
+            RewardError: A reward that is not finite; prompt and particle are named.
+        """
+        reward = self.reward if reward is None else reward
+        scores = combined(reward, parts, [prompt for prompt, _ in ids]).float()
+        for row, value in enumerate(scores.detach().tolist()):
+            if not math.isfinite(value):
+                broken = [k for k, part in parts.items() if not math.isfinite(float(part[row]))]
+                part = f" (its part {broken[0]!r})" if len(parts) > 1 and broken else ""
+                raise RewardError(
+                    f"reward {reward.name!r}{part} returned {value} for {self._particle(ids[row])}:"
+                    " rewards must be finite"
                 )
         return scores
 
+    def _particle(self, name: Name) -> str:
+        prompt, particle = name
+        return f"prompt {prompt} ({self.prompts[prompt]!r}), particle {particle}"
+
     def evaluate(self, population: Population, step: Step | None = None) -> Tensor:
         """Decode and score clean latents, a lane at a time.
+
+        Where the reward compares candidates, previews are compared within `population`, final
+        latents with all that were ever finished for their prompt: `finals` follows.
 
         Args:
             population: Clean latents: x0 previews of a step, or final ones.
@@ -190,47 +236,70 @@ class Context:
         """
         known = self.finals if step is None else {}
         todo = [row for row, name in enumerate(population.ids) if name not in known]
-        if not todo:
-            values = [known[name] for name in population.ids]
-            return torch.tensor(values, device=population.x.device)
-        part, scores = population.take(todo), []
+        part, pieces = population.take(todo), []
         chunk = self.lane * len(self.prompts)
         for start in range(0, len(part), chunk):
             ids = part.ids[start : start + chunk]
             with torch.no_grad():
                 images = self.decode(part.x[start : start + chunk])
-                scores.append(self.score(images, ids))
+                pieces.append(self.parts(images, ids))
             self._keep(images, ids, step)
-        values = torch.cat(scores)
-        self._note(part.ids, values.tolist(), step)
-        if step is not None:
-            return values
+        if pieces:
+            scores = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+            values = self._note(part.ids, scores, step)
+            if step is not None:
+                return values
+            for watch in self.watchers:
+                watch(part, values)
         everyone = [self.finals[name] for name in population.ids]
         return torch.tensor(everyone, device=population.x.device)
 
     def record(self, images: Tensor, ids: Sequence[Name]) -> None:
         """Score finished images and remember it."""
-        scores = self.score(images, ids).tolist()
+        parts = self.parts(images, ids)
         self._keep(images, ids, None)
-        self._note(ids, scores, None)
+        self._note(ids, parts, None)
 
-    def _note(self, ids: Sequence[Name], values: list[float], step: Step | None) -> None:
-        """Log scores prompt by prompt, and tell the best."""
-        index = None if step is None else step.index
+    def _note(self, ids: Sequence[Name], parts: Parts, step: Step | None) -> Tensor:
+        """Combine scores by part, log them prompt by prompt, and tell the best."""
+        if step is None and is_relative(self.reward):
+            scores = self._among_all(ids, parts)
+        else:
+            scores = self.combine(parts, ids)
+        values = scores.tolist()
         if step is None:
             self.finals.update(zip(ids, values, strict=True))
+        lists = {name: part.tolist() for name, part in parts.items()} if len(parts) > 1 else {}
         for prompt in dict.fromkeys(prompt for prompt, _ in ids):
             rows = [row for row, name in enumerate(ids) if name[0] == prompt]
+            shown = {name: [part[row] for row in rows] for name, part in lists.items()}
             self.log(
                 "score",
-                step=index,
+                step=None if step is None else step.index,
                 prompt=prompt,
                 particle=[ids[row][1] for row in rows],
                 reward=[values[row] for row in rows],
                 preview=step is not None,
+                **({"parts": shown} if shown else {}),
             )
         self._best = max(self._best, *values)
         self.on_best(self._best)
+        return scores
+
+    def _among_all(self, ids: Sequence[Name], parts: Parts) -> Tensor:
+        """Rewards of `ids` among all finished particles of their prompts, those updated too."""
+        lists = {name: part.tolist() for name, part in parts.items()}
+        for row, name in enumerate(ids):
+            self._finished[name] = {key: values[row] for key, values in lists.items()}
+        prompts = {prompt for prompt, _ in ids}
+        names = sorted(name for name in self._finished if name[0] in prompts)
+        whole = {key: torch.tensor([self._finished[n][key] for n in names]) for key in lists}
+        self.finals.update(zip(names, self.combine(whole, names).tolist(), strict=True))
+        for row in self.trace.of("score"):
+            if not row["preview"] and row["prompt"] in prompts:
+                row["reward"] = [self.finals[row["prompt"], k] for k in row["particle"]]
+        device = next(iter(parts.values())).device
+        return torch.tensor([self.finals[name] for name in ids], device=device)
 
     def _keep(self, images: Tensor, ids: Sequence[Name], step: Step | None) -> None:
         """Small previews for the trace, and the base image for the judges."""

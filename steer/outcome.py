@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from steer.context import Context
 from steer.ledger import Ledger
+from steer.rewards.compose import unique
 from steer.run import Run
 from steer.trace import Trace
-from steer.types import Method, Name
+from steer.types import Method, Name, Reward
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +61,19 @@ def finish(
     """Score what was not scored, and hang the report on the pipeline's output."""
     ctx = run.context
     rewards: list[float] = []
-    judges: dict[str, list[float]] = {}
+    images: Tensor | None = None
     if interrupted:
         output = _plain_rows(output, run)
         rewards = [float("nan")] * run.rows
         accepted = [False] * len(rewards)
     else:
         assert ctx is not None
-        rewards, judges = _scores(run, ctx, output, latent)
+        rewards, images = _scores(run, ctx, output, latent)
         flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
         accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
-    base, base_judges = _base(run, ctx)
+    finals = {} if ctx is None else ctx.finals
+    base = [finals.get((prompt, 0)) for prompt in range(len(run.texts))]
+    judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
     if not latent:
         run.ledger.decodes += run.rows
     run.ledger.seconds["total"] = time.perf_counter() - start
@@ -95,34 +99,51 @@ def finish(
     return output, report
 
 
-def _scores(
-    run: Run, ctx: Context, output: Any, latent: bool
-) -> tuple[list[float], dict[str, list[float]]]:
-    """Rewards and judges' scores of the returned images."""
+def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[float], Tensor | None]:
+    """Rewards of the returned images, and the images where judges want them."""
     missing = any(name not in ctx.finals for name in run.chosen)
+    images = None
     if missing or run.judges:
         with torch.no_grad():
             images = _images(ctx, output, latent)
             if missing:
                 ctx.record(images, run.chosen)
-            judges = {j.name: ctx.score(images, run.chosen, j).tolist() for j in run.judges}
-    else:
-        judges = {}
-    return [ctx.finals[name] for name in run.chosen], judges
+    return [ctx.finals[name] for name in run.chosen], images
 
 
-def _base(
-    run: Run, ctx: Context | None
-) -> tuple[list[float | None], dict[str, list[float | None]]]:
-    """What particle 0 came to, prompt by prompt, where it was finished."""
-    if ctx is None:
-        return [None] * len(run.texts), {}
-    prompts = range(len(run.texts))
-    judged: dict[str, list[float | None]] = {}
-    for judge in run.judges:
-        scores = {p: ctx.score(image[None], [(p, 0)], judge) for p, image in ctx.base.items()}
-        judged[judge.name] = [float(scores[p]) if p in scores else None for p in prompts]
-    return [ctx.finals.get((p, 0)) for p in prompts], judged
+def _judged(
+    run: Run, ctx: Context, images: Tensor | None
+) -> tuple[dict[str, list[float]], dict[str, list[float | None]]]:
+    """Judges' scores of the returned images, and of particle 0 per prompt where it was finished.
+
+    A judge that compares candidates compares these with each other.
+    """
+    chosen = [] if images is None else run.chosen
+    bases = [(prompt, 0) for prompt in ctx.base if (prompt, 0) not in chosen]
+    groups = [] if images is None else [(images, chosen)]
+    if bases:
+        groups.append((torch.stack([ctx.base[prompt] for prompt, _ in bases]), bases))
+    judges: dict[str, list[float]] = {}
+    base: dict[str, list[float | None]] = {}
+    for name, judge in zip(unique([judge.name for judge in run.judges]), run.judges, strict=True):
+        found = _score_together(ctx, groups, judge)
+        base[name] = [found.get((prompt, 0)) for prompt in range(len(run.texts))]
+        if images is not None:
+            judges[name] = [found[particle] for particle in chosen]
+    return judges, base
+
+
+def _score_together(
+    ctx: Context, groups: Sequence[tuple[Tensor, Sequence[Name]]], judge: Reward
+) -> dict[Name, float]:
+    """A judge's scores of several batches of images, combined as one population."""
+    if not groups:
+        return {}
+    with torch.no_grad():
+        pieces = [ctx.parts(images, ids, judge) for images, ids in groups]
+        parts = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+        names = [name for _, ids in groups for name in ids]
+        return dict(zip(names, ctx.combine(parts, names, judge).tolist(), strict=True))
 
 
 def _images(ctx: Context, output: Any, latent: bool) -> Tensor:

@@ -16,10 +16,12 @@ class Trace:
     `prompt` (index) and lists aligned with `particle` (ids, unique per prompt within a call):
 
     - `start`: particles drawn.
-    - `score`: `reward` per particle; `preview` says whether an x0 preview was judged; `judges`
-      may map further reward names to lists.
+    - `score`: `reward` per particle; `preview` says whether an x0 preview was judged; `parts` maps
+      the parts of a composed reward to lists, `judges` may map further reward names to lists. A
+      final reward that compares candidates is among all that the call finished for the prompt.
     - `select`: `kept` and `dropped` ids (pruning), or `ancestors` per new particle (resampling).
     - `round`: a gate's round: `best`, `threshold`, `accepted`.
+    - `grid`: `steps` whose previews are watched, with their `noise` shares.
     - `final`: `chosen` ids, best first.
 
     Attributes:

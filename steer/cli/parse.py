@@ -6,8 +6,13 @@ import ast
 import difflib
 import inspect
 import math
+import operator
 import re
 from typing import Any
+
+
+_PREDICATES = ("at", "between", "every")
+_JOINS: dict[type[ast.operator], Any] = {ast.BitAnd: operator.and_, ast.BitOr: operator.or_}
 
 
 def is_bare(text: str) -> bool:
@@ -18,36 +23,38 @@ def is_bare(text: str) -> bool:
 def parse_method(text: str, compute: float = 4.0, steps: int = 20) -> Any:
     """The method that `text` names, such as `"BestOfN(16)"` or `"Gate(BestOfN(4), 0.6)"`.
 
-    Names may be written in any case and with dashes (`best-of-n(16)`); arguments are literals or
-    further methods. A bare name takes its size from `compute` and `steps`.
+    Names may be written in any case and with dashes (`best-of-n(16)`); arguments are literals,
+    further methods, or step predicates (`smc(8, when=every(4) & between(0.25, 0.75))`). A bare
+    name takes its size from `compute` and `steps`.
 
     Raises:
         ValueError: An unknown method, something that is not a literal, or arguments that do not
             fit; the message says which and what there is.
     """
     text = text.strip()
-    known = _known()
+    methods = _known()
+    known = methods | _predicates()
     source = re.sub(r"[A-Za-z][\w-]*[A-Za-z](?=\s*\()", lambda m: _name(m[0], known, text), text)
     if is_bare(text):
-        return _sized(known[_name(text, known, text)], text, compute, steps)
+        return _sized(methods[_name(text, methods, text)], text, compute, steps)
     try:
         node = ast.parse(source, mode="eval").body
     except SyntaxError as error:
         raise ValueError(
             f"method={text!r}: cannot be read ({error.msg}); {_hint(known)}"
         ) from error
-    if not isinstance(node, ast.Call):
+    if not isinstance(node, ast.Call) or getattr(node.func, "id", None) in _PREDICATES:
         raise ValueError(f"method={text!r}: not a method; {_hint(known)}")
     return _build(node, known, text)
 
 
 def parse_reward(text: str) -> str | dict[str, float]:
-    """A reward's name, or weights: `"hpsv2=0.7,clip:ViT-B-32:openai=0.3"`.
+    """A reward's name, weights, `"hpsv2=0.7,pickscore=0.01"`, or `"rank(hpsv2,pickscore)"`.
 
     Raises:
         ValueError: A weight that is not a number.
     """
-    if "=" not in text:
+    if "=" not in text or re.fullmatch(r"\s*\w+\(.*\)\s*", text):
         return text
     weights = {}
     for part in text.split(","):
@@ -68,6 +75,12 @@ def _known() -> dict[str, Any]:
     return {name: getattr(methods, name) for name in methods.__all__ if name[0].isupper()}
 
 
+def _predicates() -> dict[str, Any]:
+    from steer import when
+
+    return {name: getattr(when, name) for name in _PREDICATES}
+
+
 def _plain_name(name: str) -> str:
     return name.replace("-", "").replace("_", "").lower()
 
@@ -83,7 +96,8 @@ def _name(written: str, known: dict[str, Any], text: str) -> str:
 
 
 def _hint(known: dict[str, Any]) -> str:
-    return f"there are {', '.join(known)}, written like 'BestOfN(16)'"
+    methods = ", ".join(name for name in known if name[0].isupper())
+    return f"there are {methods}, written like 'BestOfN(16)'"
 
 
 def _build(node: ast.Call, known: dict[str, Any], text: str) -> Any:
@@ -100,11 +114,15 @@ def _build(node: ast.Call, known: dict[str, Any], text: str) -> Any:
 def _value(node: ast.expr, known: dict[str, Any], text: str) -> Any:
     if isinstance(node, ast.Call):
         return _build(node, known, text)
+    if isinstance(node, ast.BinOp) and type(node.op) in _JOINS:
+        left, right = _value(node.left, known, text), _value(node.right, known, text)
+        return _call(_JOINS[type(node.op)], text, [left, right], {})
     try:
         return ast.literal_eval(node)
     except ValueError:
         raise ValueError(
-            f"method={text!r}: {ast.unparse(node)!r} is not a number, text, list or method"
+            f"method={text!r}: {ast.unparse(node)!r} is not a number, text, list, method or step "
+            "predicate"
         ) from None
 
 

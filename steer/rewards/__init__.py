@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from steer.rewards.minimum import AtLeast
 from steer.rewards.registry import available_rewards, register_reward, resolve, reward
 
 
-__all__ = ["available_rewards", "register_reward", "resolve", "reward"]
+__all__ = ["AtLeast", "available_rewards", "register_reward", "resolve", "reward"]

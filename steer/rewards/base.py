@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from steer.types import Reward
 
 if TYPE_CHECKING:
     from steer.rewards.compose import WeightedReward
+    from steer.rewards.minimum import AtLeast
 
 
 class BaseReward(ABC):
@@ -67,10 +68,27 @@ class BaseReward(ABC):
                 start += len(chunk)
         return torch.cat(scores)
 
-    def __mul__(self, weight: float) -> WeightedReward:
-        from steer.rewards.compose import WeightedReward
+    def at_least(self, minimum: Mapping[Any, float] | None = None, **options: Any) -> AtLeast:
+        """This reward under conditions: `reward.at_least({"aesthetic": 5.0})`.
 
-        return WeightedReward([(self, weight)])
+        Args:
+            minimum: Smallest acceptable score by reward.
+            **options: `penalty`, `floor`, `device` and `dtype` of `AtLeast`; every other name is a
+                reward and its minimum, `reward.at_least(aesthetic=5.0)`.
+
+        Raises:
+            ValueError: As in `AtLeast`.
+        """
+        from steer.rewards.minimum import AtLeast
+
+        taken = ("penalty", "floor", "device", "dtype")
+        own = {name: options.pop(name) for name in taken if name in options}
+        return AtLeast(self, {**(minimum or {}), **options}, **own)
+
+    def __mul__(self, weight: float) -> WeightedReward:
+        from steer.rewards.compose import WeightedReward, terms
+
+        return WeightedReward(terms(self, weight))
 
     __rmul__ = __mul__
 

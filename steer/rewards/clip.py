@@ -28,28 +28,43 @@ _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 class ClipReward(BaseReward):
-    """The cosine of image and prompt features, in [-1, 1]; no logit scale is applied.
+    """The cosine of image and prompt features, times `scale` (1 unless a reward says otherwise).
 
     Differentiable; computed in float32 whatever the precision of the weights.
+
+    Args:
+        name: Short name.
+        encoder: The model.
+        preprocess: From images to its pixels.
+        batch: Most images scored at once.
+        scale: Factor of the cosine; `range` follows it.
     """
 
     differentiable = True
-    range = (-1.0, 1.0)
     needs_prompt = True
 
     def __init__(
-        self, name: str, encoder: Encoder, preprocess: Preprocess, *, batch: int | None = 32
+        self,
+        name: str,
+        encoder: Encoder,
+        preprocess: Preprocess,
+        *,
+        batch: int | None = 32,
+        scale: float = 1.0,
     ) -> None:
         self.name = name
         self.encoder = encoder
         self.preprocess = preprocess
         self.batch = checked_batch(batch)
         self.device = encoder.device
+        self.scale = scale
+        self.range = (-scale, scale)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         pixels = self.preprocess(images.to(work_dtype(self.encoder.dtype)))
         features = self.encoder.images(pixels)
-        return (features * self.encoder.prompts(prompts, self.batch or 32)).sum(-1)
+        texts = self.encoder.prompts(prompts, self.batch or 32)
+        return self.scale * (features * texts).sum(-1)
 
 
 def clip(

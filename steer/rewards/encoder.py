@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from steer.errors import CheckpointError
 from steer.rewards.checkpoints import load_into, load_state_dict, stamp
+from steer.rewards.clip_layout import to_open_clip
 from steer.rewards.preprocess import work_dtype
 from steer.rewards.tokens import Tokenizer
 
@@ -56,6 +57,9 @@ class Encoder:
         device: Where it computes.
         dtype: Precision of the weights; features are always at least float32.
         cache: How many prompts' features are kept (least recently used go first).
+
+    Attributes:
+        scale: `exp(logit_scale)`, from the stored precision (bfloat16 would lose a percent of it).
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Encoder:
         dtype: torch.dtype,
         cache: int = 4096,
     ) -> None:
+        logit_scale = getattr(model, "logit_scale", None)
+        self.scale = 1.0 if logit_scale is None else float(logit_scale.detach().double().exp())
         self.model: Any = model.eval().requires_grad_(False).to(device, dtype)
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype
@@ -111,12 +117,15 @@ class Encoder:
 def load_encoder(source: Source, device: torch.device, dtype: torch.dtype) -> Encoder:
     """Build and load an open_clip model; once per process for equal arguments.
 
+    The weights may also be those of a transformers `CLIPModel`.
+
     Raises:
         CheckpointError: The weights cannot be read or do not fit the config.
     """
     with torch.inference_mode(False), quiet():
         tokenizer = _tokenizer(source)
-        model = _build(json.loads(source.config), load_state_dict(source.weights), source.weights)
+        state = to_open_clip(load_state_dict(source.weights))
+        model = _build(json.loads(source.config), state, source.weights)
     return Encoder(model, Tokenizer(tokenizer), device, dtype)
 
 

@@ -13,17 +13,14 @@ from typing import Any, Literal
 
 import open_clip
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.constants import HF_HUB_CACHE
 
-from steer.errors import CheckpointError
 from steer.rewards.clip import ClipReward, default_device
 from steer.rewards.encoder import Source, load_encoder
+from steer.rewards.hub import locate
 from steer.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
 
 
-REPOSITORY = "xswu/HPSv2"
-FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
+VERSIONS = ("2.0", "2.1")
 ARCHITECTURE = "ViT-H-14"
 
 
@@ -34,6 +31,7 @@ def hpsv2(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     batch: int | None = 32,
+    legacy_resize: bool = False,
     revision: str | None = None,
     model_config: dict[str, Any] | None = None,
 ) -> ClipReward:
@@ -49,50 +47,39 @@ def hpsv2(
         device: Default: the accelerator if there is one.
         dtype: Precision of the weights; default float32. float16 may overflow on near-noise images.
         batch: Most images scored at once.
-        revision: Commit, tag or branch of the weights repository; default its main branch.
+        legacy_resize: Resize without antialiasing, as the original does on torchvision before 0.17.
+            Another scale: the reward is then called `"hpsv2.1-legacy"`.
+        revision: Commit, tag or branch of the weights repository; default the pinned commit.
         model_config: Another open_clip model config, for weights of another size.
 
     Raises:
         ValueError: Unknown version.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
-    if version not in FILES:
-        raise ValueError(f"version={version!r}: one of {', '.join(map(repr, FILES))}")
-    config = model_config or open_clip.get_model_config(ARCHITECTURE)
-    weights = Path(checkpoint or _download(version, revision)).expanduser()
-    if not weights.is_file():
-        raise CheckpointError(f"checkpoint={str(checkpoint)!r} does not exist: {_way_out(version)}")
-    source = Source.of(config or {}, str(weights))
+    if version not in VERSIONS:
+        raise ValueError(f"version={version!r}: one of {', '.join(map(repr, VERSIONS))}")
+    name = f"hpsv{version}"
+    config = model_config or open_clip.get_model_config(ARCHITECTURE) or {}
+    source = Source.of(config, locate(name, checkpoint, revision=revision))
     encoder = load_encoder(source, default_device(device), dtype or torch.float32)
-    preprocess = hpsv2_preprocess(encoder.image_size)
-    return ClipReward(f"hpsv2.{version[-1]}", encoder, preprocess, batch=batch)
+    preprocess = hpsv2_preprocess(encoder.image_size, antialias=not legacy_resize)
+    name += "-legacy" if legacy_resize else ""
+    return ClipReward(name, encoder, preprocess, batch=batch)
 
 
 hpsv2_0 = functools.partial(hpsv2, "2.0")
 hpsv2_1 = functools.partial(hpsv2, "2.1")
 
 
-def hpsv2_preprocess(size: tuple[int, int] = (224, 224)) -> Preprocess:
+def hpsv2_preprocess(size: tuple[int, int] = (224, 224), *, antialias: bool = True) -> Preprocess:
     """The published preprocessing, applied to every image (the original skips the padding of
     non-square images whose longest side already is 224, and then fails on them)."""
     return Preprocess(
-        size=size, mean=OPENAI_MEAN, std=OPENAI_STD, resize="longest", fill=0.0, clamp=False
-    )
-
-
-def _download(version: str, revision: str | None) -> str:
-    try:
-        return hf_hub_download(REPOSITORY, FILES[version], revision=revision)
-    except Exception as error:  # the hub's client raises many kinds
-        raise CheckpointError(
-            f"hpsv2.{version[-1]}: its weights are not in the cache and cannot be downloaded "
-            f"({type(error).__name__}): {_way_out(version)}"
-        ) from error
-
-
-def _way_out(version: str) -> str:
-    return (
-        f"where there is a network, run `hf download {REPOSITORY} {FILES[version]}` "
-        f"(https://huggingface.co/{REPOSITORY}, 1.84 GiB), then pass checkpoint='.../"
-        f"{FILES[version]}', or copy the cache folder to {HF_HUB_CACHE} on this machine"
+        size=size,
+        mean=OPENAI_MEAN,
+        std=OPENAI_STD,
+        resize="longest",
+        fill=0.0,
+        antialias=antialias,
+        clamp=False,
     )

@@ -19,6 +19,21 @@ SLACK = 0.25
 """How far pixels may leave [0, 1] (resampling overshoots) before the range is called wrong."""
 
 
+class NotFiniteError(ValueError):
+    """An image holds NaN pixels.
+
+    Attributes:
+        index: Which of the images, counted over all that were passed.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__(
+            f"images[{index}] has NaN pixels: whatever made it overflowed (a VAE in float16 does; "
+            "decode in float32); leave it out"
+        )
+        self.index = index
+
+
 def as_batches(images: Images) -> list[Tensor]:
     """Images as checked float batches `(b, 3, H, W)` in [0, 1], in order.
 
@@ -28,6 +43,7 @@ def as_batches(images: Images) -> list[Tensor]:
 
     Raises:
         ValueError: Wrong type, shape, channel count or range, or no image at all.
+        NotFiniteError: NaN pixels (a ValueError that knows which image).
     """
     if isinstance(images, Tensor):
         return [_checked(images)]
@@ -42,7 +58,9 @@ def as_batches(images: Images) -> list[Tensor]:
         )
     if not images:
         raise ValueError("images=[]: pass at least one image")
-    singles = [_single(image) for image in images]
+    singles: list[Tensor] = []
+    for image in images:
+        singles.append(_single(image, sum(map(len, singles))))
     same = all(s.shape == singles[0].shape and s.device == singles[0].device for s in singles)
     return [torch.cat(singles)] if same else singles
 
@@ -68,13 +86,13 @@ def as_prompts(prompts: str | Sequence[str], count: int) -> list[str]:
     return list(prompts)
 
 
-def _single(image: Any) -> Tensor:
+def _single(image: Any, first: int) -> Tensor:
     if isinstance(image, Image.Image):
         return _from_pil(image)
     if isinstance(image, np.ndarray):
-        return _checked(_from_array(image[None] if image.ndim == 3 else image))
+        return _checked(_from_array(image), first)
     if isinstance(image, Tensor):
-        return _checked(image[None] if image.ndim == 3 else image)
+        return _checked(image[None] if image.ndim == 3 else image, first)
     raise ValueError(
         f"images holds a {type(image).__name__}: pass PIL images, channels-last numpy arrays or "
         "tensors (3, H, W)"
@@ -82,6 +100,13 @@ def _single(image: Any) -> Tensor:
 
 
 def _from_pil(image: Image.Image) -> Tensor:
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise ValueError(
+            f"a PIL image has mode {image.mode!r}, whose range is not 0..255: convert it yourself, "
+            "for 16-bit images with np.asarray(image) / 65535"
+        )
+    if 0 in image.size:
+        raise ValueError(f"a PIL image has size {image.size}: it has no pixels; leave it out")
     array = np.array(image.convert("RGB"))
     return _checked(torch.from_numpy(array).permute(2, 0, 1)[None])
 
@@ -96,21 +121,27 @@ def _from_array(array: np.ndarray) -> Tensor:
             f"images is a numpy array of shape {shape}: arrays are channels-last, (B, H, W, C), "
             "C = 1, 3 or 4; pass channels-first data as a torch tensor (B, 3, H, W)"
         )
+    if array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"images is a numpy array of {array.dtype}: pass floats in [0, 1] or uint8"
+        )
     channels = [0, 0, 0] if array.shape[-1] == 1 else [0, 1, 2]
     return torch.from_numpy(np.ascontiguousarray(array[..., channels])).permute(0, 3, 1, 2)
 
 
-def _checked(images: Tensor) -> Tensor:
+def _checked(images: Tensor, first: int = 0) -> Tensor:
+    """A batch in the contract's form; `first` is the number of its first image."""
     shape = tuple(images.shape)
     if images.ndim != 4 or shape[1] != 3:
         raise ValueError(f"images has shape {shape}, expected (B, 3, H, W): {_shape_hint(shape)}")
     if 0 in shape:
-        raise ValueError(f"images has shape {shape}: pass at least one image, not empty")
+        what = "no pixels: leave such images out" if shape[0] else "pass at least one image"
+        raise ValueError(f"images has shape {shape}: {what}")
     if images.dtype == torch.uint8:
         return images.float() / 255
     if not images.is_floating_point():
         raise ValueError(f"images has dtype {images.dtype}: pass floats in [0, 1], or uint8")
-    _check_range(images.detach())
+    _check_range(images.detach(), first)
     return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
@@ -128,10 +159,12 @@ def _shape_hint(shape: tuple[int, ...]) -> str:
     return "pass one RGB image per row"
 
 
-def _check_range(images: Tensor) -> None:
+def _check_range(images: Tensor, first: int) -> None:
     low, high = torch.stack(images.aminmax()).tolist()
-    if math.isnan(low) or (low >= -SLACK and high <= 1 + SLACK):  # a NaN image scores NaN
+    if low >= -SLACK and high <= 1 + SLACK:
         return
+    if math.isnan(low):
+        raise NotFiniteError(first + int(images.isnan().flatten(1).any(1).nonzero()[0]))
     hint = "rescale to [0, 1]"
     if low >= -SLACK and high <= 255 + SLACK:
         hint = "they look like 0..255: pass images / 255, or uint8"

@@ -34,6 +34,8 @@ class Preprocess:
         fill: Padding value in [0, 1], before normalisation.
         antialias: `False` reproduces tensor resizing of torchvision before 0.17.
         clamp: Cut the resampling overshoot back to [0, 1], as 8-bit PIL images do.
+        crop: How half of an odd number of pixels is rounded: `"round"` as torchvision and
+            open_clip, `"floor"` as transformers.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -44,6 +46,7 @@ class Preprocess:
     fill: float = 0.0
     antialias: bool = True
     clamp: bool = True
+    crop: Literal["round", "floor"] = "round"
 
     @classmethod
     def from_open_clip(cls, cfg: dict[str, Any], size: int | tuple[int, int]) -> Preprocess:
@@ -102,7 +105,8 @@ class Preprocess:
         for axis, size in ((-2, self.size[0]), (-1, self.size[1])):
             extra = images.shape[axis] - size
             if extra > 0:
-                images = images.narrow(axis, round(extra / 2), size)
+                start = extra // 2 if self.crop == "floor" else round(extra / 2)
+                images = images.narrow(axis, start, size)
         down, right = self.size[0] - images.shape[-2], self.size[1] - images.shape[-1]
         if not (down or right):
             return images

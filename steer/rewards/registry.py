@@ -16,18 +16,27 @@ from typing import Any, TypeVar
 
 import torch
 
-from steer.rewards.compose import WeightedReward
 from steer.rewards.function import FunctionReward
+from steer.rewards.mixtures import mixture, read_mixture
 from steer.types import Reward
 
 
 BUILT_IN = {
+    "aesthetic": "steer.rewards.aesthetic:aesthetic",
+    "aesthetic-v1": "steer.rewards.aesthetic:aesthetic_v1",
+    "carinox": "steer.rewards.presets:carinox",
     "clip:*": "steer.rewards.clip:clip",
+    "compressibility": "steer.rewards.compressibility:compressibility",
     "hpsv2": "steer.rewards.hpsv2:hpsv2",
     "hpsv2.0": "steer.rewards.hpsv2:hpsv2_0",
     "hpsv2.1": "steer.rewards.hpsv2:hpsv2_1",
+    "imagereward": "steer.rewards.imagereward:imagereward",
+    "incompressibility": "steer.rewards.compressibility:incompressibility",
+    "pickscore": "steer.rewards.pickscore:pickscore",
+    "reno": "steer.rewards.presets:reno",
     "shapes": "steer.rewards.shapes:shapes",
     "shapes-clip": "steer.rewards.shapes:shapes_clip",
+    "vqa:*": "steer.rewards.vqa:vqa",
 }
 ENTRY_POINTS = "steer.rewards"
 _SPECS = "pass a function (images, prompts) -> (B,), a dict of weights, a reward, or a name"
@@ -42,6 +51,10 @@ def reward(
     checkpoint: Any = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    combine: str | None = None,
+    clip_gradient: float | None = None,
+    minimum: Mapping[Any, float] | None = None,
+    penalty: float | None = None,
     **options: Any,
 ) -> Reward:
     """A reward from a name, a function, a dict of weights, or a reward.
@@ -49,11 +62,18 @@ def reward(
     Models are loaded once per process for the same checkpoint, device and dtype.
 
     Args:
-        spec: A name, as `available_rewards` lists them; or a function `(images, prompts) -> (B,)`;
-            or weights, `{"hpsv2": 0.7, my_function: 0.3}`; or a reward, returned as it is.
+        spec: A name, as `available_rewards` lists them, or an ensemble in text, such as
+            `"rank(hpsv2,pickscore)"`; or a function `(images, prompts) -> (B,)`; or weights,
+            `{"hpsv2": 0.7, my_function: 0.3}`; or a reward, returned as it is.
         checkpoint: Local weights, for a name.
         device: For names; default the accelerator if there is one.
         dtype: Precision of the weights, for names; default float32.
+        combine: How a dict becomes one score: the weighted `"sum"` (default), the weighted mean of
+            per-prompt ranks (`"rank"`), or the weighted sum of per-prompt z-scores
+            (`"standardise"`).
+        clip_gradient: For weighted sums: largest norm of each part's image gradient; see
+            `WeightedReward`.
+        minimum, penalty: Scores that other rewards must keep, `{"aesthetic": 5.0}`; see `AtLeast`.
         **options: What the named reward (for example `batch=8`) or `FunctionReward` takes.
 
     Returns:
@@ -63,17 +83,38 @@ def reward(
         ValueError: Unknown name or option, or a spec that is none of these.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
-    given = _given(checkpoint=checkpoint, device=device, dtype=_dtype(dtype))
+    given = _given(
+        checkpoint=checkpoint,
+        device=device,
+        dtype=_dtype(dtype),
+        combine=combine,
+        clip_gradient=clip_gradient,
+    )
+    made = _made(spec, given | options)
+    if minimum is None and penalty is None:
+        return made
+    from steer.rewards.minimum import AtLeast
+
+    return AtLeast(made, minimum or {}, penalty=penalty, device=device, dtype=dtype)
+
+
+def _made(spec: Any, options: dict[str, Any]) -> Reward:
+    written = read_mixture(spec) if isinstance(spec, str) else None
+    if written is not None:
+        spec, options = written[1], {"combine": written[0]} | options
     if isinstance(spec, str):
-        return _named(spec, given | options)
+        _refuse(_only(options, "combine"), "a name")
+        return _named(spec, options)
     if isinstance(spec, Mapping):
-        _refuse(_only(given, "checkpoint") | options, "a dict of weights")
-        return _weighted(spec, device, given.get("dtype"))
+        kept = ("device", "dtype", "combine", "clip_gradient")
+        _refuse({k: v for k, v in options.items() if k not in kept}, "a dict of weights")
+        return _weighted(spec, **options)
     if isinstance(spec, Reward) and not isinstance(spec, type | FunctionType):
-        _refuse(_only(given, "checkpoint", "dtype") | options, "a reward object")
+        _refuse({k: v for k, v in options.items() if k != "device"}, "a reward object")
         return spec
     if callable(spec) and not isinstance(spec, type):
-        _refuse(_only(given, "checkpoint", "dtype"), "a function")
+        _refuse(_only(options, "checkpoint", "dtype", "combine", "clip_gradient"), "a function")
+        options.pop("device", None)  # it computes wherever the images are
         return FunctionReward(spec, **options)
     raise ValueError(f"reward={spec!r}: {_SPECS} ({', '.join(available_rewards())})")
 
@@ -172,15 +213,18 @@ def _unknown(name: str) -> str:
 
 
 def _weighted(
-    spec: Mapping[Any, Any], device: str | torch.device | None, dtype: torch.dtype | None
-) -> WeightedReward:
+    spec: Mapping[Any, Any],
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Reward:
     parts = [
         (reward(key, device=device, dtype=dtype if isinstance(key, str) else None), weight)
         for key, weight in spec.items()
     ]
     named = zip(spec, parts, strict=True)
     names = [key if isinstance(key, str) else part.name for key, (part, _) in named]
-    return WeightedReward(parts, names)
+    return mixture(parts, names, **options)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -200,4 +244,6 @@ def _only(options: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def _refuse(options: dict[str, Any], what: str) -> None:
     if options:
-        raise ValueError(f"{next(iter(options))}= does not apply to {what}: it goes with a name")
+        name = next(iter(options))
+        home = "a dict of weights" if name in ("combine", "clip_gradient") else "a name"
+        raise ValueError(f"{name}= does not apply to {what}: it goes with {home}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 from pathlib import Path
@@ -54,6 +55,21 @@ def hps_file(hps_model: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("hps") / "HPS_v2.1_compressed.pt"
     torch.save({"state_dict": hps_model.state_dict(), "epoch": 3}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def clip_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer by transformers, from the published list of merges."""
+    folder = tmp_path_factory.mktemp("bpe")
+    packed = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    with gzip.open(packed, "rt", encoding="utf-8") as file:
+        merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = list(open_clip.tokenizer.bytes_to_unicode().values())
+    tokens = [*letters, *[x + "</w>" for x in letters], *["".join(m.split()) for m in merges]]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
 def _joined(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -15,34 +13,21 @@ import torch
 from hps_reference import published_model, published_preprocess
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
-from transformers import CLIPTokenizer
+from torch.nn.functional import normalize, pad
+from torchvision.transforms.functional import InterpolationMode, resize
 
 import steer
 from steer.errors import CheckpointError
+from steer.rewards.encoder import Encoder, _build
 from steer.rewards.hpsv2 import hpsv2, hpsv2_preprocess
 
 
+PIN = "697403c78157020a1ae59d23f111aa58ced35b0a"
 PROMPTS = ["A cat with two horns on its head", "an oil painting of &lt;a&gt;  Ship; it's 5 o'clock"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer by transformers, from the published list of merges."""
-    folder = tmp_path_factory.mktemp("bpe")
-    packed = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    with gzip.open(packed, "rt", encoding="utf-8") as file:
-        merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
-    letters = list(open_clip.tokenizer.bytes_to_unicode().values())
-    tokens = [*letters, *[x + "</w>" for x in letters], *["".join(m.split()) for m in merges]]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-
-
-@pytest.fixture(scope="module")
-def published(hps_model, hps_config, tokenizer):
+def published(hps_model, hps_config, clip_tokenizer):
     """The whole published scorer in float64: `(H, W, 3)` arrays and prompts to cosines."""
     model = published_model(hps_model.state_dict(), hps_config)
 
@@ -53,7 +38,7 @@ def published(hps_model, hps_config, tokenizer):
         pixels = torch.from_numpy(np.stack([published_preprocess(x) for x in images]))
         clean = [prompt.replace("&lt;", "<").replace("&gt;", ">") for prompt in prompts]
         options = {"padding": "max_length", "max_length": 77, "truncation": True}
-        tokens = tokenizer(clean, return_tensors="pt", **options)
+        tokens = clip_tokenizer(clean, return_tensors="pt", **options)
         with torch.no_grad():
             image = features(model.get_image_features(pixel_values=pixels))
             text = features(model.get_text_features(**tokens))
@@ -90,6 +75,36 @@ def test_preprocess_is_the_published_one(size):
     assert np.abs(got.numpy() - published_preprocess(image)).max() < 1e-4
 
 
+def torchvision_before_0_17(image: Tensor, size: int = 224) -> Tensor:
+    """The published transform where `antialias` was not passed and meant False."""
+    height, width = image.shape[-2:]
+    scale = size / max(height, width)
+    if scale != 1:
+        new = [round(height * scale), round(width * scale)]
+        image = resize(image, new, InterpolationMode.BICUBIC, antialias=False)
+    down, right = size - image.shape[-2], size - image.shape[-1]
+    image = pad(image, (right // 2, right - right // 2, down // 2, down - down // 2))
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=image.dtype)[:, None, None]
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=image.dtype)[:, None, None]
+    return (image - mean) / std
+
+
+@pytest.mark.parametrize("size", [*SIZES, (512, 512)])
+def test_legacy_resize_is_torchvisions_without_antialias(size, hps_file, hps_config):
+    image = as_tensor(smooth_noise(*size))
+    expected = torchvision_before_0_17(image)
+    assert (hpsv2_preprocess(antialias=False)(image) - expected).abs().max() < 1e-5
+    options = {"checkpoint": hps_file, "model_config": hps_config, "device": "cpu"}
+    legacy = steer.reward("hpsv2", legacy_resize=True, **options)
+    assert legacy.name == "hpsv2.1-legacy"
+    with torch.no_grad():
+        features = legacy.encoder.images(expected)
+    wanted = (features * legacy.encoder.prompts(PROMPTS[:1])).sum(-1)
+    assert torch.allclose(legacy(image, PROMPTS[0]), wanted, atol=1e-6)
+    if max(size) > 224:  # where there is something to antialias, the two are far apart
+        assert (hpsv2_preprocess()(image) - expected).abs().max() > 0.3
+
+
 def test_bars_are_black_and_centred():
     pixels = hpsv2_preprocess()(torch.ones(1, 3, 768, 1344))[0]
     bar = torch.tensor([-1.792263, -1.752097, -1.480220])[:, None]
@@ -113,9 +128,10 @@ def test_float64_agrees_to_rounding(hps_file, hps_config, published):
     assert abs(got.item() - published([image], PROMPTS[:1]).item()) < 1e-12
 
 
+@pytest.mark.parametrize("size", [(80, 120), (131, 224), (224, 150), (224, 224)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
-def test_pil_modes(reward, published, mode):
-    picture = Image.fromarray((smooth_noise(80, 120) * 255).astype(np.uint8)).convert(mode)
+def test_pil_modes(reward, published, mode, size):
+    picture = Image.fromarray((smooth_noise(*size) * 255).astype(np.uint8)).convert(mode)
     if mode.endswith("A"):
         picture.putalpha(100)
     image = np.asarray(picture.convert("RGB")) / 255.0
@@ -221,10 +237,11 @@ def test_missing_weights_say_what_to_download(monkeypatch, tmp_path):
     def offline(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("steer.rewards.hpsv2.hf_hub_download", offline)
+    monkeypatch.setattr("steer.rewards.hub.hf_hub_download", offline)
     with pytest.raises(CheckpointError) as error:
         steer.reward("hpsv2")
-    for part in ("hf download xswu/HPSv2 HPS_v2.1_compressed.pt", "checkpoint=", "cache folder"):
+    command = f"hf download xswu/HPSv2 HPS_v2.1_compressed.pt --revision {PIN}"
+    for part in (command, "checkpoint=", "cache folder", "1.97 GB", "no network"):
         assert part in str(error.value)
 
 
@@ -235,12 +252,12 @@ def test_hub_gets_pinned_names(monkeypatch, hps_file, hps_config):
         asked.append((repository, name, revision))
         return str(hps_file)
 
-    monkeypatch.setattr("steer.rewards.hpsv2.hf_hub_download", fetch)
+    monkeypatch.setattr("steer.rewards.hub.hf_hub_download", fetch)
     steer.reward("hpsv2", model_config=hps_config, device="cpu")
-    steer.reward("hpsv2.0", model_config=hps_config, device="cpu", revision="abc")
+    steer.reward("hpsv2.0", model_config=hps_config, device="cpu", revision="main")
     assert asked == [
-        ("xswu/HPSv2", "HPS_v2.1_compressed.pt", None),
-        ("xswu/HPSv2", "HPS_v2_compressed.pt", "abc"),
+        ("xswu/HPSv2", "HPS_v2.1_compressed.pt", PIN),
+        ("xswu/HPSv2", "HPS_v2_compressed.pt", "main"),
     ]
 
 
@@ -248,3 +265,20 @@ def test_wrong_architecture_names_the_tensors(hps_file, folder_model):
     config = json.loads((folder_model[0] / "open_clip_config.json").read_text())["model_cfg"]
     with pytest.raises(CheckpointError, match=r"of another shape \(.*is \(.*the model has \("):
         hpsv2(checkpoint=hps_file, model_config=config, device="cpu")
+
+
+@pytest.mark.slow
+def test_full_size_towers_once():
+    """The real ViT-H-14, from a state dict of its 686 tensors in float16, as the files hold it."""
+    config = open_clip.get_model_config("ViT-H-14") or {}
+    with torch.device("meta"):
+        shapes = open_clip.CLIP(**config).state_dict()
+    assert len(shapes) == 686
+    state = {name: torch.zeros(x.shape, dtype=torch.float16) for name, x in shapes.items()}
+    model = _build(config, state, "zeros")
+    tokenizer = open_clip.get_tokenizer("ViT-H-14")
+    encoder = Encoder(model, tokenizer, torch.device("cpu"), torch.float16)
+    parameters = dict(encoder.model.named_parameters())
+    assert sum(p.numel() for p in parameters.values()) == 986_109_441
+    assert all(p.data_ptr() == state[name].data_ptr() for name, p in parameters.items())  # no copy
+    assert encoder.image_size == (224, 224)
