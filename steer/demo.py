@@ -93,7 +93,7 @@ def main(
     """Draw captions the bundled world never trained on, plain and guided, and compare."""
     from rich.console import Console
 
-    from steer.cli.app import BAD_INPUT, INTERRUPTED
+    from steer.cli.exits import BAD_INPUT, INTERRUPTED
     from steer.errors import SteerError
     from steer.report.summary import summary
 

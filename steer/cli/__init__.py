@@ -1,1 +1,1 @@
-"""The command line: `steer sample`, `steer report`, `steer rewards`."""
+"""The command line: `steer sample`, `score`, `convert`, `report`, `rewards`."""

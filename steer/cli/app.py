@@ -1,15 +1,17 @@
-"""The command `steer`: sample with a reward, rebuild reports, list rewards."""
+"""The command `steer`: sample with a reward, score images, rebuild reports."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from steer.cli.convert import convert
+from steer.cli.exits import INTERRUPTED, bad_input, fail
+from steer.cli.score import score
 
 
 if TYPE_CHECKING:
@@ -24,26 +26,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-BAD_INPUT, INTERRUPTED = 2, 130
-
-
-def _fail(message: object) -> typer.Exit:
-    """Say what is wrong in one line on stderr; the caller raises what it gets."""
-    typer.echo(f"steer: {' '.join(str(message).split())}", err=True)
-    return typer.Exit(BAD_INPUT)
-
-
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """Turn an error of the user's input into one line and exit code 2."""
-    from steer.errors import SteerError
-
-    try:
-        yield
-    except (SteerError, ValueError, OSError, ImportError) as error:
-        raise _fail(error) from error
-
-
 Prompts = Annotated[
     list[str] | None, typer.Argument(help="What to draw; one or more.", show_default=False)
 ]
@@ -53,7 +35,9 @@ PromptsFile = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for images, run.json, report.html.")]
 Pipeline = Annotated[str, typer.Option(help="'shapes' (bundled, offline), a folder, or a hub id.")]
-Reward = Annotated[str, typer.Option(help="A name (see `steer rewards`), or 'a=0.7,b=0.3'.")]
+Reward = Annotated[
+    str, typer.Option(help="A name (see `steer rewards`), 'a=0.7,b=0.3', or 'rank(a,b)'.")
+]
 Compute = Annotated[
     float | None,
     typer.Option(
@@ -129,7 +113,7 @@ def sample(
     Example: steer sample "a red circle left of a blue square" --compute 4 --out results
     """
     options = {k: v for k, v in locals().items() if k not in ("prompts", "out", "prompts_file")}
-    with _bad_input():
+    with bad_input():
         texts = (*(prompts or ()), *_lines(prompts_file))
         if not texts:
             raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')
@@ -140,12 +124,16 @@ def sample(
     _sample(job, out, run)
 
 
+app.command()(score)
+app.command()(convert)
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder that `steer sample --out` wrote.")],
 ) -> None:
     """Build report.html again from a run's files."""
-    with _bad_input():
+    with bad_input():
         from steer.record import Run
         from steer.report.page import write_report
 
@@ -156,7 +144,7 @@ def report(
 @app.command()
 def rewards() -> None:
     """List the rewards that --reward and --judge know by name."""
-    with _bad_input():
+    with bad_input():
         from steer.rewards import available_rewards
 
         for name in available_rewards():
@@ -184,7 +172,7 @@ def _sample(job: Job, out: Path, run: Run | None) -> None:
     from rich.markup import escape
 
     console = Console()
-    with _bad_input():
+    with bad_input():
         from steer.record import Run
 
         arguments = job.to_dict()
@@ -223,7 +211,7 @@ def _draw(run: Run, sampler: Any, console: Any) -> None:
         )
         raise typer.Exit(INTERRUPTED) from None
     except SteerError as error:
-        raise _fail(error) from error
+        raise fail(error) from error
     path = write_report(run)
     console.print(summary(run))
     console.print(f"Report: [bold]{path}[/]")

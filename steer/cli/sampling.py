@@ -14,12 +14,14 @@ from packaging.version import Version
 from PIL import Image
 
 import steer
+from steer.cli.device import first_line, usable_device
 from steer.cli.job import Job
 from steer.cli.parse import parse_method, parse_reward
 from steer.errors import SteerError
 from steer.outcome import Report
 from steer.pipeline import guided
 from steer.record import Run, plain, prompt_seed, save_png, versions
+from steer.rewards.compose import is_relative
 
 
 IMAGES = "images"
@@ -60,23 +62,8 @@ def load_pipeline(name: str, device: str, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         where = "cannot be loaded" if folder.is_dir() else "neither a folder nor found on the hub"
-        raise PipelineNotFoundError(f"pipeline={name!r}: {where} ({_first_line(error)})") from error
+        raise PipelineNotFoundError(f"pipeline={name!r}: {where} ({first_line(error)})") from error
     return pipe.to(device)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r}: not usable here ({_first_line(error)})") from error
-    return name
 
 
 def _dtype(name: str, device: str, pipeline: str) -> torch.dtype:
@@ -104,7 +91,7 @@ class Sampler:
         if job.method:
             parse_method(job.method)  # a mistake is told before anything is loaded
         reward, judge = parse_reward(job.reward), job.judge and parse_reward(job.judge)
-        device = _device(job.device)
+        device = usable_device(job.device)
         dtype = _dtype(job.dtype, device, job.pipeline)
         self.job = job
         self.reward = steer.reward(reward, device=device)
@@ -207,8 +194,10 @@ class Sampler:
             "verdict": verdicts[0] if verdicts else None,
         }
 
-    def _score(self, reward: Any, image: Image.Image, prompt: str, known: float | None) -> float:
-        if known is not None:
+    def _score(
+        self, reward: Any, image: Image.Image, prompt: str, known: float | None
+    ) -> float | None:
+        if known is not None or is_relative(reward):  # which no image alone can be given
             return known
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
         with torch.no_grad():

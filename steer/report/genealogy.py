@@ -51,11 +51,13 @@ class Block:
     Attributes:
         stages: In order of time.
         columns: Particle ids, the longest-lived and best first.
+        parents: Of particles that are copies of others, by particle id.
         best, threshold, accepted: A gate's verdict on this round, where there was one.
     """
 
     stages: list[Stage] = field(default_factory=list)
     columns: list[int] = field(default_factory=list)
+    parents: dict[int, int] = field(default_factory=dict)
     best: float | None = None
     threshold: float | None = None
     accepted: bool | None = None
@@ -83,7 +85,7 @@ def blocks(events: Iterable[Mapping[str, Any]], prompt: int, steps: int) -> list
         if kind == "score":
             _judge(found[-1], event, steps)
         elif kind == "select" and found[-1].stages:
-            _select(found[-1].stages[-1], event)
+            _select(found[-1], event)
         elif kind == "round":
             found[-1].best, found[-1].threshold = event.get("best"), event.get("threshold")
             found[-1].accepted = event.get("accepted")
@@ -113,10 +115,13 @@ def _judge(block: Block, event: Mapping[str, Any], steps: int) -> None:
     at = 1.0 if step is None else min((step + 1) / max(steps, 1), 1.0)
     key = FINAL if step is None else step
     rewards = event.get("reward") or [None] * len(event["particle"])
+    seen = {particle for stage in block.stages for particle in stage.cells}
     cells = {
         particle: Cell(particle, reward, "kept", (particle, key))
         for particle, reward in zip(event["particle"], rewards, strict=True)
     }
+    for particle in cells.keys() - seen:  # a copy's parent is told where the copy is first seen
+        cells[particle].parent = block.parents.get(particle)
     last = block.stages[-1] if block.stages else None
     if last is not None and last.step == step:
         last.cells.update(cells)
@@ -124,7 +129,8 @@ def _judge(block: Block, event: Mapping[str, Any], steps: int) -> None:
         block.stages.append(Stage(step, at, cells))
 
 
-def _select(stage: Stage, event: Mapping[str, Any]) -> None:
+def _select(block: Block, event: Mapping[str, Any]) -> None:
+    stage = block.stages[-1]
     for particle in event.get("dropped") or ():
         if particle in stage.cells:
             stage.cells[particle].state = "dropped"
@@ -132,8 +138,10 @@ def _select(stage: Stage, event: Mapping[str, Any]) -> None:
     if ancestors is not None:
         for particle in set(stage.cells) - set(ancestors):
             stage.cells[particle].state = "dropped"
-        for child, parent in zip(event["particle"], ancestors, strict=True):
-            if child in stage.cells and child != parent:
+        born = [(k, p) for k, p in zip(event["particle"], ancestors, strict=True) if k != p]
+        block.parents.update(born)
+        for child, parent in born:
+            if child in stage.cells:
                 stage.cells[child].parent = parent
 
 

@@ -1,0 +1,26 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+
+def usable_device(name: str) -> str:
+    """`name` itself, or the accelerator if there is one and the CPU otherwise for `"auto"`.
+
+    Raises:
+        ValueError: The device is not usable on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r}: not usable here ({first_line(error)})") from error
+    return name
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, without its full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
