@@ -98,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=common.headline(__doc__))
     parser.add_argument("--captions", type=int, default=64)
     parser.add_argument("--particles", type=int, default=16)
+    parser.add_argument("--split", choices=("train", "held_out"), default="held_out")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
@@ -107,12 +108,13 @@ def main() -> None:
     pipe = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
     guided = steer.guided(pipe, reward="shapes", width=min(8, args.particles))
-    prompts = steer.shapes.prompts("held_out", args.captions, seed=0)
+    prompts = steer.shapes.prompts(args.split, args.captions, seed=0)
     previews, finals = watch(guided, prompts, args.particles)
     result = {
         "study": "previews",
         **common.provenance(),
         "sampler": f"DDIM, {STEPS} steps, guidance {GUIDANCE}",
+        "split": args.split,
         "captions": args.captions,
         "particles": args.particles,
         "curve": curve(previews, finals),

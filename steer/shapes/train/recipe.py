@@ -26,15 +26,15 @@ class Recipe:
     seed: int = 0
     scenes: int = 40_000
     vae: StageRecipe = field(default_factory=lambda: StageRecipe(2200, 32, 2.5e-3))
-    clip: StageRecipe = field(default_factory=lambda: StageRecipe(5000, 64, 1e-3, warmup=100))
+    clip: StageRecipe = field(default_factory=lambda: StageRecipe(4000, 64, 1e-3, warmup=100))
     denoiser: StageRecipe = field(
         default_factory=lambda: StageRecipe(6300, 64, 6e-4, warmup=200, ema=0.999)
     )
     scorer: StageRecipe = field(
         default_factory=lambda: StageRecipe(280, 64, 3e-4, warmup=50, weight_decay=0.1, ema=0.99)
     )
-    scorers: int = 3
-    preference_captions: int = 2048
+    scorers: int = 2
+    preference_captions: int = 1536
     preference_images: int = 8
 
     def scaled(self, factor: float) -> Recipe:

@@ -21,7 +21,7 @@ from steer.shapes.train.stage import share, train
 from steer.shapes.train.text import Encoder
 
 
-TWIN_SHARE = 0.5
+TWIN_SHARE = 0.25
 DULL = 0.05
 """Pairs are drawn in proportion to the gap in utility plus this: most pairs of samples are equally
 right or wrong and teach only noise."""
