@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from steer.context import Context
 from steer.errors import NotAcceptedError
 from steer.methods.checks import whole
+from steer.rewards.compose import check_absolute
+from steer.threshold import Threshold
 from steer.types import Method, Population, Search
 
 
@@ -21,13 +24,16 @@ class Gate:
 
     Args:
         method: What a round runs.
-        threshold: A reward, or an object with `accept(reward) -> bool`.
+        threshold: A reward, a `Threshold` (also one with levels per prompt), the path of a saved
+            one, or an object with `accept(reward) -> bool`.
         max_rounds: Rounds at most.
         on_reject: What to do with a prompt that never clears: return the `"best"` found, marked
             `accepted=False`, or `"raise"`.
 
     Raises:
-        ValueError: Arguments of the wrong kind.
+        ValueError: Arguments of the wrong kind, or a threshold file that cannot be read. When
+            called: a `Threshold` of another reward or version, or without a level for a prompt; a
+            reward that only ranks candidates.
     """
 
     method: Method
@@ -40,11 +46,13 @@ class Gate:
         whole("max_rounds", self.max_rounds, example)
         if not isinstance(self.method, Method):
             raise ValueError(f"method={self.method!r}: must be a method; write {example}")
+        if isinstance(self.threshold, str | Path):
+            object.__setattr__(self, "threshold", Threshold.load(self.threshold))
         number = isinstance(self.threshold, int | float) and self.threshold == self.threshold
         if not number and not callable(getattr(self.threshold, "accept", None)):
             raise ValueError(
-                f"threshold={self.threshold!r}: must be a number or have accept(reward); write "
-                f"{example}"
+                f"threshold={self.threshold!r}: must be a number, a Threshold, the path of one, or "
+                f"have accept(reward); write {example}"
             )
         if self.on_reject not in ("best", "raise"):
             raise ValueError(f"on_reject={self.on_reject!r}: must be 'best' or 'raise'")
@@ -54,45 +62,40 @@ class Gate:
         """Population sizes per returned image."""
         return self.method.populations
 
+    @property
+    def draws(self) -> int:
+        """Particles per returned image that all rounds together draw, at most."""
+        return self.max_rounds * draws(self.method)
+
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image, if every round is needed."""
         return self.max_rounds * self.method.cost(steps)
 
-    def accepts(self, reward: float) -> bool:
-        """Whether a reward clears the threshold."""
-        if isinstance(self.threshold, int | float):
-            return reward >= self.threshold
-        return bool(self.threshold.accept(reward))
-
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Rounds of `method`; every round draws particles that no round before it had."""
+        self._check(ctx)
+        first, stride = start.ids[0][1], draws(self.method) * ctx.images
         size = self.populations[0] * ctx.images
         best, population, waiting = [], start, start.prompts
         for number in range(self.max_rounds):
             best.append((yield from self.method(ctx, population)))
-            best = [self._merge(ctx, best)]
-            waiting = [prompt for prompt in waiting if not self._verdict(ctx, best[0], prompt)]
+            best = [merge(ctx, best)]
+            waiting = [p for p in waiting if not verdict(ctx, best[0], p, self.threshold)]
             if not waiting or number + 1 == self.max_rounds:
                 break
-            population = ctx.draw(range((number + 1) * size, (number + 2) * size), waiting)
+            begin = first + (number + 1) * stride
+            population = ctx.draw(range(begin, begin + size), waiting)
         if self.on_reject == "raise" and waiting:
             raise NotAcceptedError(self._complaint(ctx, best[0], waiting[0]))
         return best[0]
 
-    def _merge(self, ctx: Context, rounds: list[Population]) -> Population:
-        """The best so far, per prompt."""
-        everyone = Population.join(rounds)
-        ctx.evaluate(everyone)
-        return ctx.winners(everyone)
-
-    def _verdict(self, ctx: Context, best: Population, prompt: int) -> bool:
-        """Whether a prompt's best so far clear the threshold."""
-        rewards = [ctx.finals[name] for name in best.ids if name[0] == prompt]
-        ctx.accepted[prompt] = [self.accepts(reward) for reward in rewards]
-        accepted = all(ctx.accepted[prompt])
-        threshold = self.threshold if isinstance(self.threshold, int | float) else None
-        ctx.log("round", prompt=prompt, best=max(rewards), threshold=threshold, accepted=accepted)
-        return accepted
+    def _check(self, ctx: Context) -> None:
+        """Refuse at the first step, not after a round."""
+        check_absolute(ctx.reward, f"threshold={self.threshold!r}")
+        if isinstance(self.threshold, Threshold):
+            self.threshold.check(ctx.reward)
+            for text in ctx.prompts:
+                self.threshold.at(text)
 
     def _complaint(self, ctx: Context, best: Population, prompt: int) -> str:
         reward = max(ctx.finals[name] for name in best.ids if name[0] == prompt)
@@ -101,3 +104,33 @@ class Gate:
             f"rounds is {reward:.4g}, which threshold={self.threshold!r} rejects; raise "
             "max_rounds, lower the threshold, or use on_reject='best'"
         )
+
+
+def draws(method: Method) -> int:
+    """Particles per returned image that a method draws: its first population, or what it says."""
+    return getattr(method, "draws", method.populations[0])
+
+
+def merge(ctx: Context, rounds: list[Population]) -> Population:
+    """The best finished particles of several rounds, per prompt."""
+    everyone = Population.join(rounds)
+    ctx.evaluate(everyone)
+    return ctx.winners(everyone)
+
+
+def verdict(ctx: Context, best: Population, prompt: int, threshold: Any) -> bool:
+    """Whether a prompt's best so far clear the threshold; marks them and logs the round."""
+    names = [name for name in best.ids if name[0] == prompt]
+    rewards = [ctx.finals[name] for name in names]
+    text, level = ctx.prompts[prompt], None
+    if isinstance(threshold, int | float):
+        level, flags = threshold, [reward >= threshold for reward in rewards]
+    elif isinstance(threshold, Threshold):
+        level, flags = threshold.at(text), [threshold.accept(r, text) for r in rewards]
+    else:
+        flags = [bool(threshold.accept(reward)) for reward in rewards]
+    ctx.accepted[prompt] = flags
+    accepted = all(flags) and len(flags) >= ctx.images
+    highest = max(rewards, default=None)
+    ctx.log("round", prompt=prompt, best=highest, threshold=level, accepted=accepted)
+    return accepted

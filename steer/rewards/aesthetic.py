@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steer.rewards.base import BaseReward, checked_batch
-from steer.rewards.checkpoints import load_into, load_state_dict
+from steer.rewards.checkpoints import fingerprint, load_into, load_state_dict
 from steer.rewards.clip import default_device
 from steer.rewards.encoder import Encoder, Source, load_encoder
 from steer.rewards.hub import locate
@@ -58,6 +58,7 @@ class AestheticReward(BaseReward):
         batch: int | None = 32,
     ) -> None:
         self.name, self.encoder = name, encoder
+        self.version = f"{encoder.version}+{fingerprint({'weight': weight, 'bias': bias})}"
         self.preprocess = Preprocess(size=encoder.image_size)
         self.batch = checked_batch(batch)
         self.device = encoder.device

@@ -29,6 +29,7 @@ class BaseReward(ABC):
         needs_prompt: Whether the score depends on the prompt.
         batch: Most images scored at once; `None` is all of them.
         device: Where the reward computes; `None` is wherever the images are.
+        version: Tells its weights from others under the same name; empty where it has none.
     """
 
     name: str = ""
@@ -37,6 +38,7 @@ class BaseReward(ABC):
     needs_prompt: bool = True
     batch: int | None = 32
     device: torch.device | None = None
+    version: str = ""
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

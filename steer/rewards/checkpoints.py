@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from steer.errors import CheckpointError
 
 
 _SHOWN = 3
+_SAMPLED = 32
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -96,6 +98,23 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"configuration {str(path)!r} is not a JSON object")
     return value
+
+
+def fingerprint(*tensors: Mapping[str, Tensor] | nn.Module) -> str:
+    """Twelve hexadecimal digits that tell weights from other weights.
+
+    A hash of every tensor's name, shape and some of its values, spread over it: cheap for models of
+    any size, equal for equal values in another precision of storage.
+    """
+    digest = hashlib.sha256()
+    for part in tensors:
+        state = part.state_dict() if isinstance(part, nn.Module) else part
+        for name, value in sorted(state.items()):
+            flat = value.detach().flatten()
+            some = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float().cpu()
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(some.numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def stamp(path: str | Path) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class ClipReward(BaseReward):
         scale: float = 1.0,
     ) -> None:
         self.name = name
-        self.encoder = encoder
+        self.encoder, self.version = encoder, encoder.version
         self.preprocess = preprocess
         self.batch = checked_batch(batch)
         self.device = encoder.device

@@ -20,7 +20,7 @@ from open_clip.convert import convert_state_dict
 from torch import Tensor, nn
 
 from steer.errors import CheckpointError
-from steer.rewards.checkpoints import load_into, load_state_dict, stamp
+from steer.rewards.checkpoints import fingerprint, load_into, load_state_dict, stamp
 from steer.rewards.clip_layout import to_open_clip
 from steer.rewards.preprocess import work_dtype
 from steer.rewards.tokens import Tokenizer
@@ -60,6 +60,7 @@ class Encoder:
 
     Attributes:
         scale: `exp(logit_scale)`, from the stored precision (bfloat16 would lose a percent of it).
+        version: Fingerprint of the weights as stored.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Encoder:
     ) -> None:
         logit_scale = getattr(model, "logit_scale", None)
         self.scale = 1.0 if logit_scale is None else float(logit_scale.detach().double().exp())
+        self.version = fingerprint(model)
         self.model: Any = model.eval().requires_grad_(False).to(device, dtype)
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype

@@ -21,7 +21,7 @@ from transformers import BertTokenizer
 from steer.errors import CheckpointError
 from steer.rewards.base import BaseReward, checked_batch
 from steer.rewards.blip import BlipScorer, build
-from steer.rewards.checkpoints import load_state_dict, stamp
+from steer.rewards.checkpoints import fingerprint, load_state_dict, stamp
 from steer.rewards.clip import default_device
 from steer.rewards.hub import fetch, locate
 from steer.rewards.preprocess import Preprocess, work_dtype
@@ -61,7 +61,7 @@ class ImageReward(BaseReward):
         *,
         batch: int | None = 32,
     ) -> None:
-        self.model = model
+        self.model, self.version = model, fingerprint(model)
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype
         self.batch = checked_batch(batch)

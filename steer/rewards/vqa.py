@@ -17,6 +17,7 @@ from torch import Tensor
 
 from steer.rewards.answers import Answerer, Tokens, folder_stamps, load_answerer
 from steer.rewards.base import BaseReward, checked_batch
+from steer.rewards.checkpoints import fingerprint
 from steer.rewards.clip import default_device
 
 
@@ -60,7 +61,7 @@ class VqaReward(BaseReward):
                 f"question={question!r} lacks {{prompt}}: write it where the text goes"
             )
         self.name = name
-        self.answerer = answerer
+        self.answerer, self.version = answerer, fingerprint(answerer.model)
         self.question = question
         self.yes = _variants(answerer, "yes", yes)
         self.no = _variants(answerer, "no", no) if normalise else []

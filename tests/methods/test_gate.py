@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import arguments, redness, seeded, shared
 
+from steer import Threshold, ThresholdError
+from steer.cli.parse import parse_method
 from steer.errors import NotAcceptedError
 from steer.methods import BestOfN, Gate, Prune
 from steer.pipeline import guided
@@ -99,3 +102,43 @@ def test_several_images_are_judged_one_by_one() -> None:
     out = run(gate, num_images_per_prompt=2)
     assert len(out.accepted) == 2
     assert out.accepted == [reward >= gate.threshold for reward in out.rewards]
+
+
+def test_a_fitted_threshold() -> None:
+    rewards = finals(8)
+    tau = Threshold.fit(rewards[2:], 0.9, reward="redness")
+    out, plain = run(Gate(BestOfN(2), tau)), run(Gate(BestOfN(2), tau.tau))
+    assert torch.equal(out.images, plain.images)
+    assert [r["threshold"] for r in out.report.trace.of("round")] == [
+        r["threshold"] for r in plain.report.trace.of("round")
+    ]
+    assert out.report.trace.of("round")[0]["threshold"] == tau.tau
+    names = {"Gate": Gate, "BestOfN": BestOfN, "Threshold": Threshold}
+    assert eval(repr(out.report.method), names) == Gate(BestOfN(2), tau)
+
+
+def test_levels_by_prompt() -> None:
+    prompts = ["a red circle", "two"]
+    low_high = Threshold.fit({prompts[0]: [-1.0], prompts[1]: [2.0]}, per_prompt=True)
+    gate = Gate(BestOfN(1), low_high, max_rounds=2)
+    out = run(gate, prompt=prompts, generator=[seeded(0), seeded(1)])
+    assert out.accepted == [True, False]
+    rounds = out.report.trace.of("round")
+    assert [(r["prompt"], r["threshold"]) for r in rounds] == [(0, -1.0), (1, 2.0), (1, 2.0)]
+    with pytest.raises(ThresholdError, match="prompt='three'"):
+        run(gate, prompt="three")
+
+
+def test_a_threshold_of_another_reward_is_refused() -> None:
+    with pytest.raises(ThresholdError, match=r"'hpsv2.1' version 'x'.*'redness'"):
+        run(Gate(BestOfN(2), Threshold(0.3, reward="hpsv2.1", version="x")))
+
+
+def test_a_threshold_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "tau.json"
+    Threshold.fit([0.1, 0.3], 0.5, reward="redness").save(path)
+    gate = Gate(BestOfN(4), Threshold.load(path))
+    assert Gate(BestOfN(4), path) == Gate(BestOfN(4), str(path)) == gate
+    assert parse_method(f"gate(best-of-n(4), threshold={str(path)!r})") == gate
+    with pytest.raises(ValueError, match=r"method=.Gate.*threshold='gone.json': cannot be read"):
+        parse_method("Gate(BestOfN(4), threshold='gone.json')")

@@ -1,0 +1,411 @@
+"""Do gates pay, and do stepwise gates keep their promise? Replayed from one recorded pool.
+
+    python benchmarks/gate.py --captions 200 --seeds 1
+
+For every held-out caption, `POOL` particles run to the end once, with their previews scored on the
+way and the finished images judged by the oracle. Gates only choose among particles, so every policy
+is replayed from that pool exactly (a few captions are run through the real methods to show it).
+The threshold is the 80th percentile of plain images' rewards on training captions; cuts are
+calibrated on one particle per caption of a random half and judged on the other half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+import steer
+from steer import Calibration, Pilots, Threshold, ThresholdError
+from steer.types import Method
+
+
+STEPS, GUIDANCE = 20, 3.5
+POOL = 16
+AT = (0.35, 0.5, 0.65, 0.8)
+ALPHAS = (0.02, 0.05, 0.1, 0.2, 0.3)
+CALL: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What `POOL` particles of every caption came to.
+
+    Attributes:
+        prompts: The captions.
+        steps, noise: Where previews were scored.
+        previews: `(captions, POOL, steps)`.
+        finals, all_met, fraction: Reward and the oracle's verdict, `(captions, POOL)`.
+    """
+
+    prompts: list[str]
+    steps: tuple[int, ...]
+    noise: tuple[float, ...]
+    previews: np.ndarray
+    finals: np.ndarray
+    all_met: np.ndarray
+    fraction: np.ndarray
+
+    def pilots(self, captions: np.ndarray, particles: np.ndarray, columns: list[int]) -> Pilots:
+        """One particle of each of some captions, as pilots watched at some of the steps."""
+        return Pilots(
+            tuple(self.prompts[c] for c in captions),
+            tuple(self.steps[k] for k in columns),
+            STEPS,
+            tuple(self.noise[k] for k in columns),
+            self.previews[captions, particles][:, columns],
+            self.finals[captions, particles],
+            "shapes",
+        )
+
+    def raw(self) -> dict[str, Any]:
+        """JSON-ready, without the captions."""
+        return {
+            "steps": self.steps,
+            "noise": self.noise,
+            "previews": np.round(self.previews, 8).tolist(),
+            "finals": np.round(self.finals, 8).tolist(),
+            "all_met": self.all_met.astype(int).tolist(),
+            "fraction": np.round(self.fraction, 4).tolist(),
+        }
+
+    @classmethod
+    def of(cls, prompts: list[str], raw: dict[str, Any]) -> Pool:
+        """What `raw` gave."""
+        names = ("previews", "finals", "all_met", "fraction")
+        arrays = (np.array(raw[name], dtype=float) for name in names)
+        return cls(prompts, tuple(raw["steps"]), tuple(raw["noise"]), *arrays)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One caption under one policy."""
+
+    chosen: int
+    rows: int
+    decodes: int
+
+
+def generator(seed: int, caption: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 100_003 + caption)
+
+
+def record(guided: steer.Guided, prompts: list[str], seed: int) -> Pool:
+    """Run the pool of every caption."""
+    previews, finals, verdicts, grid = [], [], [], {}
+    for i, prompt in enumerate(tqdm(prompts, desc=f"pool, seed {seed}")):
+        method = steer.Previews(AT, POOL)
+        out = guided(
+            prompt, method=method, generator=generator(seed, i), output_type="latent", **CALL
+        )
+        trace = out.report.trace
+        (grid,) = trace.of("grid")
+        scores: dict[int | None, dict[int, float]] = {}
+        for row in trace.of("score"):
+            at = scores.setdefault(row["step"], {})
+            at.update(zip(row["particle"], row["reward"], strict=True))
+        previews.append([[scores[k][n] for k in grid["steps"]] for n in range(POOL)])
+        finals.append([scores[None][n] for n in range(POOL)])
+        images = np.stack([trace.images[0, n, -1] for n in range(POOL)])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        found = steer.shapes.oracle(pixels, [prompt] * POOL)
+        verdicts.append([(v.all_met, v.fraction) for v in found])
+    met, fraction = np.moveaxis(np.array(verdicts, dtype=float), 2, 0)
+    steps, noise = tuple(grid["steps"]), tuple(grid["noise"])
+    return Pool(prompts, steps, noise, np.array(previews), np.array(finals), met, fraction)
+
+
+def best_of(pool: Pool, caption: int, n: int) -> Outcome:
+    """`BestOfN(n)`."""
+    return Outcome(int(pool.finals[caption, :n].argmax()), n * STEPS, n)
+
+
+def gate(pool: Pool, caption: int, tau: float, n: int) -> Outcome:
+    """`Gate(BestOfN(n), tau, max_rounds=POOL // n)`."""
+    cleared = np.flatnonzero(pool.finals[caption] >= tau)
+    rounds = cleared[0] // n + 1 if len(cleared) else POOL // n
+    return best_of(pool, caption, int(rounds) * n)
+
+
+def step_gate(pool: Pool, caption: int, calibration: Calibration, n: int) -> Outcome:
+    """`StepGate(n, calibration, max_rounds=POOL // n)`."""
+    tau, finals = calibration.threshold.tau, pool.finals[caption]
+    columns = [pool.steps.index(k) for k in calibration.steps]
+    ended: list[int] = []
+    rows = decodes = 0
+    for first in range(0, POOL, n):
+        lacking = int(first + n >= POOL and not ended)
+        alive, before = list(range(first, first + n)), 0
+        for step, column, cut in zip(calibration.steps, columns, calibration.cuts, strict=True):
+            rows += len(alive) * (step + 1 - before)
+            before = step + 1
+            if len(alive) > lacking:
+                decodes += len(alive)
+                ranked = sorted(alive, key=lambda p, k=column: -pool.previews[caption, p, k])
+                margins = pool.previews[caption, ranked, column] - tau
+                alive = ranked[: max(int((margins >= cut).sum()), lacking)]
+            if not alive:
+                break
+        rows += len(alive) * (STEPS - before)
+        decodes += len(alive)
+        ended += alive
+        if any(finals[p] >= tau for p in alive):
+            break
+    return Outcome(max(sorted(ended), key=lambda p: finals[p]), rows, decodes)
+
+
+def halves(captions: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Random halves of the captions, and a particle for each of the first half."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        order = rng.permutation(captions)
+        half = captions // 2
+        yield order[:half], order[half:], rng.integers(0, POOL, half)
+
+
+def promise(
+    pools: list[Pool], threshold: Threshold, alpha: float, columns: list[int], splits: int
+) -> dict[str, Any]:
+    """Wrongly-dropped rate on the other half, over many random halves."""
+    counts, skipped = [], 0
+    for pool in pools:
+        for own, other, particles in halves(len(pool.prompts), splits):
+            try:
+                pilots = pool.pilots(own, particles, columns)
+                calibration = Calibration.fit(pilots, threshold, alpha)
+            except ThresholdError:  # too few accepted pilots for this alpha
+                skipped += 1
+                continue
+            at = [pool.steps.index(k) for k in calibration.steps]
+            margins = pool.previews[other][..., at] - threshold.tau
+            below = margins < np.array(calibration.cuts)
+            gone, good = below.any(-1), pool.finals[other] >= threshold.tau
+            calls = np.where(gone, np.array(calibration.steps)[below.argmax(-1)] + 1, STEPS)
+            wrong = int((gone & good).sum()), int(good.sum())
+            right = int((gone & ~good).sum()), int((~good).sum())
+            counts.append((*wrong, *right, calls.mean() / STEPS, calibration.accepted))
+    line: dict[str, Any] = {
+        "alpha": alpha,
+        "steps": [pools[0].steps[k] for k in columns],
+        "calibrations": len(counts),
+        "too_few_pilots": skipped,
+    }
+    if not counts:
+        return line
+    wrong, good, right, bad, rows, accepted = np.array(counts, dtype=float).T
+    rates = wrong[good > 0] / good[good > 0]
+    return {
+        **line,
+        "accepted_pilots": round(float(accepted.mean()), 1),
+        "wrongly_dropped": round(float(wrong.sum() / max(good.sum(), 1)), 5),
+        "over_calibrations_5_95": np.round(np.quantile(rates, (0.05, 0.95)), 5).tolist()
+        if len(rates)
+        else None,
+        "rejects_dropped": round(float(right.sum() / max(bad.sum(), 1)), 5),
+        "rows_left": round(float(rows.mean()), 5),
+    }
+
+
+Policy = Callable[[Pool, int], Outcome]
+
+
+def measures(pool: Pool, caption: int, outcome: Outcome, tau: float) -> list[float]:
+    """Accepted, reward, all_met, fraction, rows, decodes."""
+    k, reward = outcome.chosen, pool.finals[caption, outcome.chosen]
+    oracle = pool.all_met[caption, k], pool.fraction[caption, k]
+    return [float(reward >= tau), reward, *oracle, outcome.rows, outcome.decodes]
+
+
+MEASURES = ("accepted", "reward", "all_met", "fraction", "rows", "decodes")
+
+
+def at_compute(pools: list[Pool], tau: float, n: float) -> np.ndarray:
+    """Best-of-N for a mean of `n` images, `(captions, measures)`: between two whole numbers."""
+    low = int(np.clip(np.floor(n), 1, POOL - 1))
+    share = min(max(n - low, 0.0), 1.0)
+    whole = [averaged(pools, tau, lambda pool, c, m=m: best_of(pool, c, m)) for m in (low, low + 1)]
+    return (1 - share) * whole[0] + share * whole[1]
+
+
+def averaged(pools: list[Pool], tau: float, policy: Policy) -> np.ndarray:
+    """A policy's measures per caption, means over the seeds: `(captions, measures)`."""
+    return np.mean(
+        [
+            [measures(pool, c, policy(pool, c), tau) for c in range(len(pool.prompts))]
+            for pool in pools
+        ],
+        axis=0,
+    )
+
+
+def stepwise(
+    pools: list[Pool], threshold: Threshold, alpha: float, n: int, splits: int
+) -> np.ndarray | None:
+    """`StepGate(n)` per caption, over the calibrations that the caption had no part in."""
+    captions = len(pools[0].prompts)
+    total, count = np.zeros((captions, len(MEASURES))), np.zeros((captions, 1))
+    columns = list(range(len(pools[0].steps)))
+    for pool in pools:
+        for own, other, particles in halves(captions, splits):
+            try:
+                pilots = pool.pilots(own, particles, columns)
+                calibration = Calibration.fit(pilots, threshold, alpha)
+            except ThresholdError:
+                continue
+            for c in other:
+                outcome = step_gate(pool, c, calibration, n)
+                total[c] += measures(pool, c, outcome, threshold.tau)
+                count[c] += 1
+    return total / count if count.all() else None
+
+
+def table(
+    pools: list[Pool], threshold: Threshold, alpha: float, splits: int
+) -> list[dict[str, Any]]:
+    """Every policy, and best-of-N for the same mean denoiser rows."""
+    tau = threshold.tau
+    found: dict[str, np.ndarray | None] = {
+        f"BestOfN({n})": averaged(pools, tau, lambda pool, c, n=n: best_of(pool, c, n))
+        for n in (1, 2, 4, 8, POOL)
+    }
+    for n in (1, 2, 4):
+        found[f"Gate(BestOfN({n}), max_rounds={POOL // n})"] = averaged(
+            pools, tau, lambda pool, c, n=n: gate(pool, c, tau, n)
+        )
+    for n in (1, 2, 4):
+        name = f"StepGate({n}, max_rounds={POOL // n}), alpha={alpha:g}"
+        found[name] = stepwise(pools, threshold, alpha, n, splits)
+    lines = []
+    for name, values in found.items():
+        if values is None:
+            lines.append({"policy": name, "skipped": f"too few accepted pilots for alpha={alpha}"})
+            continue
+        line: dict[str, Any] = {"policy": name}
+        line |= {key: common.interval(values[:, i]) for i, key in enumerate(MEASURES)}
+        if not name.startswith("BestOfN"):
+            other = at_compute(pools, tau, float(values[:, 4].mean()) / STEPS)
+            line["minus best-of-N at equal rows"] = {
+                key: common.interval(values[:, i] - other[:, i])
+                for i, key in enumerate(MEASURES[:4])
+            }
+        lines.append(line)
+    return lines
+
+
+def replayed(
+    pipe: Any, pool: Pool, seed: int, calibration: Calibration, captions: int
+) -> list[dict[str, Any]]:
+    """Real runs of real methods beside their replay."""
+    tau = calibration.threshold.tau
+    methods: list[tuple[Method, Policy]] = [
+        (
+            steer.Gate(steer.BestOfN(2), calibration.threshold, POOL // 2),
+            lambda pool, c: gate(pool, c, tau, 2),
+        ),
+        (
+            steer.StepGate(2, calibration, POOL // 2),
+            lambda pool, c: step_gate(pool, c, calibration, 2),
+        ),
+    ]
+    lines = []
+    for method, policy in methods:
+        guided = steer.guided(pipe, reward="shapes", method=method, width=1)
+        for c in range(captions):
+            out = guided(
+                pool.prompts[c], generator=generator(seed, c), output_type="latent", **CALL
+            )
+            expected, ledger = policy(pool, c), out.report.ledger
+            found = Outcome(out.report.chosen[0][1], ledger.denoiser_rows, ledger.reward_calls)
+            lines.append(
+                {
+                    "method": type(method).__name__,
+                    "caption": c,
+                    "run": vars(found),
+                    "replay": vars(expected),
+                    "agree": found == expected,
+                }
+            )
+    return lines
+
+
+def analysis(pools: list[Pool], threshold: Threshold, args: argparse.Namespace) -> dict[str, Any]:
+    """Rates for single steps and for all together, and the policies."""
+    columns = list(range(len(pools[0].steps)))
+    sets = [*([k] for k in columns), columns]
+    return {
+        "wrongly_dropped": [
+            promise(pools, threshold, alpha, chosen, args.splits)
+            for chosen in sets
+            for alpha in ALPHAS
+        ],
+        "policies": table(pools, threshold, args.alpha, min(args.splits, 20)),
+    }
+
+
+def checks(pipe: Any, pool: Pool, threshold: Threshold, args: argparse.Namespace) -> list[Any]:
+    """`replayed` for a few captions, with a calibration of the pool's own."""
+    own, _, particles = next(halves(len(pool.prompts), 1))
+    try:
+        pilots = pool.pilots(own, particles, list(range(len(pool.steps))))
+        calibration = Calibration.fit(pilots, threshold, args.alpha)
+    except ThresholdError as error:
+        return [str(error)]
+    return replayed(pipe, pool, 0, calibration, min(args.check, len(pool.prompts)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=common.headline(__doc__))
+    parser.add_argument("--captions", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--alpha", type=float, default=0.1, help="of the stepwise policies")
+    parser.add_argument("--pilots", type=int, default=96, help="training captions for tau")
+    parser.add_argument("--splits", type=int, default=200, help="random calibration halves")
+    parser.add_argument("--check", type=int, default=3, help="captions to run for real as well")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--again", type=Path, help="analyse the pools of an earlier result anew")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    path = args.out or common.RESULTS / f"gate_{common.hardware()}.json"
+    if args.again:
+        old = json.loads(args.again.read_text())
+        pools = [Pool.of(old["prompts"], raw) for raw in old["pools"]]
+        threshold = Threshold.from_dict(old["threshold"])
+        common.write_json(path, {**old, **analysis(pools, threshold, args)})
+        return
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    pipe = steer.shapes.pipeline(args.device)
+    pipe.set_progress_bar_config(disable=True)
+    guided = steer.guided(pipe, reward="shapes", width=min(8, POOL), keep_images=True)
+    training = steer.shapes.prompts("train", args.pilots, seed=1)
+    plain = steer.pilots(guided, training, seed=77 * 100_003, batch=8, **CALL)
+    threshold = Threshold.fit(plain.scores(), 0.8)
+    prompts = steer.shapes.prompts("held_out", args.captions, seed=0)
+    pools = [record(guided, prompts, seed) for seed in range(args.seeds)]
+    content = {
+        "study": "gate",
+        **common.provenance(),
+        "sampler": f"DDIM, {STEPS} steps, guidance {GUIDANCE}",
+        "captions": args.captions,
+        "seeds": args.seeds,
+        "pool": POOL,
+        "threshold": threshold.to_dict(scores=False),
+        **analysis(pools, threshold, args),
+        "replay": checks(pipe, pools[0], threshold, args),
+        "prompts": prompts,
+        "pools": [pool.raw() for pool in pools],
+    }
+    common.write_json(path, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""`StepGate`, `Previews` and pilots on tiny pipelines: what is dropped, what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import arguments, redness, seeded, shared
+
+import steer
+from steer import Calibration, Gate, Previews, StepGate, Threshold, ThresholdError
+from steer.calibration import noise_share
+from steer.methods import BestOfN
+from steer.pipeline import guided
+
+
+STEPS = 4
+
+
+def run(method: Any, *, width: int | None = None, scheduler: str | None = None, **more: Any) -> Any:
+    return guided(shared("sd", scheduler), redness, method=method, width=width)(
+        **arguments("sd", **more)
+    )
+
+
+def watched(n: int, scheduler: str | None = None, **more: Any) -> tuple[Any, Any]:
+    """Preview rewards after half of the steps, and final ones, `(prompts, n)` each."""
+    trace = run(Previews((0.5,), n), scheduler=scheduler, **more).report.trace
+    rows = trace.of("score")
+    tables = []
+    for preview in (True, False):
+        found: dict[int, list[float]] = {}
+        for row in rows:
+            if row["preview"] is preview:
+                found.setdefault(row["prompt"], []).extend(row["reward"])
+        tables.append([found[prompt] for prompt in sorted(found)])
+    return np.array(tables[0]), np.array(tables[1])
+
+
+def cut_at(preview: float, tau: float, scheduler: str | None = None, **more: Any) -> Calibration:
+    """A calibration by hand: previews after half of the steps must reach `preview`."""
+    grid = run(Previews((0.5,)), scheduler=scheduler, **more).report.trace.of("grid")[0]
+    threshold = Threshold(tau, reward="redness")
+    count = more.get("num_inference_steps", STEPS)
+    steps, noise = tuple(grid["steps"]), tuple(grid["noise"])
+    return Calibration(threshold, 0.1, steps, (preview - tau,), count, noise, 9, 20)
+
+
+def between(values: Any, rank: int) -> float:
+    """A level between the values of a rank and the next."""
+    ordered = np.sort(np.ravel(values))[::-1]
+    return float((ordered[rank - 1] + ordered[rank]) / 2)
+
+
+def test_previews_watch_and_change_nothing() -> None:
+    out = run(Previews((0.25, 0.5)))
+    assert torch.equal(out.images, shared("sd")(**arguments("sd")).images)
+    assert out.report.ledger.denoiser_rows == STEPS
+    assert [row["step"] for row in out.report.trace.of("score")] == [0, 1, None]
+    assert out.report.trace.of("grid")[0]["steps"] == [0, 1]
+    many = run(Previews((0.5,), 4))
+    assert torch.allclose(many.images, run(BestOfN(4)).images, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [(0.5, 0.25), (0.0,), (1.0,), (0.5, 0.5), "half"])
+def test_previews_refuses(at: Any) -> None:
+    with pytest.raises(ValueError, match=r"at=.*rising fractions"):
+        Previews(at)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m", "euler_a"])
+def test_it_drops_the_previews_below_the_cut(scheduler: str) -> None:
+    previews, finals = watched(6, scheduler)
+    calibration = cut_at(between(previews, 2), -1.0, scheduler)
+    out = run(StepGate(6, calibration), scheduler=scheduler)
+    alive = np.flatnonzero(previews[0] >= calibration.cuts[0] - 1.0)
+    assert len(alive) == 2
+    select = out.report.trace.of("select")[0]
+    assert select["kept"] == alive.tolist()
+    assert sorted(select["kept"] + select["dropped"]) == list(range(6))
+    best = alive[finals[0][alive].argmax()]
+    assert out.report.chosen == [(0, best)]
+    assert out.rewards[0] == pytest.approx(finals[0][best], abs=1e-6)
+    assert out.accepted == [True]
+    ledger = out.report.ledger
+    assert ledger.denoiser_rows == 6 * 2 + 2 * 2
+    assert (ledger.reward_calls, ledger.decodes) == (6 + 2, 6 + 2)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_where_nothing_is_dropped_it_is_best_of_n(images: int) -> None:
+    lenient = cut_at(-1e9, -1.0)
+    more = {"num_images_per_prompt": images}
+    plain = run(StepGate(1, lenient), **more)
+    assert torch.equal(plain.images, shared("sd")(**arguments("sd", **more)).images)
+    assert plain.report.ledger.denoiser_rows == images * STEPS
+    four = run(StepGate(4, lenient), width=1, **more)
+    assert torch.equal(four.images, run(BestOfN(4), width=1, **more).images)
+    assert four.accepted == [True] * images
+
+
+def test_lanes_do_not_matter() -> None:
+    previews, _ = watched(6)
+    method = StepGate(6, cut_at(between(previews, 3), -1.0))
+    narrow = run(method)
+    assert narrow.report.width == 1
+    for width, rows in ((2, 6 * 2 + 4 * 2), (3, 6 * 2 + 3 * 2), (6, 6 * 4)):
+        wide = run(method, width=width)
+        assert wide.report.ledger.denoiser_rows == rows
+        assert wide.report.chosen == narrow.report.chosen
+        assert torch.allclose(wide.images, narrow.images, atol=1e-5)
+
+
+def test_the_last_one_goes_on_and_says_so() -> None:
+    previews, finals = watched(4)
+    strict = cut_at(2.0, 2.0)
+    out = run(StepGate(4, strict))
+    best = int(previews[0].argmax())
+    assert out.report.chosen == [(0, best)]
+    assert out.accepted == [False]
+    assert out.rewards[0] == pytest.approx(finals[0][best], abs=1e-6)
+    assert out.report.ledger.denoiser_rows == 4 * 2 + 1 * 2
+    two = run(StepGate(4, strict), num_images_per_prompt=2)
+    assert (len(two.images), two.accepted) == (2, [False, False])
+    assert two.report.ledger.denoiser_rows == 8 * 2 + 2 * 2
+    wrong = cut_at(2.0, float(finals[0][best]) - 1e-6)  # it clears the threshold after all
+    assert run(StepGate(4, wrong)).accepted == [True]
+
+
+def test_rounds_end_where_nothing_is_left() -> None:
+    """One particle a round: each is left at the step where it is hopeless."""
+    previews, finals = watched(6)
+    first = int(previews[0].argmax())
+    assert first > 0
+    calibration = cut_at(between(previews, 1), float(finals[0][first]) - 1e-6)
+    out = run(StepGate(1, calibration, max_rounds=6))
+    assert out.report.chosen == [(0, first)]
+    assert out.accepted == [True]
+    assert out.report.ledger.denoiser_rows == first * 2 + STEPS
+    starts = [row["particle"] for row in out.report.trace.of("start")]
+    assert starts == [[k] for k in range(first + 1)]
+    verdicts = [row["accepted"] for row in out.report.trace.of("round")]
+    assert verdicts == [False] * first + [True]
+    short = run(StepGate(1, calibration, max_rounds=first))  # never reaches it
+    assert short.accepted == [False]
+    assert short.report.chosen == [(0, first - 1)]
+    assert short.report.ledger.denoiser_rows == (first - 1) * 2 + STEPS
+
+
+def test_prompts_together_are_prompts_apart() -> None:
+    prompts = ["a red circle", "two", "z"]
+    previews, _ = watched(4, prompt=prompts, generator=[seeded(i) for i in range(3)])
+    method = StepGate(2, cut_at(between(previews, 5), between(previews, 2)), max_rounds=2)
+    out = run(method, prompt=prompts, generator=[seeded(i) for i in range(3)])
+    for i, prompt in enumerate(prompts):
+        alone = run(method, prompt=prompt, generator=[seeded(i)])
+        assert alone.report.chosen[0][1] == out.report.chosen[i][1]
+        assert alone.rewards[0] == pytest.approx(out.rewards[i], abs=1e-5)
+        assert alone.accepted[0] == out.accepted[i]
+
+
+def test_inside_a_gate() -> None:
+    """Rounds of rounds draw particles that none before them had."""
+    calibration = cut_at(2.0, 2.0)
+    out = run(Gate(StepGate(2, calibration, max_rounds=2), Threshold(2.0), max_rounds=2))
+    starts = [row["particle"] for row in out.report.trace.of("start")]
+    assert starts == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert out.accepted == [False]
+    _, finals = watched(8)
+    nested = Gate(Gate(BestOfN(2), 2.0, max_rounds=2), 2.0, max_rounds=2)
+    best = run(nested)
+    assert best.rewards[0] == pytest.approx(finals.max(), abs=1e-6)
+    assert nested.draws == 8
+
+
+def test_a_calibration_from_a_file(tmp_path: Path) -> None:
+    calibration = cut_at(-1.0, -1.0)
+    calibration.save(tmp_path / "c.json")
+    assert StepGate(2, str(tmp_path / "c.json")) == StepGate(2, calibration)  # pyright: ignore
+    with pytest.raises(ThresholdError, match=r"calibration='gone.json'"):
+        StepGate(2, "gone.json")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({"n": 0}, "n=0"), ({"max_rounds": 1.5}, "max_rounds=1.5"), ({"calibration": 3}, "=3: must")],
+)
+def test_bad_arguments(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        StepGate(**{"n": 2, "calibration": cut_at(0.0, 0.0), **given})
+
+
+def test_runs_that_are_not_covered_are_refused_at_the_first_step() -> None:
+    calibration = cut_at(0.0, 0.0)
+    method = StepGate(2, calibration)
+    with pytest.raises(ThresholdError, match=r"4 denoiser calls.*5"):
+        run(method, num_inference_steps=5)
+    with pytest.raises(ThresholdError, match="noise share"):
+        spaced = shared("sd")
+        spaced.scheduler.register_to_config(timestep_spacing="trailing")
+        guided(spaced, redness, method=method)(**arguments("sd"))
+    other = replace(calibration, threshold=Threshold(0.0, reward="hpsv2.1"))
+    calls = []
+    with pytest.raises(ThresholdError, match=r"'hpsv2.1'.*'redness'"):
+        pipe = shared("sd")
+        hook = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+        try:
+            guided(pipe, redness, method=StepGate(2, other))(**arguments("sd"))
+        finally:
+            hook.remove()
+    assert len(calls) <= 1
+
+
+# pilots
+
+
+def pilot_call(**more: Any) -> dict[str, Any]:
+    taken = arguments("sd", **more)
+    return {k: taken[k] for k in taken if k not in ("prompt", "generator")}
+
+
+PROMPTS = [f"{a} {b}" for a in "abc" for b in "xyz"]
+
+
+def test_pilots_are_plain_calls() -> None:
+    given = guided(shared("sd"), redness, method=BestOfN(7))
+    together = steer.pilots(given, PROMPTS, at=(0.25, 0.5), seed=5, batch=4, **pilot_call())
+    assert (together.steps, together.count, together.reward) == ((0, 1), STEPS, "redness")
+    assert together.model == "StableDiffusionPipeline"
+    assert together.previews.shape == (9, 2)
+    for i in (0, 4, 8):
+        alone = run(BestOfN(1), prompt=PROMPTS[i], generator=seeded(5 + i))
+        assert together.finals[i] == pytest.approx(alone.rewards[0], abs=1e-6)
+    assert given.method == BestOfN(7)
+    plain = steer.pilots(given, PROMPTS[:2], **pilot_call())
+    assert plain.previews.shape == (2, 0)
+    assert Threshold.fit(plain.scores()).reward == "redness"
+
+
+def test_calibrate_and_run(tmp_path: Path) -> None:
+    given = guided(shared("sd"), redness)
+    runs = steer.pilots(given, PROMPTS * 2, at=(0.5,), batch=6, **pilot_call())
+    tau = between(runs.finals, 10)
+    calibration = steer.calibrate(
+        given, PROMPTS * 2, tau, at=(0.5,), alpha=0.2, batch=6, **pilot_call()
+    )
+    assert calibration == Calibration.fit(runs, tau, 0.2)
+    assert calibration.accepted == 10
+    schedule = run(Previews((0.5,))).report.trace.of("grid")[0]
+    assert calibration.noise == pytest.approx(schedule["noise"])
+    Threshold(tau, reward="redness").save(tmp_path / "tau.json")
+    path = str(tmp_path / "tau.json")
+    again = steer.calibrate(given, PROMPTS * 2, path, at=(0.5,), alpha=0.2, **pilot_call())
+    assert again.cuts == pytest.approx(calibration.cuts, abs=1e-5)
+    assert len(run(StepGate(2, calibration)).accepted) == 1
+    split = steer.calibrate(
+        given, PROMPTS * 2, quantile=0.5, at=(0.5,), alpha=0.4, batch=6, **pilot_call()
+    )
+    assert split.pilots == 9
+    assert split.threshold.tau == np.median(runs.finals[1::2])
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"prompts": "one text"}, "prompts='one text'"),
+        ({"prompts": []}, r"prompts=\[\]"),
+        ({"batch": 0}, "batch=0"),
+        ({"generator": None}, "generator: set by the pilots"),
+    ],
+)
+def test_bad_pilots(given: dict[str, Any], named: str) -> None:
+    pipe = guided(shared("sd"), redness)
+    prompts = given.pop("prompts", ["a"])
+    with pytest.raises(ValueError, match=named):
+        steer.pilots(pipe, prompts, **given)
+
+
+def test_bad_calibrations() -> None:
+    pipe = guided(shared("sd"), redness)
+    with pytest.raises(ValueError, match=r"threshold=None, quantile=None: give one"):
+        steer.calibrate(pipe, ["a"])
+    with pytest.raises(ValueError, match=r"threshold=0.5, quantile=0.5: give one"):
+        steer.calibrate(pipe, ["a"], 0.5, quantile=0.5)
+    with pytest.raises(ThresholdError, match=r"needs 9 accepted pilots, and at most 8 of 8"):
+        steer.calibrate(pipe, ["a"] * 8, 0.5)
+    with pytest.raises(ThresholdError, match=r"at most 8 of 16"):
+        steer.calibrate(pipe, ["a"] * 16, quantile=0.5)
+    with pytest.raises(ThresholdError, match=r"'hpsv2.1'.*'redness'"):
+        steer.calibrate(pipe, ["a"] * 9, Threshold(0.5, reward="hpsv2.1"))
+    with pytest.raises(ValueError, match=r"at=\(\)"):
+        steer.calibrate(pipe, ["a"] * 9, 0.5, at=())
+
+
+def test_noise_is_read_off_the_grid() -> None:
+    steps = []
+
+    class Spy(Previews):
+        def __call__(self, ctx: Any, start: Any) -> Any:
+            steps.extend(noise_share(step) for step in ctx.steps)
+            return (yield from super().__call__(ctx, start))
+
+    out = run(Spy((0.25, 0.75)))
+    assert out.report.trace.of("grid")[0]["noise"] == [steps[0], steps[2]]
