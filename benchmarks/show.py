@@ -71,7 +71,14 @@ def plot_steering(result: dict[str, Any], path: Path) -> None:
             color=color,
             capsize=3,
         )
-        axis.annotate(row["arm"], (x, 100 * met["mean"]), (7, 5), textcoords="offset points")
+        left = row["arm"] == "Prune 4x" or row["arm"] == "Gate"  # neighbours have the right side
+        axis.annotate(
+            row["arm"],
+            (x, 100 * met["mean"]),
+            (-7 if left else 7, 5),
+            textcoords="offset points",
+            ha="right" if left else "left",
+        )
     axis.set_xscale("log", base=2)
     axis.set_xlabel("compute, plain calls (denoiser rows)")
     axis.set_ylabel("all constraints met, % (oracle)")
@@ -105,7 +112,7 @@ def _finish(figure: Any, axis: Any, path: Path) -> None:
 
 
 def main() -> None:
-    steering, previews = load("steering"), load("previews")
+    steering, previews = load("steering"), load("pilots")
     plot_steering(steering, IMAGES / "steering.png")
     plot_previews(previews, IMAGES / "previews.png")
     print(steering_table(steering))
