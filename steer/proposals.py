@@ -29,6 +29,7 @@ from steer.types import Step
 
 _HISTORY = ("model_outputs", "ets", "derivatives", "prev_derivative", "last_sample", "sample")
 _RESTARTS = ("lower_order_nums", "order_list")  # solvers that begin again at order one anywhere
+_ANCHORS = ("ets", "derivatives", "prev_derivative", "last_sample", "sample")
 
 
 class Solver:
@@ -149,6 +150,33 @@ class Solver:
         self._inner = map_rows(self._inner, shape, lambda _, v: v[index.to(v.device)])
         self._shape, self._ids = (len(index), *shape[1:]), None
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps history per row, so that a row cannot jump to another step unharmed."""
+        return self._remembers()
+
+    def draws_noise(self, steps: Sequence[Step]) -> bool:
+        """Whether the scheduler, as configured and called, draws fresh noise at any of `steps`.
+
+        Asked of the scheduler itself: two runs of one row that differ in nothing but the seed.
+        """
+        if not self._takes_generator:
+            return False
+        twins, rows = [], []
+        for seed in (0, 1):
+            twin = self.copy()
+            twin._inner, twin._next, twin._shape, twin._ids = clone(self._fresh), 0, None, None
+            twin.plain_rows, twin.images, twin._plan = 1, 1, ()
+            twin._generator = torch.Generator(self._device).manual_seed(seed)
+            twins.append(twin)
+            rows.append(torch.zeros(1, 1, 1, 1, device=self._device))
+        for step in steps:
+            pairs = zip(twins, rows, strict=True)
+            rows = [twin.step(step, x, torch.zeros_like(x), [(0, 0)]) for twin, x in pairs]
+            if not torch.equal(rows[0].nan_to_num(), rows[1].nan_to_num()):
+                return True
+        return False
+
     def copy(self, seed: int | None = None) -> Solver:
         """An independent solver in the same state, for lookahead; this one never notices.
 
@@ -184,6 +212,14 @@ class Solver:
             )
         if any(self._slot(i) is None for i in ids):
             self.check(self.plain_rows + 1)
+
+    @property
+    def anchored(self) -> bool:
+        """Whether it remembers latents or derivatives, so that latents must follow its own path.
+
+        Solvers that remember clean predictions only (DPM++) take latents as they are given.
+        """
+        return any(hasattr(self._inner, name) for name in _ANCHORS)
 
     def _remembers(self) -> bool:
         return any(hasattr(self._inner, name) for name in _HISTORY)
@@ -284,8 +320,7 @@ class Solver:
         place = device if user is None else user.device
         chosen = []
         for prompt, particle in names:
-            if (prompt, particle) not in self._own:
-                self._own[prompt, particle] = torch.Generator(place)
-            own = self._own[prompt, particle]
+            own = self._own.get((prompt, particle)) or torch.Generator(place)
             chosen.append(own.manual_seed(row_seed(self._seed_of(prompt), particle, step.index)))
+        self._own = dict(zip(names, chosen, strict=True))  # those of the dead are let go
         return chosen

@@ -12,6 +12,7 @@ from steer.ledger import Ledger
 from steer.methods.default import for_compute
 from steer.noise import Source
 from steer.proposals import Solver
+from steer.starts import Starts
 from steer.trace import Trace
 from steer.types import Method, Name, Reward
 
@@ -90,13 +91,14 @@ class Run:
             trace=self.trace,
             on_best=self._show,
             size=self.size,
+            starts=Starts(self.source.seeds),
         )
 
     def _check_caches(self, steps: int) -> None:
         """Feature caches reuse the last call's activations, row by row: one pass, one lane."""
-        if self.method.populations == (self.width,) and self.method.cost(steps) == (
-            self.width * steps
-        ):
+        one_pass = self.method.populations == (self.width,)
+        one_pass &= self.method.cost(steps) == self.width * steps
+        if one_pass and not getattr(self.method, "reorders", False):
             return
         for name in ("transformer", "unet"):
             if getattr(getattr(self.pipe, name, None), "is_cache_enabled", False):

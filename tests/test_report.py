@@ -235,6 +235,21 @@ def test_genealogy_of_a_resampling_names_parents() -> None:
     assert block.stages[0].cells[1].parent is None
 
 
+def test_genealogy_follows_copies_under_new_names() -> None:
+    judged: dict[str, Any] = {"event": "score", "prompt": 0, "preview": True}
+    events: list[dict[str, Any]] = [
+        judged | {"step": 2, "particle": [0, 1, 2], "reward": [0.1, 0.9, 0.2]},
+        {"event": "select", "step": 2, "prompt": 0, "particle": [7, 1, 2], "ancestors": [1, 1, 2]},
+        judged | {"step": 5, "particle": [7, 1, 2], "reward": [0.5, 0.6, 0.3]},
+        judged | {"step": 8, "particle": [7, 1, 2], "reward": [0.5, 0.6, 0.3]},
+    ]
+    (block,) = genealogy.blocks(events, 0, STEPS)
+    first, second, third = block.stages
+    assert first.cells[0].state == "dropped"
+    assert (second.cells[7].parent, third.cells[7].parent) == (1, None)
+    assert second.cells[1].parent is None
+
+
 def test_a_gate_is_plotted_round_by_round() -> None:
     rounds = [
         [genealogy.Line(0, ((1.0, 0.2),), "dropped")],

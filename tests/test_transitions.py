@@ -1,0 +1,86 @@
+"""Which schedulers draw noise, and that a corrected draw has the ratio of the densities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from families import BETAS, SCHEDULERS, seeded
+
+from steer.proposals import Solver
+from steer.schedule import Schedule
+from steer.transitions import Draw
+from steer.types import Move
+
+
+NOISY: dict[str, Any] = {
+    "ancestral": SCHEDULERS["euler_a"],
+    "sde-dpm++": SCHEDULERS["sde-dpm++"],
+    "ddpm": lambda: diffusers.DDPMScheduler(**BETAS),
+    "lcm": lambda: diffusers.LCMScheduler(**BETAS),
+    "kdpm2-ancestral": lambda: diffusers.KDPM2AncestralDiscreteScheduler(**BETAS),
+    "sa": lambda: diffusers.SASolverScheduler(**BETAS),
+    "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+}
+
+
+def solver_of(scheduler: Any, steps: int = 8, **kwargs: Any) -> tuple[Solver, Schedule]:
+    scheduler.set_timesteps(steps)
+    schedule = Schedule.from_scheduler(scheduler)
+    return Solver(scheduler, plain_rows=2, step_kwargs=kwargs), schedule
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_is_found(name: str) -> None:
+    solver, schedule = solver_of(NOISY[name]())
+    assert solver.draws_noise(schedule)
+
+
+@pytest.mark.parametrize(
+    "name", ["ddim", "euler", "dpm++2m", "unipc", "heun", "kdpm2", "pndm", "flow"]
+)
+def test_no_noise_is_found(name: str) -> None:
+    solver, schedule = solver_of(SCHEDULERS[name]())
+    assert not solver.draws_noise(schedule)
+
+
+def test_it_depends_on_how_the_pipeline_calls() -> None:
+    solver, schedule = solver_of(SCHEDULERS["ddim"](), eta=0.7)
+    assert solver.draws_noise(schedule)
+
+
+def test_asking_changes_nothing() -> None:
+    generator, untouched = seeded(3), seeded(3)
+    solver, schedule = solver_of(SCHEDULERS["euler_a"](), generator=generator)
+    fresh, _ = solver_of(SCHEDULERS["euler_a"](), generator=untouched)
+    x, ids = torch.randn(2, 4, 3, 3, generator=seeded(0)), [(0, 0), (1, 0)]
+    solver.step(schedule[0], x, x, ids)
+    assert solver.draws_noise(schedule)
+    fresh.step(schedule[0], x, x, ids)
+    assert torch.equal(solver.step(schedule[1], x, x, ids), fresh.step(schedule[1], x, x, ids))
+
+
+def test_the_correction_is_the_ratio_of_densities() -> None:
+    mean, other, noise = torch.randn(3, 5, 2, 3, 3, generator=seeded(1)).double().unbind(0)
+    draw = Draw(Move(mean, 0.7, mean), Move(other, 0.9, mean))
+    x, ratio = draw.sample(noise)
+    assert ratio is not None
+    torch.testing.assert_close(x, other + 0.9 * noise)
+    base = torch.distributions.Normal(mean, 0.7).log_prob(x).flatten(1).sum(1)
+    proposed = torch.distributions.Normal(other, 0.9).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(ratio, base - proposed)
+    taken = draw.take([3, 3, 0]).sample(noise[[3, 3, 0]])
+    torch.testing.assert_close(taken[0], x[[3, 3, 0]])
+
+
+def test_moves_without_noise() -> None:
+    mean = torch.zeros(2, 1)
+    still, noisy = Move(mean, 0.0, mean), Move(mean + 1, 0.5, mean)
+    x, ratio = Draw(still, noisy).sample(torch.ones(2, 1))
+    assert torch.equal(x, mean) and ratio is None
+    with pytest.raises(ValueError, match="no weight can correct"):
+        Draw(noisy, still)
+    half = Move(mean.half(), 0.5, mean)
+    assert Draw(half, half).sample(torch.ones(2, 1))[0].dtype == torch.float16
