@@ -19,6 +19,10 @@ class RewardError(SteerError, ValueError):
     """A reward returned the wrong shape or a non-finite score."""
 
 
+class GradientError(SteerError, ArithmeticError):
+    """A gradient that is not finite."""
+
+
 class CheckpointError(SteerError, ValueError):
     """A checkpoint is missing, corrupt, truncated or does not fit."""
 

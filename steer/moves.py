@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from steer.types import Move, Step
+from steer.types import Move, Step, wide
 
 
 def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
@@ -30,7 +30,7 @@ def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
         eta: Share of fresh noise, in [0, 1].
 
     Returns:
-        The move; mean in the dtype of `x`, computed in float32.
+        The move; mean in the dtype of `x`, computed in float32 at least.
 
     Raises:
         ValueError: eta outside [0, 1], or fresh noise wanted on a step that adds noise.
@@ -44,8 +44,8 @@ def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
         )
     fresh = eta * math.sqrt(max(0.0, 1 - ratio * ratio))
     kept = math.sqrt(max(0.0, 1 - fresh * fresh))
-    noise = step.noise(x.float(), x0.float())
-    mean = step.alpha_next * x0.float() + (step.sigma_next * kept) * noise
+    noise = step.noise(wide(x), wide(x0))
+    mean = step.alpha_next * wide(x0) + (step.sigma_next * kept) * noise
     return Move(mean.to(x.dtype), step.sigma_next * fresh, x0)
 
 

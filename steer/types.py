@@ -43,11 +43,11 @@ class Step:
     def x0(self, x: Tensor, output: Tensor) -> Tensor:
         """The clean sample (`pred_original_sample`) that `output` implies at `x`; same shape.
 
-        Computed in float32. With s = sqrt(alpha^2 + sigma^2) the v-prediction rule
+        Computed in float32 at least. With s = sqrt(alpha^2 + sigma^2) the v-prediction rule
         `x0 = (alpha x / s - sigma v) / s` holds on VP and VE grids alike (Salimans & Ho 2022,
         arXiv:2202.00512; Karras et al. 2022, arXiv:2206.00364 for the VE scaling).
         """
-        x32, out32 = x.float(), output.float()
+        x32, out32 = wide(x), wide(output)
         match self.prediction:
             case "sample":
                 x0 = out32
@@ -62,7 +62,7 @@ class Step:
 
     def noise(self, x: Tensor, x0: Tensor) -> Tensor:
         """The noise for which `x = alpha * x0 + sigma * noise`; same shape as `x`."""
-        return ((x.float() - self.alpha * x0.float()) / max(self.sigma, 1e-8)).to(x.dtype)
+        return ((wide(x) - self.alpha * wide(x0)) / max(self.sigma, 1e-8)).to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,6 +205,11 @@ class Method(Protocol):
             selected, in their own order where nothing was.
         """
         ...
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is where it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def by_prompt(values: Tensor, prompts: int) -> Tensor:
