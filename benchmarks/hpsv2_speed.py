@@ -192,6 +192,7 @@ def main() -> None:
     folder = scratch / "hpsv2_speed"
     pythons = {"public": python, "steer": sys.executable}
     provenance = common.provenance()
+    del provenance["threads"]  # of this process; every run holds its own
     provenance["command"] = _without_place(provenance["command"], args.hpsv2_python)
     name = f"hpsv2_speed{'_tiny' if args.tiny else ''}_{common.hardware()}.json"
     runs: list[dict[str, Any]] = []

@@ -165,7 +165,7 @@ def test_the_whole_study(
         if row["steer_dtype"] == "bfloat16"
     }
     assert loads[1, "first"] == (2, 1)
-    assert loads[16, "second"] == (1, 0)
+    assert loads[4, "second"] == (1, 0)
     printed = capsys.readouterr().out.strip()
     assert printed == study.speed.table(result)
     assert printed.count("\n") == 5
