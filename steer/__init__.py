@@ -8,22 +8,48 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steer import shapes as shapes
+    from steer.calibration import Calibration as Calibration, Pilots as Pilots
     from steer.drive import SteeredScheduler as SteeredScheduler
     from steer.errors import (
         CheckpointError as CheckpointError,
+        GradientError as GradientError,
         NotAcceptedError as NotAcceptedError,
         RewardError as RewardError,
         SteerError as SteerError,
         UnsupportedPipelineError as UnsupportedPipelineError,
         UnsupportedSchedulerError as UnsupportedSchedulerError,
     )
-    from steer.methods import BestOfN as BestOfN, Gate as Gate, Prune as Prune
+    from steer.lookahead import LookaheadSet as LookaheadSet, lookaheads as lookaheads
+    from steer.methods import (
+        SMC as SMC,
+        Beam as Beam,
+        BestOfN as BestOfN,
+        BestOfNGuidance as BestOfNGuidance,
+        Blockwise as Blockwise,
+        Budget as Budget,
+        Gate as Gate,
+        GradientGuidance as GradientGuidance,
+        GradientProposal as GradientProposal,
+        LookaheadGuidance as LookaheadGuidance,
+        NoiseOptimization as NoiseOptimization,
+        NoiseSearch as NoiseSearch,
+        Previews as Previews,
+        Prune as Prune,
+        StepGate as StepGate,
+        Then as Then,
+        Tree as Tree,
+    )
+    from steer.pilot_runs import calibrate as calibrate, pilots as pilots
     from steer.pipeline import Guided as Guided, guided as guided
     from steer.rewards import (
+        AtLeast as AtLeast,
         available_rewards as available_rewards,
         register_reward as register_reward,
         reward as reward,
     )
+    from steer.samples import Scores as Scores, ThresholdError as ThresholdError
+    from steer.threshold import Threshold as Threshold
+    from steer.when import at as at, between as between, every as every
 
 __version__ = "0.1.0"
 
@@ -34,7 +60,33 @@ _HOME = {
     "BestOfN": "methods",
     "Prune": "methods",
     "Gate": "methods",
+    "SMC": "methods",
+    "Beam": "methods",
+    "Blockwise": "methods",
+    "Tree": "methods",
+    "StepGate": "methods",
+    "NoiseSearch": "methods",
+    "NoiseOptimization": "methods",
+    "Then": "methods",
+    "Budget": "methods",
+    "Previews": "methods",
+    "GradientGuidance": "methods",
+    "GradientProposal": "methods",
+    "BestOfNGuidance": "methods",
+    "LookaheadGuidance": "methods",
+    "LookaheadSet": "lookahead",
+    "lookaheads": "lookahead",
+    "every": "when",
+    "between": "when",
+    "at": "when",
+    "Threshold": "threshold",
+    "Scores": "samples",
+    "Calibration": "calibration",
+    "Pilots": "calibration",
+    "pilots": "pilot_runs",
+    "calibrate": "pilot_runs",
     "reward": "rewards",
+    "AtLeast": "rewards",
     "available_rewards": "rewards",
     "register_reward": "rewards",
     "SteerError": "errors",
@@ -42,7 +94,9 @@ _HOME = {
     "UnsupportedSchedulerError": "errors",
     "RewardError": "errors",
     "CheckpointError": "errors",
+    "GradientError": "errors",
     "NotAcceptedError": "errors",
+    "ThresholdError": "samples",
 }
 
 __all__ = [*_HOME, "shapes"]  # pyright: ignore[reportUnsupportedDunderAll]

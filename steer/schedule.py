@@ -113,7 +113,7 @@ def prediction_of(scheduler: Any) -> Prediction:
 
 def _named(scheduler: Any, *prefixes: str) -> bool:
     """Whether the scheduler's class, or one it derives from, is called so."""
-    return any(c.__name__.startswith(prefixes) for c in type(scheduler).__mro__)
+    return any(c.__name__.startswith(prefixes) for c in scheduler.__class__.__mro__)
 
 
 def _values(timesteps: Tensor) -> list[float]:

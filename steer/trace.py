@@ -20,6 +20,7 @@ class Trace:
       the parts of a composed reward to lists, `judges` may map further reward names to lists. A
       final reward that compares candidates is among all that the call finished for the prompt.
     - `select`: `kept` and `dropped` ids (pruning), or `ancestors` per new particle (resampling).
+    - `branch`: a tree's rollouts: `ancestors` whose states they begin from, -1 for fresh noise.
     - `round`: a gate's round: `best`, `threshold`, `accepted`.
     - `grid`: `steps` whose previews are watched, with their `noise` shares.
     - `final`: `chosen` ids, best first.

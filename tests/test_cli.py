@@ -266,6 +266,11 @@ def test_methods_from_text() -> None:
     assert parse_method("prune", 4, 20) == Prune.for_compute(4, 20)
     text = "Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"
     assert parse_method(text) == Prune(start=8, keep=(4, 2), at=(0.25, 0.5))
+    when = steer.every(4) & steer.between(0.25, 0.75)
+    text = "smc(8, lam=3, when=every(4) & between(0.25, 0.75))"
+    assert parse_method(text) == steer.SMC(8, lam=3, when=when)
+    with pytest.raises(ValueError, match="not a method"):
+        parse_method("at(0.5)")
     assert parse_method("gate(best-of-n(4), threshold=-0.5)") == Gate(BestOfN(4), threshold=-0.5)
     assert parse_reward("a=0.7, clip:b=0.3") == {"a": 0.7, "clip:b": 0.3}
 
