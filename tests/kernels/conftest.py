@@ -1,0 +1,64 @@
+"""Where kernel tests run, and memory poisoned before it.
+
+A test that asks for the fixture `device` launches kernels. It runs on the GPU where there is one,
+and under Triton's interpreter in a process of its own: `TRITON_INTERPRET` must be set before Triton
+is imported, and would turn every other op of the suite to the interpreter. `test_interpreter.py`
+starts that process; by hand it is
+
+    TRITON_INTERPRET=1 python -m pytest tests/kernels
+
+All other tests of this folder run in the ordinary process only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+FOLDER = Path(__file__).parent
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+LAUNCHES = INTERPRET or torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Kernel tests stay where kernels run; all others stay out of the interpreter's process."""
+    dropped = [item for item in items if FOLDER in item.path.parents and not _runs_here(item)]
+    if dropped and len(dropped) == len(items) and not INTERPRET:
+        raise pytest.UsageError("these tests launch kernels: set TRITON_INTERPRET=1")
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in set(dropped)]
+
+
+def _runs_here(item: pytest.Item) -> bool:
+    launches = "device" in getattr(item, "fixturenames", ())
+    return LAUNCHES if launches else not INTERPRET
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """Where kernels run; `torch.empty` and its kin return NaN, so that unwritten output shows."""
+    pytest.importorskip("triton")
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(Tensor, name, _poisoned(getattr(Tensor, name)))
+    yield torch.device("cpu" if INTERPRET else "cuda")
+
+
+def _poisoned(allocate: Any) -> Any:
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        out = allocate(*args, **kwargs)
+        if out.device.type == "meta" or type(out) not in (Tensor, torch.nn.Parameter):
+            return out
+        if out.dtype == torch.bool or not out.numel():
+            return out
+        return out.fill_(torch.nan if out.is_floating_point() else 85)
+
+    return poisoned

@@ -1,0 +1,131 @@
+"""Kernels compiled for A100, H100 and B200 without a GPU: registers, spills, tensor cores."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from aot import TENSOR_CORES, Case, build
+from aot_layers import CASES as LAYERS
+from steer_kernels import attention_cls, resize_patchify
+
+
+pytest.importorskip("triton")
+
+RESIZE = {"SIDE": 16, "PATCH": 14, "EDGES": False, "CUT": False}
+RESIZE_FWD = {**RESIZE, "TILE": 16, "K": 32, "CLAMP": True, "KEEP": True, "stride_x": 1}
+RESIZE_BWD = {**RESIZE, "TILE": 32, "K": 32, "EXACT": True, "KEEP": True}
+INDICES = ("start_y", "start_x", "first_y", "end_y", "first_x", "end_x")
+WEIGHTS = {"weight_y_ptr": "*fp32", "weight_x_ptr": "*fp32", "keep_ptr": "*u8"}
+SCALARS = ("low", "scale", *(f"{v}_{c}" for v in ("mean", "std") for c in range(3)))
+FWD_TYPES = {
+    **WEIGHTS,
+    **{f"{name}_ptr": "*i32" for name in INDICES[:2]},
+    **dict.fromkeys(SCALARS, "fp32"),
+}
+BWD_TYPES = {
+    **WEIGHTS,
+    **{f"{name}_ptr": "*i32" for name in INDICES},
+    **dict.fromkeys(("low", "scale", "factor_0", "factor_1", "factor_2"), "fp32"),
+}
+WGMMA = {**TENSOR_CORES, 90: r"\bwgmma\.mma_async"}
+MMA = {80: r"\bmma\.sync", 90: r"\bmma\.sync", 100: r"\b(mma\.sync|tcgen05\.mma)"}
+
+CASES = [
+    (
+        Case(
+            "resize_fwd",
+            resize_patchify._resize_fwd_kernel,
+            {**RESIZE_FWD, "PIL": False, "EXACT": True},
+            FWD_TYPES,
+            registers=200,
+            stack=16,  # the assembler spills two values to reach 128 registers
+            tensor_cores=MMA,
+        ),
+        (80, 90, 100),
+    ),
+    (
+        Case(
+            "resize_fwd_pil",
+            resize_patchify._resize_fwd_kernel,
+            {**RESIZE_FWD, "PIL": True, "EXACT": True},
+            FWD_TYPES,
+            registers=232,
+            fusion=False,
+            tensor_cores=MMA,
+        ),
+        (90,),
+    ),
+    (
+        Case(
+            "resize_bwd",
+            resize_patchify._resize_bwd_kernel,
+            RESIZE_BWD,
+            BWD_TYPES,
+            registers=232,
+            tensor_cores=MMA,
+        ),
+        (80, 90, 100),
+    ),
+    *(
+        (
+            Case(
+                f"attention_cls_{dim}",
+                attention_cls._attention_cls_fwd_kernel,
+                {
+                    "D": dim,
+                    "REST": attention_cls.rest(dim),
+                    "UP": False,
+                    **attention_cls.LAUNCHES[80].blocks,
+                },
+                {"scale": "fp32"},
+                warps=attention_cls.LAUNCHES[80].warps,
+                stages=attention_cls.LAUNCHES[80].stages,
+                tensor_cores=WGMMA,
+            ),
+            (80, 90, 100) if dim == 80 else (90,),
+        )
+        for dim in (64, 80, 104)
+    ),
+    (
+        Case(
+            "attention_cls_row",
+            attention_cls._attention_cls_row_kernel,
+            {"D": 80, **attention_cls.ROW_LAUNCHES[80].blocks},
+            {"scale": "fp32"},
+            warps=attention_cls.ROW_LAUNCHES[80].warps,
+            registers=200,
+        ),
+        (90,),
+    ),
+    *LAYERS,
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "sm"), [pytest.param(c, sm, id=f"{c.name}-sm_{sm}") for c, sms in CASES for sm in sms]
+)
+def test_compiled(case: Case, sm: int) -> None:
+    built = build(case, sm)
+    used = f"{built.registers} registers, {built.stack} B stack, {built.shared} B shared"
+    print(f"{case.name} sm_{sm}: {used}")
+    assert built.registers <= case.registers
+    assert built.stack <= case.stack
+    assert built.shared <= {80: 163, 90: 227, 100: 227}[sm] * 1024
+    if case.tensor_cores:
+        assert re.search(case.tensor_cores[sm], built.ptx)
+
+
+def test_a_gate_that_should_close_closes() -> None:
+    """One warp cannot hold 128 x 64 scores and two accumulators: the spill must be seen."""
+    case = next(c for c, _ in CASES if c.name == "attention_cls_80")
+    built = build(Case("one warp", case.kernel, case.constants, case.types, warps=1), 90)
+    assert built.stack > case.stack

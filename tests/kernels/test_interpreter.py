@@ -1,0 +1,28 @@
+"""The kernel tests of this folder under Triton's interpreter, in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_kernels_under_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    folder = Path(__file__).parent
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--tb=short", "--durations=5"],
+        env=environment,
+        cwd=folder.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    assert "SKIPPED" not in done.stdout, done.stdout[-2000:]

@@ -1,0 +1,45 @@
+"""The whole vision tower by the kernels, against open_clip in float64."""
+
+from __future__ import annotations
+
+import open_clip
+import torch
+import torch.nn.functional as F
+
+from steer.rewards.preprocess import Preprocess
+from steer.rewards.vit_tower import VitTower
+
+
+VISION = {"image_size": 28, "layers": 3, "width": 64, "head_width": 64, "patch_size": 14}
+TEXT = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+
+
+def test_scores_and_gradients_of_a_small_tower(device: torch.device) -> None:
+    torch.manual_seed(0)
+    with torch.device("cpu"):
+        model = open_clip.CLIP(embed_dim=24, vision_cfg=VISION, text_cfg=TEXT, quick_gelu=True)
+    model = model.eval().requires_grad_(False).to(device)
+    for parameter in model.parameters():
+        parameter.data = (parameter + 0.05 * torch.randn_like(parameter)).half().float()
+    images = torch.rand(1, 3, 30, 24).to(device)
+    texts = F.normalize(torch.randn(1, 24), dim=-1).to(device)
+    preprocess = Preprocess(size=(28, 28), resize="longest", clamp=False)
+
+    exact = images.double().requires_grad_()
+    reference = model.double().encode_image(preprocess(exact))
+    expected = (F.normalize(reference, dim=-1) * texts).sum(-1)
+    expected.sum().backward()
+    tower = VitTower(model.half())
+    with torch.no_grad():
+        patches = tower.patches(images, preprocess)
+        got = tower.scores(patches, texts)
+    assert (got - expected).abs().max() < 3e-3
+    leaf = images.clone().requires_grad_()
+    tower.scores(tower.patches(leaf, preprocess), texts).sum().backward()
+    one, other = leaf.grad, exact.grad
+    assert one is not None and other is not None
+    assert F.cosine_similarity(one.double().flatten(), other.flatten(), dim=0) > 0.999
+    if device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9):
+        fast = VitTower(model.bfloat16(), fp8=True)
+        scores = fast.rows(fast.patches(images, preprocess))
+        assert torch.isfinite(scores).all()
