@@ -20,6 +20,7 @@ from steer.rewards.base import BaseReward, checked_batch
 from steer.rewards.checkpoints import fingerprint, load_into, load_state_dict
 from steer.rewards.clip import default_device
 from steer.rewards.encoder import Encoder, Source, load_encoder
+from steer.rewards.fused import Fused, choose_tower, cosines
 from steer.rewards.hub import locate
 from steer.rewards.preprocess import Preprocess, work_dtype
 
@@ -43,6 +44,13 @@ class AestheticReward(BaseReward):
         weight: `(D,)` float64.
         bias: `()` float64.
         batch: Most images scored at once.
+        fused: Whether the fused image tower runs; see `Fused`.
+
+    Attributes:
+        tower: The fused image tower, or None.
+
+    Raises:
+        ValueError: `batch`, or a tower that is asked for and does not fit.
     """
 
     differentiable = True
@@ -56,8 +64,11 @@ class AestheticReward(BaseReward):
         bias: Tensor,
         *,
         batch: int | None = 32,
+        fused: Fused = None,
     ) -> None:
         self.name, self.encoder = name, encoder
+        self.tower = choose_tower(encoder, fused)
+        self.differentiable = fused != "fp8"
         self.version = f"{encoder.version}+{fingerprint({'weight': weight, 'bias': bias})}"
         self.preprocess = Preprocess(size=encoder.image_size)
         self.batch = checked_batch(batch)
@@ -67,8 +78,8 @@ class AestheticReward(BaseReward):
         self.weight, self.bias = weight.to(self.device, work), bias.to(self.device, work)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        pixels = self.preprocess(images.to(work_dtype(self.encoder.dtype)))
-        return self.encoder.images(pixels) @ self.weight + self.bias
+        weights = self.weight.expand(len(images), -1)
+        return cosines(self.encoder, self.tower, self.preprocess, images, weights) + self.bias
 
 
 def aesthetic(
@@ -80,6 +91,7 @@ def aesthetic(
     batch: int | None = 32,
     revision: str | None = None,
     model_config: dict[str, Any] | None = None,
+    fused: Fused = None,
 ) -> AestheticReward:
     """LAION aesthetic predictor v2: a rating on a nominal scale of 1 to 10, prompts ignored.
 
@@ -93,14 +105,16 @@ def aesthetic(
         batch: Most images scored at once.
         revision: Commit, tag or branch of the head's repository; default the pinned commit.
         model_config: Another open_clip model config, for a backbone of another size.
+        fused: As for `clip`.
 
     Raises:
+        ValueError: `fused` where it cannot be.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
     encoder = _encoder("vit_l_14", backbone, device, dtype, model_config)
     path = locate("aesthetic", checkpoint, revision=revision)
     weight, bias = folded(_published(path, _Mlp(_width(encoder))).layers)
-    return AestheticReward("aesthetic", encoder, weight, bias, batch=batch)
+    return AestheticReward("aesthetic", encoder, weight, bias, batch=batch, fused=fused)
 
 
 def aesthetic_v1(
@@ -113,6 +127,7 @@ def aesthetic_v1(
     batch: int | None = 32,
     revision: str | None = None,
     model_config: dict[str, Any] | None = None,
+    fused: Fused = None,
 ) -> AestheticReward:
     """LAION aesthetic predictor v1: one linear layer on CLIP features; as `aesthetic`.
 
@@ -132,7 +147,7 @@ def aesthetic_v1(
     path = locate(f"aesthetic-v1-{model}", checkpoint, revision=revision)
     weight, bias = folded(_published(path, nn.Linear(_width(encoder), 1)))
     name = "aesthetic-v1" if model == "vit_l_14" else f"aesthetic-v1-{model}"
-    return AestheticReward(name, encoder, weight, bias, batch=batch)
+    return AestheticReward(name, encoder, weight, bias, batch=batch, fused=fused)
 
 
 def folded(module: nn.Module) -> tuple[Tensor, Tensor]:

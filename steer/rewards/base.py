@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steer.errors import RewardError
 from steer.rewards.inputs import Images, as_batches, as_prompts
+from steer.rewards.sharing import once
 from steer.types import Reward
 
 
@@ -63,7 +64,8 @@ class BaseReward(ABC):
         texts = as_prompts(prompts, sum(map(len, batches)))
         scores, start = [], 0
         for batch in batches:
-            for chunk in batch.split(self.batch or len(batch)):
+            size = self.batch or len(batch)
+            for chunk in once(batch, ("split", size), lambda b=batch, n=size: b.split(n)):
                 part = texts[start : start + len(chunk)]
                 moved = chunk.to(self.device or chunk.device)
                 scores.append(as_scores(self.name, self.score(moved, part), chunk))

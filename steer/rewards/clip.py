@@ -19,7 +19,8 @@ from steer.errors import CheckpointError
 from steer.rewards.base import BaseReward, checked_batch
 from steer.rewards.checkpoints import read_json
 from steer.rewards.encoder import Encoder, Source, load_encoder, quiet
-from steer.rewards.preprocess import Preprocess, work_dtype
+from steer.rewards.fused import Fused, choose_tower, cosines
+from steer.rewards.preprocess import Preprocess
 
 
 _FOLDER, _HUB = "local-dir:", "hf-hub:"
@@ -38,6 +39,13 @@ class ClipReward(BaseReward):
         preprocess: From images to its pixels.
         batch: Most images scored at once.
         scale: Factor of the cosine; `range` follows it.
+        fused: Whether the fused image tower runs; see `Fused`.
+
+    Attributes:
+        tower: The fused image tower, or None.
+
+    Raises:
+        ValueError: `batch`, or a tower that is asked for and does not fit.
     """
 
     differentiable = True
@@ -51,9 +59,12 @@ class ClipReward(BaseReward):
         *,
         batch: int | None = 32,
         scale: float = 1.0,
+        fused: Fused = None,
     ) -> None:
         self.name = name
         self.encoder, self.version = encoder, encoder.version
+        self.tower = choose_tower(encoder, fused)
+        self.differentiable = fused != "fp8"
         self.preprocess = preprocess
         self.batch = checked_batch(batch)
         self.device = encoder.device
@@ -61,10 +72,8 @@ class ClipReward(BaseReward):
         self.range = (-scale, scale)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        pixels = self.preprocess(images.to(work_dtype(self.encoder.dtype)))
-        features = self.encoder.images(pixels)
         texts = self.encoder.prompts(prompts, self.batch or 32)
-        return self.scale * (features * texts).sum(-1)
+        return cosines(self.encoder, self.tower, self.preprocess, images, texts, self.scale)
 
 
 def clip(
@@ -75,6 +84,7 @@ def clip(
     dtype: torch.dtype | None = None,
     batch: int | None = 32,
     name: str | None = None,
+    fused: Fused = None,
 ) -> ClipReward:
     """CLIP score by an open_clip model, with that model's own preprocessing.
 
@@ -89,9 +99,11 @@ def clip(
         dtype: Precision of the weights; default float32.
         batch: Most images scored at once.
         name: What the reward calls itself; default `"clip:<model>"`.
+        fused: The fused image tower: `None` on NVIDIA GPUs where the model fits, `True`, `False`,
+            or `"fp8"`, which has no gradient.
 
     Raises:
-        ValueError: Unknown model or tag, or no weights named.
+        ValueError: Unknown model or tag, no weights named, or `fused` where it cannot be.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
     config, preprocess_cfg, weights, tokenizer = _locate(model, checkpoint)
@@ -101,7 +113,7 @@ def clip(
     source = Source.of(config, weights, tokenizer)
     encoder = load_encoder(source, default_device(device), dtype or torch.float32)
     preprocess = Preprocess.from_open_clip(preprocess_cfg, encoder.image_size)
-    return ClipReward(name or f"clip:{model}", encoder, preprocess, batch=batch)
+    return ClipReward(name or f"clip:{model}", encoder, preprocess, batch=batch, fused=fused)
 
 
 def default_device(device: str | torch.device | None) -> torch.device:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steer.rewards.base import BaseReward, as_scores
 from steer.rewards.inputs import Images, as_batches, as_prompts
+from steer.rewards.sharing import sharing
 from steer.rewards.slope import limited
 from steer.types import Reward
 
@@ -167,6 +168,7 @@ def combined(
     return parts[reward.name]
 
 
+@sharing()
 def score_all(
     rewards: Mapping[str, Reward],
     images: Images,

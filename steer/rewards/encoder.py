@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
@@ -24,6 +24,10 @@ from steer.rewards.checkpoints import fingerprint, load_into, load_state_dict, s
 from steer.rewards.clip_layout import to_open_clip
 from steer.rewards.preprocess import work_dtype
 from steer.rewards.tokens import Tokenizer
+
+
+if TYPE_CHECKING:
+    from steer.rewards.vit_tower import VitTower
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Encoder:
     Attributes:
         scale: `exp(logit_scale)`, from the stored precision (bfloat16 would lose a percent of it).
         version: Fingerprint of the weights as stored.
+        towers: Its fused image towers, where asked for; see `steer.rewards.fused`.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype
         self.cache = cache
+        self.towers: dict[bool, VitTower] = {}
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     @property

@@ -16,6 +16,7 @@ import torch
 
 from steer.rewards.clip import ClipReward, default_device
 from steer.rewards.encoder import Source, load_encoder
+from steer.rewards.fused import Fused
 from steer.rewards.hub import locate
 from steer.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
 
@@ -34,6 +35,7 @@ def hpsv2(
     legacy_resize: bool = False,
     revision: str | None = None,
     model_config: dict[str, Any] | None = None,
+    fused: Fused = None,
 ) -> ClipReward:
     """HPS v2 score: the cosine in [-1, 1], typically 0.20 to 0.33 (published tables show it x 100).
 
@@ -51,9 +53,10 @@ def hpsv2(
             Another scale: the reward is then called `"hpsv2.1-legacy"`.
         revision: Commit, tag or branch of the weights repository; default the pinned commit.
         model_config: Another open_clip model config, for weights of another size.
+        fused: As for `clip`.
 
     Raises:
-        ValueError: Unknown version.
+        ValueError: Unknown version, or `fused` where it cannot be.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
     if version not in VERSIONS:
@@ -64,7 +67,7 @@ def hpsv2(
     encoder = load_encoder(source, default_device(device), dtype or torch.float32)
     preprocess = hpsv2_preprocess(encoder.image_size, antialias=not legacy_resize)
     name += "-legacy" if legacy_resize else ""
-    return ClipReward(name, encoder, preprocess, batch=batch)
+    return ClipReward(name, encoder, preprocess, batch=batch, fused=fused)
 
 
 hpsv2_0 = functools.partial(hpsv2, "2.0")

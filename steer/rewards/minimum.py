@@ -21,6 +21,7 @@ from steer.rewards.compose import (
     unique,
 )
 from steer.rewards.inputs import Images
+from steer.rewards.sharing import sharing
 from steer.types import Reward
 
 
@@ -87,6 +88,7 @@ class AtLeast(Composite):
         lowest = self.floor - 2 * max(1.0, abs(self.floor)) if self.penalty is None else -math.inf
         self.range = (lowest, self.reward.range[1])
 
+    @sharing()
     def parts(self, images: Images, prompts: str | Sequence[str]) -> Parts:
         """The reward's own parts and those that have a minimum, `(B,)` each, by name."""
         if isinstance(self.reward, Composite):

@@ -14,6 +14,7 @@ import torch
 
 from steer.rewards.clip import ClipReward, default_device
 from steer.rewards.encoder import Source, load_encoder
+from steer.rewards.fused import Fused
 from steer.rewards.hub import locate
 from steer.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
 
@@ -29,6 +30,7 @@ def pickscore(
     batch: int | None = 32,
     revision: str | None = None,
     model_config: dict[str, Any] | None = None,
+    fused: Fused = None,
 ) -> ClipReward:
     """PickScore: `exp(logit_scale) * cosine`, in float32; typically 18 to 24 (arXiv:2305.01569).
 
@@ -44,8 +46,10 @@ def pickscore(
         batch: Most images scored at once.
         revision: Commit, tag or branch of the weights repository; default the pinned commit.
         model_config: Another open_clip model config, for weights of another size.
+        fused: As for `clip`.
 
     Raises:
+        ValueError: `fused` where it cannot be.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
     config = model_config or open_clip.get_model_config(ARCHITECTURE) or {}
@@ -54,7 +58,9 @@ def pickscore(
         Source.of(config, weights), default_device(device), dtype or torch.float32
     )
     preprocess = pickscore_preprocess(encoder.image_size)
-    return ClipReward("pickscore", encoder, preprocess, batch=batch, scale=encoder.scale)
+    return ClipReward(
+        "pickscore", encoder, preprocess, batch=batch, scale=encoder.scale, fused=fused
+    )
 
 
 def pickscore_preprocess(size: tuple[int, int] = (224, 224)) -> Preprocess:

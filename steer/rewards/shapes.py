@@ -11,6 +11,7 @@ import torch
 
 from steer.errors import CheckpointError
 from steer.rewards.clip import ClipReward, clip
+from steer.rewards.fused import Fused
 
 
 def shapes(
@@ -19,6 +20,7 @@ def shapes(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     batch: int | None = 32,
+    fused: Fused = None,
 ) -> ClipReward:
     """The preference scorer of the shapes world: cosine in [-1, 1], higher is better.
 
@@ -27,12 +29,14 @@ def shapes(
         device: Default: the accelerator if there is one.
         dtype: Precision of the weights; default float32.
         batch: Most images scored at once.
+        fused: As for `clip`.
 
     Raises:
+        ValueError: `fused` where it cannot be.
         CheckpointError: The folder is missing, corrupt or does not fit.
     """
     model = f"local-dir:{_folder(checkpoint, 'scorer')}"
-    return clip(model, device=device, dtype=dtype, batch=batch, name="shapes")
+    return clip(model, device=device, dtype=dtype, batch=batch, name="shapes", fused=fused)
 
 
 def shapes_clip(
@@ -41,10 +45,11 @@ def shapes_clip(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     batch: int | None = 32,
+    fused: Fused = None,
 ) -> ClipReward:
     """The contrastive model of the shapes world, before preference tuning; as `shapes`."""
     model = f"local-dir:{_folder(checkpoint, 'clip')}"
-    return clip(model, device=device, dtype=dtype, batch=batch, name="shapes-clip")
+    return clip(model, device=device, dtype=dtype, batch=batch, name="shapes-clip", fused=fused)
 
 
 def _folder(checkpoint: str | Path | None, name: str) -> Path:
