@@ -21,8 +21,8 @@ from steer.types import Population, Search, Step, wide
 from steer.when import When, between
 
 
-_USUAL = between(0.0, 0.8)
-_EXAMPLE = "LookaheadGuidance(n=1, lookaheads=16, through=4)"
+_USUAL = between(0.0, 0.5)
+_EXAMPLE = "LookaheadGuidance(n=1, lookaheads=8, through=8)"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class LookaheadGuidance:
             dimensions distances are large numbers, so only a large one outweighs them; in the end
             it picks the best one's neighbourhood.
         strength: See above; 0 guides nothing.
-        when: Steps that are guided.
+        when: Steps that are guided; the first half, since later ones would copy what the short
+            runs did badly.
         lookahead: A `LookaheadSet`, or the path of a saved one, in place of the cheap samples.
 
     Raises:
@@ -61,10 +62,10 @@ class LookaheadGuidance:
     """
 
     n: int = 1
-    lookaheads: int = 16
-    through: int = 4
-    lam: float = 100.0
-    strength: float = 4.0
+    lookaheads: int = 8
+    through: int = 8
+    lam: float = 1000.0
+    strength: float = 2.0
     when: When = _USUAL
     lookahead: LookaheadSet | str | Path | None = None
 
@@ -74,7 +75,7 @@ class LookaheadGuidance:
         positive("lam", self.lam, zero=True, none=False)
         positive("strength", self.strength, zero=True, none=False)
         if not isinstance(self.when, When):
-            raise ValueError(f"when={self.when!r}: must be a step predicate; write between(0, 0.8)")
+            raise ValueError(f"when={self.when!r}: must be a step predicate; write between(0, 0.5)")
         if isinstance(self.lookahead, str | Path):
             object.__setattr__(self, "lookahead", LookaheadSet.load(self.lookahead))
         if not isinstance(self.lookahead, LookaheadSet | None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from steer.rewards.compose import WeightedReward
     from steer.rewards.minimum import AtLeast
 
+logger = logging.getLogger("steer.rewards")
+
 
 class BaseReward(ABC):
     """A reward that implements `score` for one micro-batch and inherits the rest.
@@ -28,7 +31,8 @@ class BaseReward(ABC):
         differentiable: Gradients reach `images`.
         range: Smallest and largest possible score.
         needs_prompt: Whether the score depends on the prompt.
-        batch: Most images scored at once; `None` is all of them.
+        batch: Most images scored at once; `None` is all of them. Halved where the device runs out
+            of memory.
         device: Where the reward computes; `None` is wherever the images are.
         version: Tells its weights from others under the same name; empty where it has none.
     """
@@ -68,9 +72,24 @@ class BaseReward(ABC):
             for chunk in once(batch, ("split", size), lambda b=batch, n=size: b.split(n)):
                 part = texts[start : start + len(chunk)]
                 moved = chunk.to(self.device or chunk.device)
-                scores.append(as_scores(self.name, self.score(moved, part), chunk))
+                scores.append(as_scores(self.name, self._fitting(moved, part), chunk))
                 start += len(chunk)
         return torch.cat(scores)
+
+    def _fitting(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """`score`, in halves where memory is short; `batch` remembers what fits."""
+        try:
+            return self.score(images, prompts)
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        half = (len(images) + 1) // 2
+        self.batch = min(half, self.batch or half)
+        logger.warning("%s: out of memory, now scoring %d images at once", self.name, self.batch)
+        if images.is_cuda:
+            torch.cuda.empty_cache()
+        parts = zip(images.split(half), (prompts[:half], prompts[half:]), strict=True)
+        return torch.cat([self._fitting(part, texts) for part, texts in parts])
 
     def at_least(self, minimum: Mapping[Any, float] | None = None, **options: Any) -> AtLeast:
         """This reward under conditions: `reward.at_least({"aesthetic": 5.0})`.

@@ -217,8 +217,8 @@ def test_cost_and_standardised_rewards() -> None:
     assert LookaheadGuidance(2, lookaheads=10, through=4).cost(20) == 80
     assert LookaheadGuidance(2, lookaheads=10, through=4).cost(3) == 2 * 3 + 10 * 3
     plan = LookaheadGuidance.for_compute(4, 20)
-    assert (plan.n, plan.lookaheads) == (1, 15) and plan.cost(20) == 80
-    with pytest.raises(ValueError, match=r"compute=1\.0: .* needs 1\.4 plain calls"):
+    assert (plan.n, plan.lookaheads) == (1, 7) and plan.cost(20) == 76
+    with pytest.raises(ValueError, match=r"compute=1\.0: .* needs 1\.8 plain calls"):
         LookaheadGuidance.for_compute(1.0, 20)
     values = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     assert float(standardised(3 * values + 7).std(correction=0)) == pytest.approx(1)
