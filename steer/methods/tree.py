@@ -43,11 +43,11 @@ class Tree:
     ever a guess.
 
     Iterations run `batch` at a time per returned image, from states of the same depth: visits count
-    when they are chosen, so that they spread, and the lanes stay full. An expansion costs as many
-    rows as steps are left (the state's own denoiser output is kept); the compute of a run is known,
-    the number of its rollouts depends on the rewards. `compute` bounds it for every prompt on its
-    own, whatever the lane width; `Budget` bounds what the pipeline really runs, padding included:
-    with several prompts, whose trees branch at different depths, some rows of a lane are padding.
+    when they are chosen, so that they spread, and lanes whose width divides `batch` stay full. An
+    expansion costs as many rows as steps are left (the state's own denoiser output is kept).
+    `compute` bounds every prompt on its own, in whole rounds, whatever the lane width; `Budget`
+    bounds what the pipeline really runs, padding included: with several prompts, whose trees branch
+    at different depths, some rows of a lane are padding.
     Whenever it ends, the best finished image is the answer. With a sampler that draws noise itself
     the plain call's own image is among them.
 
@@ -82,7 +82,7 @@ class Tree:
     batch: int = 4
     policy: Literal["search", "sample"] = "search"
     lam: float = 2.0
-    explore: float = 1.0
+    explore: float = 0.25
     widen: tuple[float, float] = (1.0, 0.7)
     at: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     standardise: bool = True
@@ -176,9 +176,7 @@ class Tree:
 
     @property
     def _policy(self) -> Policy:
-        return Policy(
-            self.lam, self.explore, self.policy == "sample", self.widen, self.standardise
-        )
+        return Policy(self.lam, self.explore, self.policy == "sample", self.widen, self.standardise)
 
     def _picks(self, ctx: Context, groves: Sequence[Grove]) -> list[Node]:
         """The states to expand in this round, prompt by prompt; none when it is over."""
@@ -200,21 +198,18 @@ class Tree:
     def _affordable(self, ctx: Context, grove: Grove, left: float) -> list[int]:
         """How many expansions at every depth this round may have; `left` is what a budget leaves.
 
+        `compute` is spent on whole rounds, since lanes that are not full cost as much as full ones.
         Before anything is finished a budget holds a plain call back, so the first round does.
         """
         steps, lane = len(ctx.steps), ctx.lane
+        size = self.populations[0] * ctx.images
         own = (self.compute or math.inf) * steps * ctx.images - grove.spent + 1e-6
-        count = min(
-            self.populations[0] * ctx.images,
-            (self.iterations or math.inf) * ctx.images - grove.started,
-        )
+        count = min(size, (self.iterations or math.inf) * ctx.images - grove.started)
         if not grove.leaves:
-            lanes = max(_times(lane * steps, left) - 1, 1)
-            return [int(min(count, _times(steps, own), lanes * lane))]
-        return [
-            int(min(count, _times(rows, own), _times(lane * rows, left) * lane))
-            for rows in grove.rows
-        ]
+            return [int(min(count, max(_times(lane * steps, left) - 1, 1) * lane))]
+        fits = [_times(lane * rows, left) * lane for rows in grove.rows]
+        paid = [rows * size <= own for rows in grove.rows]
+        return [int(min(count, fit)) if pay else 0 for fit, pay in zip(fits, paid, strict=True)]
 
     def _leaves(self, ctx: Context, grove: Grove) -> list[Node]:
         """The answer for one prompt."""

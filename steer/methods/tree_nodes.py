@@ -99,7 +99,8 @@ class Grove:
 
         The deepest states that branch always take another child, as a leaf has nothing further to
         give. Visits count at once, so that picks of one round differ (Liu et al. 2020, "Watch the
-        unobserved", arXiv:1810.11755).
+        unobserved", arXiv:1810.11755). With `only` a state takes a child more than it has room for
+        where none beside it has room.
 
         Args:
             policy: How to search.
@@ -114,7 +115,7 @@ class Grove:
             ):
                 node.growing += 1
                 return node
-            node = self._choose(node, policy)
+            node = self._choose(node, policy, only)
 
     def back_up(self, policy: Policy, rewards: Mapping[Name, float]) -> None:
         """Soft values of all states from the rewards of their leaves, leaves first.
@@ -151,23 +152,25 @@ class Grove:
                 self.spread = max(self.spread, now)
         return self.spread
 
-    def _room(self, node: Node, policy: Policy) -> bool:
+    def _room(self, node: Node, policy: Policy, coming: int = 0) -> bool:
+        """Whether it may take another child, when so many more visits have come."""
         if node.depth == len(self.rows) - 1 or not node.children:
             return True
         factor, power = policy.widen
-        return len(node.children) + node.growing < factor * node.visits**power
+        return len(node.children) + node.growing < factor * (node.visits + coming) ** power
 
-    def _choose(self, node: Node, policy: Policy) -> Node:
+    def _choose(self, node: Node, policy: Policy, only: int | None) -> Node:
         """DTS*: the best by value and bonus. DTS: one at random by exp(lam (value + bonus))."""
         log_visits, bonus = math.log(node.visits), policy.lam * policy.explore
-        energies = [
-            child.energy + bonus * math.sqrt(log_visits / child.visits) for child in node.children
-        ]
+        children = node.children
+        if node.depth + 1 == only:
+            children = [c for c in children if self._room(c, policy, 1)] or children
+        energies = [c.energy + bonus * math.sqrt(log_visits / c.visits) for c in children]
         top = max(energies)
         if not policy.sample:
-            return node.children[energies.index(top)]
+            return children[energies.index(top)]
         weights = [math.exp(energy - top) for energy in energies]
-        return self._random.choices(node.children, weights)[0]
+        return self._random.choices(children, weights)[0]
 
 
 def log_mean_exp(values: Sequence[float]) -> float:

@@ -72,16 +72,15 @@ def test_a_flat_tree_weighs_as_importance_sampling_does() -> None:
     torch.testing.assert_close(grove.log_shares().exp(), exact)
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(1, 4), st.floats(0.5, 3.0), st.floats(0.2, 0.9))
-def test_children_follow_visits(batch: int, factor: float, power: float) -> None:
-    """At most C N^alpha children, but for one round's worth; the deepest take every visit."""
-    policy = Policy(1.0, 1.0, False, (factor, power), False)
-    grove, _ = grown(policy, 30, batch, 1)
+@settings(deadline=None, max_examples=15)
+@given(st.floats(0.5, 3.0), st.floats(0.2, 0.9), st.booleans())
+def test_children_follow_visits(factor: float, power: float, sample: bool) -> None:
+    """At most C N^alpha children, rounded up; the deepest take every visit."""
+    grove, _ = grown(Policy(1.0, 1.0, sample, (factor, power), False), 30, 1, 1)
 
     def check(node: Node) -> None:
         if node.depth < 2:
-            assert len(node.children) < factor * node.visits**power + batch + 1
+            assert len(node.children) < factor * node.visits**power + 1
         elif node.children:
             assert len(node.children) == node.visits
         for child in node.children:
@@ -89,7 +88,19 @@ def test_children_follow_visits(batch: int, factor: float, power: float) -> None
                 check(child)
 
     check(grove.root)
-    assert len({leaf.name for leaf in grove.leaves}) == 30 * batch
+    assert len({leaf.name for leaf in grove.leaves}) == 30
+
+
+def test_a_round_widens_states_with_room() -> None:
+    """Picks of one depth pass by siblings that are full, as long as any is not."""
+    policy = Policy(2.0, 0.0, False, (1.0, 0.7), True)
+    grove, rewards = Grove(0, [20, 12, 5], 0), {(0, k): float(k) for k in range(8)}
+    for k in range(2):
+        rollout(grove, grove.pick(policy, 0, 0), k)
+    grove.back_up(policy, rewards)
+    picks = [grove.pick(policy, 0, 1) for _ in range(3)]
+    assert [node.name for node in picks] == [(0, 1), (0, 1), (0, 0)]
+    assert [len(node.children) + node.growing for node in grove.root.children] == [2, 3]
 
 
 def test_the_published_widening_draws_fresh_noise_36_times() -> None:
@@ -110,7 +121,7 @@ def test_search_descends_to_the_best_of_bad_rewards() -> None:
 
 
 def test_picks_of_a_round_spread() -> None:
-    policy = Policy(2.0, 1.0, False, (1.0, 0.01), True)
+    policy = Policy(2.0, 6.0, False, (1.0, 0.01), True)
     grove, rewards = Grove(0, [20, 12], 0), {(0, k): 0.1 * k for k in range(3)}
     for k in range(3):
         rollout(grove, grove.pick(policy, 0, 0), k)
