@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aot import TENSOR_CORES, Case, build
 from aot_layers import CASES as LAYERS
-from steer_kernels import attention_cls, resize_patchify
+from steer_kernels import attention_cls, resize_kernels
 
 
 pytest.importorskip("triton")
@@ -36,7 +36,7 @@ CASES = [
     (
         Case(
             "resize_fwd",
-            resize_patchify._resize_fwd_kernel,
+            resize_kernels.resize_fwd_kernel,
             {**RESIZE_FWD, "PIL": False, "EXACT": True},
             FWD_TYPES,
             registers=200,
@@ -48,7 +48,7 @@ CASES = [
     (
         Case(
             "resize_fwd_pil",
-            resize_patchify._resize_fwd_kernel,
+            resize_kernels.resize_fwd_kernel,
             {**RESIZE_FWD, "PIL": True, "EXACT": True},
             FWD_TYPES,
             registers=232,
@@ -60,7 +60,7 @@ CASES = [
     (
         Case(
             "resize_bwd",
-            resize_patchify._resize_bwd_kernel,
+            resize_kernels.resize_bwd_kernel,
             RESIZE_BWD,
             BWD_TYPES,
             registers=232,

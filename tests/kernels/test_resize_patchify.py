@@ -83,7 +83,7 @@ def test_large_pictures(
 ) -> None:
     """Under the interpreter the first 18 tiles of outputs, and of gradients."""
     if device.type == "cpu":
-        for name in ("_resize_fwd_kernel", "_resize_bwd_kernel"):
+        for name in ("resize_fwd_kernel", "resize_bwd_kernel"):
             monkeypatch.setattr(module, name, First(getattr(module, name), 18))
     x = images(1, 3, *shape, device=device)
     got, want, gradient, wanted = both(x, size=224, clamp=False)
