@@ -26,7 +26,7 @@ def test_it_costs_what_best_of_n_costs(n: int, block: int, steps: int) -> None:
     [
         (Blockwise(4, 5), 1, 4),
         (Blockwise((8, 4, 2), 2), 6, 8 + 8 * 2 + 4 * 2 + 2),
-        (Blockwise([2, 6], 1), 4, 2 + 2 * 2 + 6),  # the last step alone has nothing to choose
+        (Blockwise((2, 6), 1), 4, 2 + 2 * 2 + 6),  # the last step alone has nothing to choose
         (Blockwise.for_compute(4.9, 20), 20, 80),
     ],
 )
@@ -127,3 +127,7 @@ def test_bad_input(options: dict[str, Any], match: str) -> None:
 def test_bad_compute() -> None:
     with pytest.raises(ValueError, match=r"compute=0\.5"):
         Blockwise.for_compute(0.5, 20)
+
+
+def test_lists_become_tuples() -> None:
+    assert Blockwise([2, 6]) == Blockwise((2, 6))  # pyright: ignore[reportArgumentType]
