@@ -15,7 +15,7 @@ import steer
 from steer.shapes.train.scorer import within_caption_auc
 
 
-CAPTIONS, IMAGES = 48, 4
+CAPTIONS, IMAGES = 24, 4
 
 
 @pytest.fixture(scope="module")
