@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import build, redness
 from PIL import Image
+from tuned_pairs import twin
 from typer.testing import CliRunner, Result
 
 from steer import record
@@ -118,3 +119,40 @@ def test_an_unusable_reward_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert "'test-nan' returned nan" in result.stderr
     assert "Traceback" not in result.stderr
     assert Run.load(tmp_path).status == "failed"
+
+
+@pytest.fixture(scope="module")
+def tuned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tuned") / "unet"
+    twin(load_pipeline(str(folder), "cpu", torch.float32)).save_pretrained(path)
+    return path
+
+
+def test_a_tuned_checkpoint_is_drawn_and_the_plain_image_stays_the_base(
+    folder: Path, tuned: Path, tmp_path: Path
+) -> None:
+    plain = sample(folder, tmp_path / "plain", "--compute", "1")
+    assert plain.exit_code == 0, plain.output
+    result = sample(folder, tmp_path / "out", "--compute", "1", "--tuned", str(tuned))
+    assert result.exit_code == 0, result.output
+    base, both = Run.load(tmp_path / "plain"), Run.load(tmp_path / "out")
+    for before, now in zip(base.entries, both.entries, strict=True):
+        assert now["base"]["reward"] == pytest.approx(before["rewards"][0], abs=1e-3)
+        assert now["base"]["image"] != now["images"][0]
+        assert now["rewards"][0] != pytest.approx(before["rewards"][0], abs=1e-4)
+    assert both.data["arguments"]["tuned"] == str(tuned)
+
+
+def test_a_blend_counts_both_denoisers(folder: Path, tuned: Path, tmp_path: Path) -> None:
+    both = ("--tuned", str(tuned), "--blend", "RLG(2.0)")
+    named = sample(folder, tmp_path / "named", "--method", "best-of-n", "--compute", "4", *both)
+    assert named.exit_code == 0, named.output
+    for entry in Run.load(tmp_path / "named").entries:
+        assert entry["method"] == "BestOfN(n=2)"
+        assert entry["ledger"]["equivalent_rows"] <= 4 * 2 * STEPS
+
+
+def test_a_blend_that_is_none_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    result = sample(tmp_path / "nowhere", tmp_path / "out", "--blend", "RGL(2.0)")
+    assert result.exit_code == 2
+    assert "RGL" in result.output and "RLG" in result.output

@@ -80,6 +80,18 @@ Width = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Tuned = Annotated[
+    str | None,
+    typer.Option(
+        help="A tuned checkpoint: a name of `steer tuned`, a hub id, a path.", show_default=False
+    ),
+]
+Blend = Annotated[
+    str | None,
+    typer.Option(
+        help="How tuned and untuned combine: 'RLG(2.0)', 'SwitchAt(0.5)', ...", show_default=False
+    ),
+]
 Base = Annotated[bool, typer.Option(help="Also draw the plain call's image, to compare with.")]
 
 
@@ -114,6 +126,8 @@ def sample(
     device: Device = "auto",
     dtype: Dtype = "auto",
     base: Base = True,
+    tuned: Tuned = None,
+    blend: Blend = None,
 ) -> None:
     """Draw prompts with a pipeline, steered by a reward.
 

@@ -29,7 +29,9 @@ class Job:
         device: `"auto"` or a torch device.
         dtype: `"auto"`, `"float32"`, `"float16"` or `"bfloat16"`.
         width: Latents per denoiser call; None is the pipeline's own batch.
-        base: Also draw the plain call's image, for comparison.
+        base: Also draw the plain call's image, for comparison; the untuned pipeline's.
+        tuned: A tuned checkpoint: a name of `steer tuned`, a hub id, a path.
+        blend: How it combines with the pipeline's own denoiser, as in `"RLG(2.0)"`.
     """
 
     prompts: tuple[str, ...]
@@ -46,6 +48,8 @@ class Job:
     dtype: str = "auto"
     width: int | None = None
     base: bool = True
+    tuned: str | None = None
+    blend: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):

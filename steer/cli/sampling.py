@@ -14,6 +14,8 @@ from packaging.version import Version
 from PIL import Image
 
 import steer
+from steer.blending import parse as parse_blend
+from steer.blending.base import cost as blend_cost
 from steer.cli.device import first_line, usable_device
 from steer.cli.job import Job
 from steer.cli.parse import parse_method, parse_reward
@@ -99,6 +101,7 @@ class Sampler:
     def __init__(self, job: Job, pipe: Any = None) -> None:
         if job.method:
             parse_method(job.method)  # a mistake is told before anything is loaded
+        blend = parse_blend(job.blend) if job.blend is not None else None
         reward, judge = parse_reward(job.reward), job.judge and parse_reward(job.judge)
         device = usable_device(job.device)
         dtype = dtype_of(job.dtype, device, job.pipeline)
@@ -109,7 +112,10 @@ class Sampler:
         self.steps = job.steps or default_steps(self.pipe, job.pipeline)
         compute, method = job.compute, None
         if job.method:
-            compute, method = None, parse_method(job.method, compute or 4.0, self.steps)
+            calls = 1 if blend is None else blend_cost(blend, self.steps)
+            paid = max((compute or 4.0) / calls, 1.0)
+            compute, method = None, parse_method(job.method, paid, self.steps)
+        self.blended = job.tuned is not None or job.blend is not None
         self.guided = guided(
             self.pipe,
             self.reward,
@@ -118,6 +124,8 @@ class Sampler:
             judge=self.judge,
             width=job.width,
             keep_images=True,
+            tuned=job.tuned,
+            blend=blend,
         )
         self.device, self.dtype = device, dtype
 
@@ -157,7 +165,7 @@ class Sampler:
             reward = entry["rewards"][rank]
             save_png(folder / name, image, self._metadata(entry, reward=reward, rank=rank))
         if job.base:
-            same = report.chosen == [(0, 0)]
+            same = report.chosen == [(0, 0)] and not self.blended
             image = out.images[0] if same else self._plain(prompt, seed)
             name = f"{IMAGES}/{index:04d}-plain.png"
             entry["base"] = {"image": name, **self._judged(image, prompt, report)}
@@ -186,13 +194,14 @@ class Sampler:
             self.pipe.set_progress_bar_config(**bar)
 
     def _judged(self, image: Image.Image, prompt: str, report: Report) -> dict[str, Any]:
-        """The plain image's scores: those of particle 0 where the search finished it."""
+        """The plain image's scores: those of particle 0 where the search finished it untuned."""
         verdicts, judges = self._verdicts([image], prompt), {}
         if self.judge:
-            known = next(iter(report.base_judges.values()), [None])[0]
+            known = None if self.blended else next(iter(report.base_judges.values()), [None])[0]
             judges[self.judge.name] = self._score(self.judge, image, prompt, known)
+        known = None if self.blended else report.base_reward[0]
         return {
-            "reward": self._score(self.reward, image, prompt, report.base_reward[0]),
+            "reward": self._score(self.reward, image, prompt, known),
             "judges": judges,
             "verdict": verdicts[0] if verdicts else None,
         }
