@@ -124,7 +124,8 @@ def test_an_unusable_reward_is_one_line(folder: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tuned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tuned") / "unet"
-    twin(load_pipeline(str(folder), "cpu", torch.float32)).save_pretrained(path)
+    module: Any = twin(load_pipeline(str(folder), "cpu", torch.float32))
+    module.save_pretrained(path)
     return path
 
 

@@ -178,6 +178,29 @@ def test_a_finished_set_is_left_alone(
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
 
+def test_compiling_is_for_the_samples_only_and_changes_none(
+    pipe: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def recorded(forward: Any, options: Any) -> Any:
+        assert options == {"freezing": True}
+
+        def run(*args: Any, **more: Any) -> Any:
+            calls.append(len(args[0]))
+            return forward(*args, **more)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", recorded)
+    own = pipe.unet.forward
+    other = made(configured(tmp_path / "compiled", compile=True), pipe)
+    assert pipe.unet.forward == own and calls
+    assert contents(other)["index.parquet"] == contents(whole)["index.parquet"]
+    with pytest.raises(TuneError, match=r"compile=1\.5"):
+        configured(tmp_path, compile=1.5)
+
+
 def test_batch_composition_does_not_matter(pipe: Any, whole: Path, tmp_path: Path) -> None:
     other = made(configured(tmp_path / "set", batch=1, prompts=TEXTS[2:4]), pipe)
     a, b = pq.read_table(whole / "index.parquet"), pq.read_table(other / "index.parquet")
@@ -319,7 +342,10 @@ def test_the_bundled_worlds_example_at_a_tiny_size(tmp_path: Path) -> None:
 
     given = yaml.safe_load((EXAMPLES / "tune_shapes_data.yaml").read_text())
     small = {"prompts": {"shapes": "train", "count": 8, "seed": 1}, "seeds": 2, "steps": 3}
-    (tmp_path / "a.yaml").write_text(yaml.safe_dump({**given, **small, "shard": 8, "batch": 8}))
+    quick = {"compile": False}
+    (tmp_path / "a.yaml").write_text(
+        yaml.safe_dump({**given, **small, "shard": 8, "batch": 8, **quick})
+    )
     command = ["data", str(tmp_path / "a.yaml"), "--device", "cpu", "--out", str(tmp_path / "a")]
     done = CliRunner().invoke(tune, command)
     assert done.exit_code == 0 and "16 images of 8 prompts" in done.output, done.output
