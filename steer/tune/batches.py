@@ -44,6 +44,41 @@ class Stream:
         return self._order
 
 
+class Siblings(Stream):
+    """Rows in passes where `size` images of one prompt stand together.
+
+    A prompt's images are dealt into groups anew in every pass; those left over wait for the next.
+
+    Args:
+        rows: What is drawn from.
+        prompts: (M,) the prompt of each.
+        size: Of a group.
+        seed: Of the order.
+
+    Raises:
+        TuneError: No prompt has as many images.
+    """
+
+    def __init__(
+        self, rows: NDArray[np.int64], prompts: NDArray[np.int64], size: int, seed: int
+    ) -> None:
+        self._size = size
+        self._families = [rows[prompts == prompt] for prompt in np.unique(prompts)]
+        whole = sum(len(own) // size for own in self._families) * size
+        if not whole:
+            raise TuneError(f"siblings={size}: no prompt has as many images to train on")
+        super().__init__(rows[:whole], seed, 3)
+
+    def _ordered(self, number: int) -> NDArray[np.int64]:
+        if number != self._pass:
+            rng = np.random.default_rng([*self._seed, number])
+            dealt = [rng.permutation(own) for own in self._families]
+            groups = [own[: len(own) // self._size * self._size] for own in dealt]
+            order = rng.permutation(np.concatenate(groups).reshape(-1, self._size))
+            self._pass, self._order = number, order.reshape(-1)
+        return self._order
+
+
 class Order:
     """The rows of every batch.
 
@@ -53,6 +88,7 @@ class Order:
         seed: Of the order.
         labels: (M,) 0 or 1, where a share of good ones is wanted.
         positive_share: That share; None takes rows as they come.
+        siblings: How many images of one prompt stand together; then with `prompts` (M,).
 
     Raises:
         TuneError: Fewer rows than a batch, or a label without rows.
@@ -65,12 +101,17 @@ class Order:
         seed: int,
         labels: NDArray[np.float32] | None = None,
         positive_share: float | None = None,
+        siblings: int = 1,
+        prompts: NDArray[np.int64] | None = None,
     ) -> None:
         if len(rows) < batch:
             raise TuneError(
                 f"batch={batch}: the dataset has only {len(rows)} rows to train on; use a smaller "
                 "batch, or make more data"
             )
+        if siblings > 1 and prompts is not None:
+            self._parts = [(Siblings(rows, prompts, siblings, seed), batch)]
+            return
         if positive_share is None or labels is None:
             self._parts = [(Stream(rows, seed), batch)]
             return
@@ -114,13 +155,22 @@ class Draws:
         timesteps: int,
         dropout: float,
         tag: int = 0,
+        siblings: int = 1,
     ) -> Draws:
-        """Those of a step: the same for every process and every division of the batch."""
+        """Those of a step: the same for every process and every division of the batch.
+
+        Of every `siblings` rows that follow each other, all have the same.
+        """
         mixed = np.random.SeedSequence([seed, 29, tag, step]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed[0] >> 1))
-        index = torch.randint(timesteps, (rows,), generator=generator)
-        dropped = torch.rand(rows, generator=generator) < dropout
-        return cls(torch.randn(rows, *shape, generator=generator), index, dropped)
+        count = -(-rows // siblings)
+        index = torch.randint(timesteps, (count,), generator=generator)
+        dropped = torch.rand(count, generator=generator) < dropout
+        noise = torch.randn(count, *shape, generator=generator)
+        drawn = (noise, index, dropped)
+        if siblings > 1:
+            drawn = tuple(x.repeat_interleave(siblings, 0)[:rows] for x in drawn)
+        return cls(*drawn)
 
     def part(self, rows: slice) -> Draws:
         """Those of some of the rows."""

@@ -82,6 +82,8 @@ class TuneConfig:
         weight_decay, betas, clip: Of AdamW; the largest gradient norm (0: no clipping).
         lora: Adapters, or None to train the whole denoiser.
         ema: Decay of the average of the weights that is exported; 0 exports the weights themselves.
+        siblings: Images of one prompt that stand together in a batch and share noise and timestep,
+            as a pair's two do; for objectives of single images, a divisor of `batch`.
         text_dropout: Share of rows that are trained on the empty prompt, for CFG.
         precision: `no`, `fp16` or `bf16` autocast; trained weights are float32 in any case.
         weights: Type of the weights under adapters: `float32`, `float16` or `bfloat16`.
@@ -111,6 +113,7 @@ class TuneConfig:
     clip: float = 1.0
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     ema: float = 0.0
+    siblings: int = 1
     text_dropout: float = 0.0
     precision: str = "no"
     weights: str = "float32"
@@ -123,7 +126,7 @@ class TuneConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "", "steps", "batch", "accumulate", "checkpoint_every", "keep")
+        _positive(self, "", "steps", "batch", "accumulate", "checkpoint_every", "keep", "siblings")
         _within(self, "ema", 0, 1, open_end=True)
         _within(self, "text_dropout", 0, 1)
         if not (isinstance(self.lr, int | float) and 0 < self.lr < math.inf):
@@ -136,9 +139,23 @@ class TuneConfig:
                 f"weights={self.weights!r} with lora: false: the whole denoiser is trained in "
                 "float32; use precision: bf16 to save time and memory"
             )
+        self._check_siblings()
         for name in ("warmup", "weight_decay", "clip", "seed"):
             if not getattr(self, name) >= 0:
                 raise TuneError(f"{name}={getattr(self, name)!r}: must not be negative")
+
+    def _check_siblings(self) -> None:
+        if self.siblings == 1:
+            return
+        if self.objective.pairs or getattr(self.objective, "positive_share", None) is not None:
+            raise TuneError(
+                f"siblings={self.siblings}: is for objectives of single images without "
+                "positive_share; pairs share their noise already"
+            )
+        if self.batch % self.siblings:
+            raise TuneError(
+                f"siblings={self.siblings}: must divide batch={self.batch} into whole groups"
+            )
 
     @classmethod
     def load(cls, path: str | Path, **given: Any) -> TuneConfig:

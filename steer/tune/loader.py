@@ -54,7 +54,7 @@ class Loader:
     Args:
         data: The dataset.
         order: Rows of every step: images, or pairs where `pairs`.
-        shape: (seed, grid length, dropout) of the draws.
+        draws: (seed, grid length, dropout, siblings) of the draws.
         share: (rank, processes).
         pairs: Whether rows are pairs.
         labels: Of every image.
@@ -65,14 +65,14 @@ class Loader:
         self,
         data: Dataset,
         order: Order,
-        draws: tuple[int, int, float],
+        draws: tuple[int, int, float, int],
         share: tuple[int, int] = (0, 1),
         pairs: bool = False,
         labels: Labels | None = None,
         marked: Mapping[int, Mapping[str, Tensor]] | None = None,
     ) -> None:
         self._data, self._order, self._labels = data, order, labels
-        self._seed, self._grid, self._dropout = draws
+        self._seed, self._grid, self._dropout, self._siblings = draws
         self._rank, self._world = share
         self._pairs = data.pairs if pairs else None
         self._marked = marked or {}
@@ -89,7 +89,9 @@ class Loader:
 
     def fixed(self, rows: NDArray[np.int64], tag: int) -> Batch:
         """These rows with randomness that depends on nothing else, for measurements."""
-        return self._worker.submit(self._build, rows, self._draw(0, len(rows), tag, 0.0)).result()
+        return self._worker.submit(
+            self._build, rows, self._draw(0, len(rows), tag, 0.0, 1)
+        ).result()
 
     def close(self) -> None:
         """Stop reading."""
@@ -97,14 +99,14 @@ class Loader:
 
     def _read(self, step: int) -> Batch:
         rows = self._order.at(step)
-        draws = self._draw(step, len(rows), 0, self._dropout)
+        draws = self._draw(step, len(rows), 0, self._dropout, self._siblings)
         size = len(rows) // self._world
         mine = slice(self._rank * size, (self._rank + 1) * size)
         return self._build(rows[mine], draws.part(mine))
 
-    def _draw(self, step: int, rows: int, tag: int, dropout: float) -> Draws:
+    def _draw(self, step: int, rows: int, tag: int, dropout: float, siblings: int) -> Draws:
         shape = self._data.latent_shape
-        return Draws.at(self._seed, step, rows, shape, self._grid, dropout, tag)
+        return Draws.at(self._seed, step, rows, shape, self._grid, dropout, tag, siblings)
 
     def _build(self, rows: NDArray[np.int64], draws: Draws) -> Batch:
         sides = [rows]

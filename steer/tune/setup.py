@@ -53,11 +53,14 @@ def _tell_unpaired(data: Dataset, pairs: Pairs) -> None:
         )
 
 
-def make_order(config: TuneConfig, rows: NDArray[np.int64], labels: Labels | None) -> Order:
+def make_order(
+    config: TuneConfig, rows: NDArray[np.int64], labels: Labels | None, data: Dataset
+) -> Order:
     """The rows of every batch; TuneError where there are fewer than one batch."""
     share = getattr(config.objective, "positive_share", None)
     known = None if labels is None else labels.labels.numpy()[rows]
-    return Order(rows, config.batch, config.seed, known, share)
+    prompts = None if config.objective.pairs else data.prompt_ids[rows]
+    return Order(rows, config.batch, config.seed, known, share, config.siblings, prompts)
 
 
 def check_shares(config: TuneConfig, processes: int) -> None:

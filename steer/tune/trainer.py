@@ -83,7 +83,7 @@ class Trainer:
         self.progress, self.step = progress, 0
         self.data = Dataset.load(config.data)
         rows, self.labels = trainable(self.goal, self.data)
-        order = make_order(config, rows, self.labels)
+        order = make_order(config, rows, self.labels, self.data)
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
         check_shares(config, self.accelerator.num_processes)
         self.pipe = pipe if pipe is not None else load_pipeline(config)
@@ -96,7 +96,7 @@ class Trainer:
         check_latents(self.data, self.policy.module)
         self._prepare()
         share = (self.accelerator.process_index, self.accelerator.num_processes)
-        draws = (config.seed, len(self.noising), config.text_dropout)
+        draws = (config.seed, len(self.noising), config.text_dropout, config.siblings)
         if config.text_dropout:
             _ = self.data.uncond
         self.loader = Loader(self.data, order, draws, share, self.goal.pairs, self.labels, marked)

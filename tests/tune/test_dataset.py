@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_sets import latents_of, write_pairs, write_set
 
 from steer import Threshold, ThresholdError
-from steer.tune.batches import Draws, Order, Stream
+from steer.tune.batches import Draws, Order, Siblings, Stream
 from steer.tune.dataset import Dataset
 from steer.tune.errors import TuneError
 from steer.tune.goals import SFT, TGO
@@ -261,6 +261,40 @@ def test_a_share_of_good_images_is_kept_in_every_batch(batch: int, share: float,
     rows = order.at(step)
     assert len(rows) == batch
     assert labels[rows].sum() == min(max(round(batch * share), 1), batch - 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 7), min_size=2, max_size=6), st.integers(2, 3), st.integers(0, 9))
+def test_siblings_stand_together_and_every_image_comes_as_often_as_its_groups_allow(
+    families: list[int], size: int, seed: int
+) -> None:
+    prompts = np.repeat(np.arange(len(families)), families)
+    rows = np.arange(50, 50 + len(prompts))
+    whole = sum(n // size for n in families) * size
+    if not whole:
+        with pytest.raises(TuneError, match=f"siblings={size}: no prompt has as many images"):
+            Siblings(rows, prompts, size, seed)
+        return
+    stream = Siblings(rows, prompts, size, seed)
+    for number in range(3):
+        found = stream.take(number * whole, whole)
+        assert len(set(found.tolist())) == whole
+        groups = prompts[found - 50].reshape(-1, size)
+        assert (groups == groups[:, :1]).all()
+        assert np.bincount(groups[:, 0], minlength=len(families)).tolist() == [
+            n // size for n in families
+        ]
+    again = Siblings(rows, prompts, size, seed)
+    assert again.take(size, whole).tolist() == stream.take(0, size + whole)[size:].tolist()
+
+
+def test_siblings_share_their_randomness_and_nobody_elses() -> None:
+    drawn = Draws.at(3, 7, 6, (2, 2), 10**6, 0.5, siblings=3)
+    noise = drawn.noise.reshape(2, 3, 4)
+    assert (noise == noise[:, :1]).all() and not torch.equal(noise[0], noise[1])
+    for values in (drawn.index, drawn.dropped):
+        assert (values.reshape(2, 3) == values.reshape(2, 3)[:, :1]).all()
+    assert drawn.index[0] != drawn.index[3]
 
 
 def test_too_few_rows_or_labels_are_refused() -> None:

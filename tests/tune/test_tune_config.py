@@ -65,6 +65,9 @@ def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"siblings": 5}, r"siblings=5: must divide batch=32"),
+        ({"siblings": 0}, r"siblings=0: must be at least 1"),
+        ({"siblings": 2, "objective": "dpo"}, r"siblings=2: is for objectives of single images"),
         ({"stepz": 5}, "stepz.*did you mean 'steps'"),
         ({"objective": "ppo"}, "objective='ppo': one of tgo, kto"),
         ({"objective": {"beta": 1}}, "a name and values"),
