@@ -186,6 +186,12 @@ def _converted(pipe: Any, file: Path, component: str, label: str) -> dict[str, t
         for name, value in state.items()
         if name.startswith(f"{component}.")
     }
+    old = [name for name in own if ".lora.down." in name or ".lora.up." in name]
+    if old and any(".lora_A." in name for name in own):
+        raise CheckpointError(
+            f"tuned={label!r}: names of two kinds, of which diffusers would leave out {len(old)} "
+            f"({old[0]}): rename .lora.down. to .lora_A. and .lora.up. to .lora_B. in the file"
+        )
     if own and "lora_A" not in next(iter(own)) and not any(".lokr_" in name for name in own):
         own = convert_unet_state_dict_to_peft(own)
     if not own:

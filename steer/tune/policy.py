@@ -123,12 +123,9 @@ class Policy:
         if self._lora is None:
             self.module.save_pretrained(folder / self.name)
             return folder / self.name
-        from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        state = get_peft_model_state_dict(self.module)
-        if self.name == "unet":
-            state = convert_state_dict_to_diffusers(state)
+        state = get_peft_model_state_dict(self.module)  # in peft's names, whatever it adapts
         metadata = self.module.peft_config["default"].to_dict()
         layers = {
             f"{self.name}_lora_layers": state,

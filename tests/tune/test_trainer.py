@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_sets import equal, rows, tiny_config as config, write_set
 
+from steer.checkpoints import load
+from steer.errors import CheckpointError
 from steer.record import read
 from steer.tune import TuneError, tune
 from steer.tune.noising import denoiser, nested, predict
@@ -60,6 +62,37 @@ def test_adapters_of_every_family_are_saved_as_diffusers_loads_them(
     with trainer.policy.reference() as reference:
         assert reference is trainer.policy.module
         torch.testing.assert_close(answer(trainer.pipe, trainer), before, rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_beyond_attention_are_all_loaded_again(tmp_path: Path) -> None:
+    """diffusers drops attention's adapters without a word where two naming schemes are mixed."""
+    data = write_set(tmp_path / "data", "sd")
+    lora = {"rank": 4, "targets": ["to_q", "to_out.0", "conv1", "proj_in", "time_emb_proj"]}
+    trainer = Trainer(config(tmp_path / "run", data, lora=lora), build("sd"), progress=False)
+    folder = trainer.run()
+    after = answer(trainer.pipe, trainer)
+    fresh = build("sd")
+    fresh.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
+    assert lora_parameters(fresh.unet) == len(trainer.policy.named())
+    torch.testing.assert_close(answer(fresh, trainer), after, rtol=1e-4, atol=1e-5)
+    other = build("sd")
+    load(other, str(folder))
+    assert lora_parameters(other.unet) == len(trainer.policy.named())
+    state = load_file(folder / "pytorch_lora_weights.safetensors")
+    names = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
+    mixed = {
+        k.replace(*x) if "to_q" in k else k: v
+        for k, v in state.items()
+        for x in names.items()
+        if x[0] in k
+    }
+    save_file(mixed, tmp_path / "mixed.safetensors")
+    with pytest.raises(CheckpointError, match=r"names of two kinds.*to_q\.lora\.down"):
+        load(build("sd"), str(tmp_path / "mixed.safetensors"))
+
+
+def lora_parameters(module: Any) -> int:
+    return sum("lora_" in name for name, _ in module.named_parameters())
 
 
 @pytest.mark.parametrize("family", ["sd", "pixart"])
