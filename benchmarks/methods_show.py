@@ -189,11 +189,11 @@ def draw(table: list[dict[str, Any]], folder: Path) -> None:
         plt.close(figure)
 
 
-def fill(page: Path, text: str) -> None:
-    """Put the table between the marks of a page, where there is such a page."""
+def between(page: Path, text: str, mark: str, end: str) -> None:
+    """Put text between the marks of a page, where there is such a page."""
     if page.exists():
-        before, rest = page.read_text().split(MARK, 1)
-        page.write_text(f"{before}{MARK}\n\n{text}\n{END}{rest.split(END, 1)[1]}")
+        before, rest = page.read_text().split(mark, 1)
+        page.write_text(f"{before}{mark}\n\n{text}\n{end}{rest.split(end, 1)[1]}")
 
 
 def show(raw: Path, settings: dict[Arm, str], docs: Path) -> str:
@@ -217,5 +217,5 @@ def show(raw: Path, settings: dict[Arm, str], docs: Path) -> str:
     )
     (docs / "images").mkdir(parents=True, exist_ok=True)
     draw(table, docs / "images")
-    fill(docs / "study.md", markdown(table))
+    between(docs / "study.md", markdown(table), MARK, END)
     return markdown(table)

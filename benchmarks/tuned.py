@@ -1,0 +1,182 @@
+"""What tuning buys: every objective on the same samples and updates, with clean and flipped labels.
+
+    steer tune data examples/tune_shapes_data.yaml       # 20,000 scored samples, once
+    python benchmarks/tuned.py                           # label, train, measure drift; goes on
+    steer compare benchmarks/tuned.yaml --out runs/tuned/comparison
+    python benchmarks/tuned.py --show                    # table and plots
+
+Settings are those of `examples/tuned/`, so `steer tune examples/tuned/tgo.yaml` trains one of them
+alone. Any number of processes may share the work. What `steer compare` found is copied to
+`results/tuned.json`, and `results/tuned_runs.json` has the training logs' ends and the drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from tuned_show import show
+
+import steer
+from steer.tune import TuneConfig, tune
+from steer.tune.data.config import DataConfig, PairConfig, ScoreConfig
+from steer.tune.data.make import make
+from steer.tune.dataset import Dataset
+from steer.tune.noising import Noising, nested, predict
+
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+RUNS = Path("runs/tuned")
+SAMPLES = Path("runs/tune/shapes-scored")
+DRIFT_ROWS, DRIFT_BATCH = 256, 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint: settings of `examples/tuned/<objective>.yaml`, labels with noise.
+
+    Attributes:
+        objective: The file's name.
+        noise: Share of pairs swapped, or of scores reflected about their median.
+    """
+
+    objective: str
+    noise: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.objective + (f"-{round(100 * self.noise)}" if self.noise else "")
+
+    @property
+    def out(self) -> Path:
+        return RUNS / self.name
+
+    def config(self) -> TuneConfig:
+        """What `steer tune` would be given."""
+        config = TuneConfig.load(EXAMPLES / "tuned" / f"{self.objective}.yaml")
+        data = labelled(config.objective.pairs, self.noise)
+        return replace(config, data=str(data), out=str(self.out))
+
+
+CLEAN = ("tgo-prompt", "tgo", "dpo", "poly-dpo", "kto", "sft")
+NOISY = ("dpo", "poly-dpo", "tgo-prompt")
+ALL = [Run(name) for name in CLEAN] + [Run(name, n) for n in (0.4, 0.2) for name in NOISY]
+
+
+def labelled(pairs: bool, noise: float) -> Path:
+    """The samples with these labels; made where they are not there."""
+    if not pairs and not noise:
+        return SAMPLES
+    kind = "pairs" if pairs else "scores"
+    out = RUNS / f"data-{kind}-{round(100 * noise)}"
+    if pairs:
+        given = DataConfig.load(EXAMPLES / "tune_shapes_pairs.yaml", out=str(out))
+        config = replace(given, pairs=replace(given.pairs or PairConfig(), noise=noise))
+    else:
+        config = DataConfig(out=str(out), samples=str(SAMPLES), scores=ScoreConfig(noise))
+    return make(config, progress=False)
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[bool]:
+    """Whether this process may train the run; no other one may until it is done or dead."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with (RUNS / f"{run.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@torch.no_grad()
+def drift(run: Run) -> float:
+    """How far a checkpoint's noise predictions are from the base's.
+
+    Mean over held-out samples of the base, at uniformly drawn timesteps, of the squared difference
+    per element, in units of the noise's variance: up to the timestep's weight the KL divergence of
+    one denoising step (the variational bound's term), and the same noise for every checkpoint.
+    """
+    data = Dataset.load(SAMPLES)
+    rows = np.flatnonzero(data.split == "test")
+    rows = rows[np.linspace(0, len(rows) - 1, DRIFT_ROWS).astype(int)]
+    base, tuned = steer.shapes.pipeline(), steer.shapes.pipeline()
+    tuned.load_lora_weights(str(run.out / "tuned"))
+    noising = Noising.of(base)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for part in np.split(rows, range(DRIFT_BATCH, len(rows), DRIFT_BATCH)):
+        x0 = data.latents(part).float()
+        noise = torch.randn(x0.shape, generator=generator)
+        index = torch.randint(len(noising), (len(x0),), generator=generator)
+        noisy, times = noising.noisy(x0, noise, index), noising.timesteps[index]
+        text = nested({k: v.float() for k, v in data.text(part).items()})
+        own, other = (predict(pipe.unet, noisy, times, text) for pipe in (base, tuned))
+        found.append((other - own).square().flatten(1).mean(1))
+    return float(torch.cat(found).mean())
+
+
+def finished(run: Run) -> bool:
+    return (run.out / "tuned" / "tune.json").is_file() and (run.out / "drift.json").is_file()
+
+
+def work(runs: list[Run]) -> None:
+    """Train what is missing, and measure its drift."""
+    for run in runs:
+        with claimed(run) as mine:
+            if mine and not finished(run):
+                tune(run.config())
+                common.write_json(run.out / "drift.json", {"drift": drift(run)})
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What a run was and came to; the log's figures are means over its last tenth."""
+    log = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
+    steps = [row for row in log if "loss" in row]
+    last = steps[-max(1, len(steps) // 10) :]
+    figures = {
+        key: round(float(np.mean([row[key] for row in last])), 4)
+        for key in ("loss", "accuracy", "margin")
+        if key in last[0]
+    }
+    settings = run.config().to_dict()
+    return {
+        "name": run.name,
+        "noise": run.noise,
+        "settings": {k: v for k, v in settings.items() if k != "validation"},
+        **figures,
+        **json.loads((run.out / "drift.json").read_text()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=common.headline(__doc__))
+    parser.add_argument("--only", default="", help="names of runs, split by commas")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
+    parser.add_argument("--show", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    names = set(filter(None, args.only.split(",")))
+    if not args.show:
+        work([run for run in ALL if not names or run.name in names])
+        return
+    runs = [summary(run) for run in ALL if finished(run)]
+    common.write_json(common.RESULTS / "tuned_runs.json", {**common.provenance(), "runs": runs})
+    found = json.loads((RUNS / "comparison" / "results.json").read_text())
+    print(show(found, runs, ROOT / "docs"))
+
+
+if __name__ == "__main__":
+    main()
