@@ -68,9 +68,9 @@ class Run:
         return replace(config, data=str(data), out=str(self.out))
 
 
-CLEAN = ("tgo-prompt", "tgo", "dpo", "poly-dpo", "kto", "sft")
-NOISY = ("dpo", "poly-dpo", "tgo-prompt")
-ALL = [Run(name) for name in CLEAN] + [Run(name, n) for n in (0.4, 0.2) for name in NOISY]
+CLEAN = ("sft", "dpo", "poly-dpo", "kto", "tgo", "tgo-prompt")
+NOISY = (("dpo", 0.2), ("poly-dpo", 0.2), ("dpo", 0.4), ("poly-dpo", 0.4), ("tgo-prompt", 0.4))
+ALL = [Run(name) for name in CLEAN] + [Run(name, noise) for name, noise in NOISY]
 
 
 def labelled(pairs: bool, noise: float) -> Path:

@@ -43,14 +43,14 @@ def markdown(found: dict[str, Any], runs: Runs) -> str:
         means = [found["means"][key][name]["mean"] for key in ("oracle-all", "shapes")]
         spread = next(iter(arm["diversity"].values()))["mean"]
         lines.append(
-            f"| {name} | {run['noise']:.0%} | {means[0]:.1%} | {_gain(met.get(name), 100, 1)} "
-            f"| {means[1]:.4f} | {_gain(reward.get(name), 1, 4)} | {spread:.4f} "
+            f"| {name} | {run['noise']:.0%} | {means[0]:.1%} | {gain_text(met.get(name), 100, 1)} "
+            f"| {means[1]:.4f} | {gain_text(reward.get(name), 1, 4)} | {spread:.4f} "
             f"| {run['drift']:.4f} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _gain(gain: dict[str, float] | None, scale: int, digits: int) -> str:
+def gain_text(gain: dict[str, float] | None, scale: int, digits: int) -> str:
     if gain is None:
         return ""
     mean, low, high = (f"{scale * gain[key]:+.{digits}f}" for key in ("mean", "low", "high"))
