@@ -24,6 +24,8 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tuned_show import show
 
 import steer
@@ -39,6 +41,8 @@ EXAMPLES = ROOT / "examples"
 RUNS = Path("runs/tuned")
 SAMPLES = Path("runs/tune/shapes-scored")
 DRIFT_ROWS, DRIFT_BATCH = 256, 64
+CAPTIONS, WEIGHTS = 64, (0.5, 1.0, 2.0)
+ADAPTERS = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Run:
 
 
 CLEAN = ("sft", "dpo", "poly-dpo", "kto", "tgo", "tgo-prompt")
-NOISY = (("dpo", 0.2), ("poly-dpo", 0.2), ("dpo", 0.4), ("poly-dpo", 0.4), ("tgo-prompt", 0.4))
+NOISY = (("dpo", 0.2), ("poly-dpo", 0.2), ("dpo", 0.4), ("poly-dpo", 0.4))
 ALL = [Run(name) for name in CLEAN] + [Run(name, noise) for name, noise in NOISY]
 
 
@@ -102,17 +106,17 @@ def claimed(run: Run) -> Iterator[bool]:
 
 @torch.no_grad()
 def drift(run: Run) -> float:
-    """How far a checkpoint's noise predictions are from the base's.
+    """How far a checkpoint's predictions are from the base's.
 
     Mean over held-out samples of the base, at uniformly drawn timesteps, of the squared difference
-    per element, in units of the noise's variance: up to the timestep's weight the KL divergence of
-    one denoising step (the variational bound's term), and the same noise for every checkpoint.
+    per element (the target's variance is about 1): up to the timestep's weight the KL divergence of
+    one denoising step, the variational bound's term. The same noise for every checkpoint.
     """
     data = Dataset.load(SAMPLES)
     rows = np.flatnonzero(data.split == "test")
     rows = rows[np.linspace(0, len(rows) - 1, DRIFT_ROWS).astype(int)]
     base, tuned = steer.shapes.pipeline(), steer.shapes.pipeline()
-    tuned.load_lora_weights(str(run.out / "tuned"))
+    tuned.load_lora_weights(str(run.out / "best"))
     noising = Noising.of(base)
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -127,17 +131,56 @@ def drift(run: Run) -> float:
     return float(torch.cat(found).mean())
 
 
+@torch.no_grad()
+def reward_at(run: Run, weight: float) -> float:
+    """Mean reward on training captions with the adapters at a weight."""
+    pipe = steer.shapes.pipeline()
+    pipe.load_lora_weights(str(run.out / "tuned"))
+    pipe.fuse_lora(lora_scale=weight)
+    pipe.unload_lora_weights()
+    pipe.to(torch.bfloat16)
+    guided = steer.guided(pipe, reward="shapes", method=steer.BestOfN(1), width=1)
+    texts = steer.shapes.prompts("train", CAPTIONS, seed=7)
+    found: list[float] = []
+    for start in range(0, CAPTIONS, 32):
+        part = range(start, min(start + 32, CAPTIONS))
+        out = guided(
+            [texts[i] for i in part],
+            generator=[torch.Generator().manual_seed(1000 + i) for i in part],
+            num_inference_steps=20,
+            guidance_scale=3.5,
+            output_type="pt",
+        )
+        found += out.rewards
+    return float(np.mean(found))
+
+
+def choose(run: Run) -> None:
+    """The adapters' best weight by the reward on training captions; `best/` has them at it."""
+    rewards = {weight: reward_at(run, weight) for weight in WEIGHTS}
+    weight = max(rewards, key=lambda w: rewards[w])
+    (run.out / "best").mkdir(exist_ok=True)
+    source = run.out / "tuned" / ADAPTERS
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+    state = {k: weight * v if ".lora_B." in k else v for k, v in load_file(source).items()}
+    save_file(state, run.out / "best" / ADAPTERS, metadata)
+    known = {str(w): round(r, 5) for w, r in rewards.items()}
+    choice = {"weight": weight, "rewards": known, "drift": drift(run)}
+    common.write_json(run.out / "best" / "choice.json", choice)
+
+
 def finished(run: Run) -> bool:
-    return (run.out / "tuned" / "tune.json").is_file() and (run.out / "drift.json").is_file()
+    return (run.out / "best" / "choice.json").is_file()
 
 
 def work(runs: list[Run]) -> None:
-    """Train what is missing, and measure its drift."""
+    """Train what is missing, choose its weight, measure its drift."""
     for run in runs:
         with claimed(run) as mine:
             if mine and not finished(run):
                 tune(run.config())
-                common.write_json(run.out / "drift.json", {"drift": drift(run)})
+                choose(run)
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -156,8 +199,19 @@ def summary(run: Run) -> dict[str, Any]:
         "noise": run.noise,
         "settings": {k: v for k, v in settings.items() if k != "validation"},
         **figures,
-        **json.loads((run.out / "drift.json").read_text()),
+        **json.loads((run.out / "best" / "choice.json").read_text()),
     }
+
+
+def ship(run: Run) -> None:
+    """Put a checkpoint among the package's bundled ones, in float16."""
+    source = run.out / "best" / ADAPTERS
+    target = ROOT / "steer" / "shapes" / "weights" / "tuned" / run.name
+    target.mkdir(parents=True, exist_ok=True)
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+    halves = {key: value.half() for key, value in load_file(source).items()}
+    save_file(halves, target / ADAPTERS, metadata)
 
 
 def main() -> None:
@@ -165,10 +219,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of runs, split by commas")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
     parser.add_argument("--show", action="store_true", help="train nothing")
+    parser.add_argument("--ship", action="store_true", help="copy --only into the package")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     names = set(filter(None, args.only.split(",")))
+    if args.ship:
+        for run in ALL:
+            if run.name in names:
+                ship(run)
+        return
     if not args.show:
         work([run for run in ALL if not names or run.name in names])
         return

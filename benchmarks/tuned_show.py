@@ -31,22 +31,26 @@ def gains(found: dict[str, Any], reward: str) -> dict[str, dict[str, float]]:
 
 def markdown(found: dict[str, Any], runs: Runs) -> str:
     """One row per checkpoint: reward, oracle, diversity, drift, and the paired gains."""
-    lines = [
-        "| checkpoint | flipped | all met | minus base | reward | minus base | diversity | drift |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("checkpoint", "flipped", "weight", "all met", "minus base", "reward", "minus base")
+    lines = [f"| {' | '.join(head)} | diversity | drift |", "|---" * (len(head) + 2) + "|"]
     known = {run["name"]: run for run in runs}
     met, reward = gains(found, "oracle-all"), gains(found, "shapes")
     for arm in found["arms"]:
         name = arm["name"]
-        run = known.get(name, {"noise": 0.0, "drift": 0.0})
+        run = known.get(name, {"noise": 0.0, "drift": 0.0, "weight": 0})
         means = [found["means"][key][name]["mean"] for key in ("oracle-all", "shapes")]
-        spread = next(iter(arm["diversity"].values()))["mean"]
-        lines.append(
-            f"| {name} | {run['noise']:.0%} | {means[0]:.1%} | {gain_text(met.get(name), 100, 1)} "
-            f"| {means[1]:.4f} | {gain_text(reward.get(name), 1, 4)} | {spread:.4f} "
-            f"| {run['drift']:.4f} |"
+        cells = (
+            name,
+            f"{run['noise']:.0%}",
+            f"{run['weight']:g}",
+            f"{means[0]:.1%}",
+            gain_text(met.get(name), 100, 1),
+            f"{means[1]:.4f}",
+            gain_text(reward.get(name), 1, 4),
+            f"{next(iter(arm['diversity'].values()))['mean']:.4f}",
+            f"{run['drift']:.4f}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import steer
 from steer.blending import parse
 from steer.checkpoints import KNOWN
+from steer.checkpoints.known import is_bundled
 from steer.cli.app import app
 
 
@@ -24,8 +25,8 @@ def test_the_list_names_every_checkpoint() -> None:
     assert lines[0].split()[0] == "name"
     assert [line.split()[0] for line in lines[1:]] == list(KNOWN)
     for line, known in zip(lines[1:], KNOWN.values(), strict=True):
-        assert line.split()[-1] == known.source
-        assert known.base.split("/")[1] in line and known.method in line
+        assert line.split()[-1] == ("(bundled)" if is_bundled(known) else known.source)
+        assert known.base.split("/")[-1] in line and known.method in line
 
 
 def test_the_pages_table_is_the_table() -> None:
@@ -35,10 +36,10 @@ def test_the_pages_table_is_the_table() -> None:
         name: [
             known.method,
             f"[{known.paper}](https://arxiv.org/abs/{known.paper})",
-            known.base.split("/")[1],
+            known.base.split("/")[-1],
             known.kind,
             "-" if known.guidance is None else f"{known.guidance:g}",
-            f"`{known.source}`",
+            "bundled" if is_bundled(known) else f"`{known.source}`",
         ]
         for name, known in KNOWN.items()
     }

@@ -14,6 +14,10 @@ Kind: TypeAlias = Literal["auto", "denoiser", "lora"]
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+SHAPES = "shapes"
+"""The bundled world's pipeline; its tuned checkpoints are bundled as well."""
+
+_BUNDLED = Path(__file__).parents[1] / "shapes" / "weights" / "tuned"
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,11 @@ def named(source: object) -> tuple[str, Checkpoint]:
     if at_home(source).exists() or is_repository(str(source)):
         return _label(checkpoint), checkpoint
     raise ValueError(f"tuned={str(source)!r}: {_guess(str(source))}")
+
+
+def is_bundled(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint comes with the package."""
+    return isinstance(checkpoint.source, Path) and checkpoint.source.parent == _BUNDLED
 
 
 def at_home(source: str | Path) -> Path:

@@ -18,13 +18,14 @@ def tuned() -> None:
     Example: steer tuned | grep sdxl
     """
     with bad_input():
-        from steer.checkpoints.known import KNOWN
+        from steer.checkpoints.known import KNOWN, is_bundled
 
         rows: list[tuple[str, ...]] = [_HEAD]
         for name, known in KNOWN.items():
             base = known.base.rpartition("/")[2]
             guidance = "-" if known.guidance is None else f"{known.guidance:g}"
-            rows.append((name, base, known.kind, guidance, known.method, str(known.source)))
+            source = "(bundled)" if is_bundled(known) else str(known.source)
+            rows.append((name, base, known.kind, guidance, known.method, source))
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 
 from steer.checkpoints import KNOWN, Checkpoint
-from steer.checkpoints.known import is_repository, named
+from steer.checkpoints.known import is_bundled, is_repository, named
 from steer.checkpoints.origin import seems_made_for
 from steer.checkpoints.source import choose, find
 from steer.errors import CheckpointError
@@ -82,8 +82,11 @@ def test_short_names_are_whole_and_of_known_form() -> None:
     assert len({known for known in KNOWN.values()}) == len(KNOWN)
     for name, known in KNOWN.items():
         assert named(name) == (name, known) == named(known)
-        assert re.fullmatch(r"[a-z0-9-]+-(sd15|sdxl|sd3)(-[a-z]+)?", name)
-        assert is_repository(str(known.source)) and is_repository(known.base)
+        assert re.fullmatch(r"[a-z0-9-]+-(sd15|sdxl|sd3|shapes)(-[a-z]+)?", name)
+        if is_bundled(known):
+            assert known.base == "shapes" and Path(known.source).is_dir()
+        else:
+            assert is_repository(str(known.source)) and is_repository(known.base)
         assert known.kind in ("denoiser", "lora") and known.method
         assert (known.kind == "lora") == (known.file is not None)
         assert re.fullmatch(r"\d{4}\.\d{5}", known.paper)
