@@ -1,0 +1,113 @@
+"""The study of tuned checkpoints: equal budgets, arms that exist, tables by hand."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from steer.tune import TuneConfig
+
+
+ROOT = Path(__file__).parents[1]
+MODULES = ("tuned", "tuned_show", "tuned_or_steered")
+
+
+@pytest.fixture(scope="module")
+def study() -> Iterator[dict[str, Any]]:
+    """The study's modules by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield {name: importlib.import_module(name) for name in MODULES}
+        for name in (*MODULES, "methods_show", "methods_arms", "common"):
+            sys.modules.pop(name, None)
+
+
+def test_every_objective_has_the_same_budget_and_differs_in_nothing_else() -> None:
+    shared = set()
+    for path in sorted((ROOT / "examples" / "tuned").glob("*.yaml")):
+        config = TuneConfig.load(path)
+        images = config.batch * (2 if config.objective.pairs else 1)
+        own = config.to_dict()
+        for name in ("batch", "data", "objective", "out", "siblings"):
+            own.pop(name)
+        assert images == 32 and config.out == f"runs/tuned/{path.stem}"
+        shared.add(yaml.safe_dump(own))
+    assert len(shared) == 1
+
+
+def test_runs_are_of_settings_that_exist_and_the_comparison_has_them_all(
+    study: dict[str, Any],
+) -> None:
+    runs = study["tuned"].ALL
+    names = [run.name for run in runs]
+    assert len(set(names)) == len(names)
+    for run in runs:
+        assert (ROOT / "examples" / "tuned" / f"{run.objective}.yaml").is_file()
+    arms = yaml.safe_load((ROOT / "benchmarks" / "tuned.yaml").read_text())["arms"]
+    assert arms[0] == "base"
+    assert {arm["name"]: arm["tuned"] for arm in arms[1:]} == {
+        name: f"runs/tuned/{name}/best" for name in names
+    }
+
+
+FOUND: dict[str, Any] = {
+    "arms": [
+        {
+            "name": name,
+            "label": name,
+            "denoiser": "RLG(2.0)" if "rlg" in name else name,
+            "cost": {"multiple": cost, "seconds": 0.5},
+            "diversity": {"x": {"mean": 0.25}},
+        }
+        for name, cost in (("base", 1.0), ("base-2x", 2.0), ("dpo", 1.0), ("dpo-rlg", 2.0))
+    ],
+    "means": {
+        key: {name: {"mean": 0.5} for name in ("base", "base-2x", "dpo", "dpo-rlg")}
+        for key in ("shapes", "oracle-all")
+    },
+    "pairs": [
+        {
+            "arm": "dpo",
+            "against": "base",
+            "reward": key,
+            "difference": {"mean": 0.031, "low": 0.01, "high": 0.052},
+        }
+        for key in ("shapes", "oracle-all")
+    ],
+    "scores": {
+        key: [[[0.0], [0.0]], [[0.0], [1.0]], [[1.0], [0.0]], [[1.0], [1.0]]]
+        for key in ("shapes", "oracle-all")
+    },
+}
+
+
+def test_the_table_of_checkpoints_shows_gains_and_labels(
+    study: dict[str, Any], tmp_path: Path
+) -> None:
+    shown = study["tuned_show"]
+    runs = [{"name": "dpo", "noise": 0.2, "drift": 0.0017, "weight": 2.0}]
+    lines = shown.markdown(FOUND, runs).splitlines()
+    row = next(line for line in lines if line.startswith("| dpo |"))
+    assert "| 20% | 2 | 50.0% | +3.1 [+1.0, +5.2] |" in row and "0.0017" in row
+    shown.draw(FOUND, runs, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_an_arm_is_held_against_the_base_at_its_own_compute(
+    study: dict[str, Any], tmp_path: Path
+) -> None:
+    shown = study["tuned_or_steered"]
+    arms = FOUND["arms"]
+    assert [shown.rival(arm, arms) for arm in arms] == [None, None, "base", "base-2x"]
+    gain = shown.difference(FOUND, "dpo-rlg", "base-2x", "shapes")
+    assert gain["mean"] == pytest.approx(0.5) and gain["low"] == 0
+    assert [shown.model(arm) for arm in arms] == ["base", "base", "dpo", "dpo"]
+    assert shown.markdown(FOUND).count("\n") == 2 + len(arms)
+    shown.draw(FOUND, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
