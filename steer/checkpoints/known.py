@@ -77,7 +77,20 @@ def _sdxl(source: str, method: str, paper: str, guidance: float | None = None) -
     )
 
 
+def _shapes(folder: str, method: str, paper: str) -> Checkpoint:
+    return Checkpoint(
+        _BUNDLED / folder,
+        "lora",
+        file="pytorch_lora_weights.safetensors",
+        base=SHAPES,
+        method=method,
+        paper=paper,
+        guidance=3.5,
+    )
+
+
 KNOWN: dict[str, Checkpoint] = {
+    "dpo-shapes": _shapes("dpo", "Diffusion-DPO", "2311.12908"),
     "dpo-sd15": _sd15("mhdang/dpo-sd1.5-text2image-v1", "Diffusion-DPO", "2311.12908", 7.5),
     "dpo-sdxl": _sdxl("mhdang/dpo-sdxl-text2image-v1", "Diffusion-DPO", "2311.12908", 5.0),
     "dpo-sdxl-lora": Checkpoint(
