@@ -1,13 +1,13 @@
 """What tuning buys: every objective on the same samples and updates, with clean and flipped labels.
 
     steer tune data examples/tune_shapes_data.yaml       # 20,000 scored samples, once
-    python benchmarks/tuned.py                           # label, train, measure drift; goes on
-    steer compare benchmarks/tuned.yaml --out runs/tuned/comparison
-    python benchmarks/tuned.py --show                    # table and plots
+    python benchmarks/tuned.py                           # label, train, draw, judge; goes on
+    python benchmarks/tuned.py --show                    # table and plot
 
 Settings are those of `examples/tuned/`, so `steer tune examples/tuned/tgo.yaml` trains one of them
-alone. Any number of processes may share the work. What `steer compare` found is copied to
-`results/tuned.json`, and `results/tuned_runs.json` has the training logs' ends and the drift.
+alone. Any number of processes may share the work. The adapters' weight is chosen by the reward on
+training captions; then `results/tuned.jsonl` gets a line per image of held-out captions, and
+`results/tuned.json` the table, with the ends of the training logs and the drift.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from methods_show import read
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tuned_show import show
@@ -42,6 +43,8 @@ RUNS = Path("runs/tuned")
 SAMPLES = Path("runs/tune/shapes-scored")
 DRIFT_ROWS, DRIFT_BATCH = 256, 64
 CAPTIONS, WEIGHTS = 64, (0.5, 1.0, 2.0)
+HELD_OUT, SEEDS, BATCH = 160, 2, 32
+RAW = common.RESULTS / "tuned.jsonl"
 ADAPTERS = "pytorch_lora_weights.safetensors"
 
 
@@ -131,28 +134,73 @@ def drift(run: Run) -> float:
     return float(torch.cat(found).mean())
 
 
-@torch.no_grad()
+def drawing(folder: Path | None, weight: float = 1.0) -> Any:
+    """A guided pipeline for plain calls, with the adapters of a folder in its weights."""
+    pipe = steer.shapes.pipeline()
+    if folder is not None:
+        pipe.load_lora_weights(str(folder))
+        pipe.fuse_lora(lora_scale=weight)
+        pipe.unload_lora_weights()
+    pipe.to(torch.bfloat16)
+    return steer.guided(pipe, reward="shapes", method=steer.BestOfN(1), width=1)
+
+
+def draw(guided: Any, texts: list[str], seeds: list[int]) -> Any:
+    """One plain call for these captions, each from its own seed."""
+    return guided(
+        texts,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        num_inference_steps=20,
+        guidance_scale=3.5,
+        output_type="pt",
+    )
+
+
 def reward_at(run: Run, weight: float) -> float:
     """Mean reward on training captions with the adapters at a weight."""
-    pipe = steer.shapes.pipeline()
-    pipe.load_lora_weights(str(run.out / "tuned"))
-    pipe.fuse_lora(lora_scale=weight)
-    pipe.unload_lora_weights()
-    pipe.to(torch.bfloat16)
-    guided = steer.guided(pipe, reward="shapes", method=steer.BestOfN(1), width=1)
+    guided = drawing(run.out / "tuned", weight)
     texts = steer.shapes.prompts("train", CAPTIONS, seed=7)
     found: list[float] = []
-    for start in range(0, CAPTIONS, 32):
-        part = range(start, min(start + 32, CAPTIONS))
-        out = guided(
-            [texts[i] for i in part],
-            generator=[torch.Generator().manual_seed(1000 + i) for i in part],
-            num_inference_steps=20,
-            guidance_scale=3.5,
-            output_type="pt",
-        )
-        found += out.rewards
+    for start in range(0, CAPTIONS, BATCH):
+        part = range(start, min(start + BATCH, CAPTIONS))
+        found += draw(guided, [texts[i] for i in part], [1000 + i for i in part]).rewards
     return float(np.mean(found))
+
+
+def judge(name: str, folder: Path | None) -> None:
+    """Draw held-out captions that are not on disk yet, and append a line per image."""
+    there = {(r["name"], r["caption"]) for r in read(RAW)}
+    texts = steer.shapes.prompts("held_out", HELD_OUT, seed=0)
+    size = BATCH // SEEDS
+    guided = None
+    for first in range(0, HELD_OUT, size):
+        captions = range(first, min(first + size, HELD_OUT))
+        if (name, first) in there:
+            continue
+        guided = guided or drawing(folder)
+        rows = [(i, seed) for i in captions for seed in range(SEEDS)]
+        own = [texts[i] for i, _ in rows]
+        out = draw(guided, own, [i + 100_003 * seed for i, seed in rows])
+        images = out.images.float().cpu()
+        verdicts = steer.shapes.oracle(images, own)
+        groups = images.unflatten(0, (-1, SEEDS)).flatten(2)
+        apart = torch.cdist(groups, groups).sum((1, 2)) / (SEEDS * (SEEDS - 1))
+        apart = apart / groups.shape[-1] ** 0.5
+        common.append_lines(
+            RAW,
+            [
+                {
+                    "name": name,
+                    "caption": i,
+                    "seed": seed,
+                    "reward": round(out.rewards[k], 6),
+                    "oracle": bool(verdicts[k].all_met),
+                    "fraction": round(verdicts[k].fraction, 4),
+                    "diversity": round(float(apart[k // SEEDS]), 5),
+                }
+                for k, (i, seed) in enumerate(rows)
+            ],
+        )
 
 
 def choose(run: Run) -> None:
@@ -175,12 +223,17 @@ def finished(run: Run) -> bool:
 
 
 def work(runs: list[Run]) -> None:
-    """Train what is missing, choose its weight, measure its drift."""
+    """Train what is missing, choose its weight, measure its drift, draw and judge."""
+    with claimed(Run("base")) as mine:
+        if mine:
+            judge("base", None)
     for run in runs:
         with claimed(run) as mine:
             if mine and not finished(run):
                 tune(run.config())
                 choose(run)
+            if mine:
+                judge(run.name, run.out / "best")
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -233,9 +286,9 @@ def main() -> None:
         work([run for run in ALL if not names or run.name in names])
         return
     runs = [summary(run) for run in ALL if finished(run)]
-    common.write_json(common.RESULTS / "tuned_runs.json", {**common.provenance(), "runs": runs})
-    found = json.loads((RUNS / "comparison" / "results.json").read_text())
-    print(show(found, runs, ROOT / "docs"))
+    table, text = show(read(RAW), runs, ROOT / "docs")
+    common.write_json(common.RESULTS / "tuned.json", {**common.provenance(), "runs": table})
+    print(text)
 
 
 if __name__ == "__main__":
