@@ -1,0 +1,35 @@
+"""The tuned checkpoints that come with the package."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import steer
+from steer.checkpoints import KNOWN, load
+from steer.checkpoints.known import is_bundled
+from steer.checkpoints.lora import tuner_layers
+
+
+BUNDLED = [name for name, known in KNOWN.items() if is_bundled(known)]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_all_of_a_bundled_checkpoint_is_loaded_and_the_base_stays(name: str) -> None:
+    pipe = steer.shapes.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 3, "guidance_scale": 3.5, "output_type": "pt"}
+    text = "a red circle left of a blue square"
+
+    def drawn(model: object) -> torch.Tensor:
+        assert callable(model)
+        return model(text, generator=torch.Generator().manual_seed(0), **call).images
+
+    base = drawn(pipe)
+    tuned = load(pipe, name)
+    layers = tuner_layers(pipe.unet)
+    assert len(layers) == 77 and all(tuned.adapter in layer.lora_B for layer in layers)
+    assert all(layer.lora_B[tuned.adapter].weight.abs().sum() > 0 for layer in layers)
+    other = drawn(steer.guided(pipe, "shapes", method=steer.BestOfN(1), tuned=tuned))
+    assert 1e-3 < float((other - base).abs().mean()) < 0.1
+    assert torch.equal(drawn(pipe), base)
