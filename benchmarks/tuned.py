@@ -75,7 +75,7 @@ class Run:
         return replace(config, data=str(data), out=str(self.out))
 
 
-CLEAN = ("sft", "dpo", "poly-dpo", "kto", "kto-slow", "tgo", "tgo-prompt")
+CLEAN = ("sft", "dpo", "poly-dpo", "kto", "tgo", "tgo-prompt")
 NOISY = (("dpo", 0.2), ("poly-dpo", 0.2), ("dpo", 0.4), ("poly-dpo", 0.4))
 ALL = [Run(name) for name in CLEAN] + [Run(name, noise) for name, noise in NOISY]
 
