@@ -44,14 +44,9 @@ def samples(pipe: Any) -> tuple[list[str], Tensor]:
     return texts, torch.cat(parts).unflatten(0, (CAPTIONS, IMAGES))
 
 
-def test_all_weights_are_safetensors_and_small() -> None:
-    """The world is at most 20 MB; each tuned checkpoint that came later at most 1.5 MB."""
-    folder = steer.shapes.weights_folder()
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    sizes = {path: path.stat().st_size for path in files}
-    later = [path for path in files if folder / "tuned" in path.parents]
-    assert later and all(sizes[path] <= 1.5e6 for path in later)
-    assert sum(sizes.values()) - sum(sizes[path] for path in later) <= 20e6
+def test_all_weights_are_safetensors_and_at_most_20_mb() -> None:
+    files = [path for path in steer.shapes.weights_folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20e6
     assert not [p for p in files if p.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}]
     assert (steer.shapes.weights_folder() / "README.md").exists()
 
