@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,22 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> dict[str, float]:
         rng=np.random.default_rng(0),
     ).confidence_interval
     return {"mean": round(mean, 5), "low": round(found.low, 5), "high": round(found.high, 5)}
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process may do the work that a lock file stands for.
+
+    No other process may until it is done or dead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:

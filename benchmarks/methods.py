@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import fcntl
 import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,18 +163,9 @@ def done(path: Path) -> set[tuple[str, float, str, int, int]]:
     }
 
 
-@contextmanager
-def claimed(unit: Unit) -> Iterator[bool]:
-    """Whether this process may run the unit; no other one may until it is done or dead."""
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(repr(unit.key).encode()).hexdigest()[:16]
-    with (IMAGES / f"{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+def lock(unit: Unit) -> Path:
+    """The file that says which process runs a unit."""
+    return IMAGES / f"{hashlib.sha256(repr(unit.key).encode()).hexdigest()[:16]}.lock"
 
 
 def keep(unit: Unit, pictures: Tensor) -> None:
@@ -200,7 +189,7 @@ def work(
     bar = tqdm(todo)
     for unit in bar:
         bar.set_description(f"{unit.name} {unit.compute:g}x, batch {unit.batch}")
-        with claimed(unit) as mine:
+        with common.claimed(lock(unit)) as mine:
             if mine and unit.key not in done(raw) | done(pooled):
                 lines, pictures = run(pipe, unit, prompts)
                 if pictures is not None:

@@ -13,10 +13,7 @@ training captions; then `results/tuned.jsonl` gets a line per image of held-out 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,19 +89,6 @@ def labelled(pairs: bool, noise: float) -> Path:
     else:
         config = DataConfig(out=str(out), samples=str(SAMPLES), scores=ScoreConfig(noise))
     return make(config, progress=False)
-
-
-@contextmanager
-def claimed(run: Run) -> Iterator[bool]:
-    """Whether this process may train the run; no other one may until it is done or dead."""
-    RUNS.mkdir(parents=True, exist_ok=True)
-    with (RUNS / f"{run.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 @torch.no_grad()
@@ -224,11 +208,11 @@ def finished(run: Run) -> bool:
 
 def work(runs: list[Run]) -> None:
     """Train what is missing, choose its weight, measure its drift, draw and judge."""
-    with claimed(Run("base")) as mine:
+    with common.claimed(RUNS / "base.lock") as mine:
         if mine:
             judge("base", None)
     for run in runs:
-        with claimed(run) as mine:
+        with common.claimed(RUNS / f"{run.name}.lock") as mine:
             if mine and not finished(run):
                 tune(run.config())
                 choose(run)
