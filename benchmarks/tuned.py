@@ -73,8 +73,8 @@ class Run:
 
 
 CLEAN = ("sft", "dpo", "poly-dpo", "kto", "tgo", "tgo-prompt")
-NOISY = (("dpo", 0.2), ("poly-dpo", 0.2), ("dpo", 0.4), ("poly-dpo", 0.4))
-ALL = [Run(name) for name in CLEAN] + [Run(name, noise) for name, noise in NOISY]
+NOISY = ("dpo", "poly-dpo", "tgo-prompt", "kto")
+ALL = [Run(name) for name in CLEAN] + [Run(name, noise) for noise in (0.2, 0.4) for name in NOISY]
 
 
 def labelled(pairs: bool, noise: float) -> Path:

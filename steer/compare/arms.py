@@ -1,4 +1,4 @@
-"""Arms as guided pipelines, and the drawing of one image."""
+"""Arms as guided pipelines, and the drawing of their images."""
 
 from __future__ import annotations
 
@@ -95,34 +95,56 @@ class Painter:
             **extra,
         )
 
-    def draw(self, unit: Unit, prompt: str) -> tuple[Any, dict[str, Any]]:
-        """The image of a prompt and seed, and its record: method, cost, reward.
+    def draw(self, units: Sequence[Unit], prompts: Sequence[str]) -> list[tuple[Any, Any]]:
+        """One call's images, and a record of each: method, cost (its share of the call's), reward.
 
         The noise follows from (seed, prompt's index) alone, so it is the same in every arm and
         whatever else is drawn, in whichever process.
         """
-        pipe = self.studio.pipe
-        pipe.set_progress_bar_config(disable=True)
-        seed = row_seed(unit.seed, unit.prompt)
-        generator = torch.Generator("cpu").manual_seed(seed)
+        self.studio.pipe.set_progress_bar_config(disable=True)
+        seeds = [row_seed(unit.seed, unit.prompt) for unit in units]
         out = self._guided(
-            prompt, num_inference_steps=self.steps, generator=generator, **self._options
+            list(prompts),
+            num_inference_steps=self.steps,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            **self._options,
         )
         report = out.report
-        record = {
-            "arm": unit.arm,
-            "prompt": unit.prompt,
-            "seed": unit.seed,
-            "noise_seed": seed,
+        shared = {
             "method": repr(report.method),
             "denoiser": getattr(report, "denoiser", "base"),
             "weights": self.fingerprint,
             "steps": report.steps,
-            "reward": plain(out.rewards)[0],
-            "accepted": bool(out.accepted[0]),
-            "ledger": report.ledger.to_dict(),
+            "ledger": _share(report.ledger.to_dict(), len(units)),
         }
-        return out.images[0], record
+        rewards = plain(out.rewards)
+        records = [
+            {
+                "arm": unit.arm,
+                "prompt": unit.prompt,
+                "seed": unit.seed,
+                "noise_seed": seeds[k],
+                "reward": rewards[k],
+                "accepted": bool(out.accepted[k]),
+                **shared,
+            }
+            for k, unit in enumerate(units)
+        ]
+        return list(zip(out.images, records, strict=True))
+
+
+_WHOLE = ("cfg_rows", "peak_bytes")  # of a ledger: not sums over images
+
+
+def _share(ledger: Mapping[str, Any], images: int) -> dict[str, Any]:
+    """One image's part of what a call of several cost."""
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: part(own) for key, own in value.items()}
+        return value / images if value % images else value // images
+
+    return {k: v if k in _WHOLE or images == 1 else part(v) for k, v in ledger.items()}
 
 
 def _check_options(pipe: Any, options: Mapping[str, Any]) -> None:

@@ -90,6 +90,8 @@ class Comparison:
             an image encoder (`"shapes-clip"`, `"clip:ViT-B-32:openai"`), or `"pixels"`.
         checkpoints: Local weights by reward name.
         device, dtype: As for `steer sample`.
+        batch: Images of an arm per pipeline call. More is faster where one image's particles do not
+            fill the device; each is then recorded with its share of the call's cost.
         width: Latents per denoiser call; None is chosen.
         show: Most prompts whose images stand on the page.
         title: Of the page.
@@ -110,6 +112,7 @@ class Comparison:
     checkpoints: Mapping[str, str] | None = None
     device: str = "auto"
     dtype: str = "auto"
+    batch: int = 1
     width: int | None = None
     show: int = 24
     title: str | None = None
@@ -141,7 +144,7 @@ class Comparison:
         names = ("pipeline", "reward", "scheduler", "baseline", "diversity", "device", "dtype")
         for key in (*names, "title"):
             _text("the comparison", key, getattr(self, key))
-        for key in ("steps", "width"):
+        for key in ("steps", "batch", "width"):
             _whole("the comparison", key, getattr(self, key))
         if type(self.show) is not int or self.show < 0:
             raise ComparisonError(f"show={self.show!r}: how many prompts the page shows, 0 or more")

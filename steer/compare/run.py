@@ -54,17 +54,19 @@ class Run:
     def missing(self) -> dict[str, list[Unit]]:
         """This process's share of the images that are not there, by arm.
 
-        Shares are of all images, present or not, so that who draws what does not depend on it.
+        Shares are of all pipeline calls, drawn or not, so that who draws what does not depend on
+        it.
         """
         found = {}
         for arm in self.comparison.arms:
-            units = [Unit(arm.name, *which) for which in self._which()]
-            mine = self.processes.share(units)
+            mine = [unit for call in self._calls(arm) for unit in call]
             found[arm.name] = [unit for unit in mine if self.store.record(unit) is None]
         return found
 
     def draw(self, missing: dict[str, list[Unit]]) -> Iterator[Unit]:
         """Draw and store images; yields each when it is on the disk.
+
+        A call of which an image is missing is made whole, so that nothing depends on what was there.
 
         Raises:
             SteerError, ValueError: What drawing raises; a disk that is full (`FolderError`).
@@ -77,9 +79,10 @@ class Run:
         for position, arm in enumerate(wanted):
             studio.keep_only(wanted[position:])
             with studio.arm(arm) as painter:
-                for unit in missing[arm.name]:
-                    self._draw(painter, arm, unit)
-                    yield unit
+                for call in self._calls(arm):
+                    wanting = set(missing[arm.name]).intersection(call)
+                    if wanting:
+                        yield from self._draw(painter, arm, call, wanting)
 
     def score(self) -> Iterator[int]:
         """Score this process's share of what is drawn; yields numbers of images as they are done.
@@ -112,19 +115,28 @@ class Run:
         results.write(self.store, self.comparison, self.prompts, found)
         return write_page(self.store, self.prompts, found)
 
-    def _which(self) -> list[tuple[int, int]]:
-        seeds = self.comparison.seeds
-        return [(prompt, seed) for prompt in range(len(self.prompts.prompts)) for seed in seeds]
+    def _calls(self, arm: Arm) -> list[list[Unit]]:
+        """This process's pipeline calls of an arm: fixed runs of its images."""
+        prompts, seeds = range(len(self.prompts.prompts)), self.comparison.seeds
+        units = [Unit(arm.name, prompt, seed) for prompt in prompts for seed in seeds]
+        size = self.comparison.batch
+        return self.processes.share([units[k : k + size] for k in range(0, len(units), size)])
 
-    def _draw(self, painter: Painter, arm: Arm, unit: Unit) -> None:
-        text = self.prompts.texts[unit.prompt]
-        image, record = painter.draw(unit, text)
-        kept = ("seed", "noise_seed", "method", "denoiser", "weights", "steps")
-        data = {"prompt": text, "index": unit.prompt, **{k: record[k] for k in kept}}
+    def _draw(
+        self, painter: Painter, arm: Arm, call: list[Unit], wanting: set[Unit]
+    ) -> Iterator[Unit]:
+        """Draw one call's images, and store those that are wanting."""
+        texts = [self.prompts.texts[unit.prompt] for unit in call]
         shared = {k: v for k, v in plain(asdict(self.comparison)).items() if k not in _PAGE_ONLY}
         shared = {k: v for k, v in shared.items() if k not in ("arms", "prompts", "judges")}
-        data |= {"arm": plain(asdict(arm)), "comparison": shared, "versions": self._versions}
-        self.store.put(unit, image, data, record)
+        common = {"arm": plain(asdict(arm)), "comparison": shared, "versions": self._versions}
+        kept = ("seed", "noise_seed", "method", "denoiser", "weights", "steps")
+        drawn = painter.draw(call, texts)
+        for unit, text, (image, record) in zip(call, texts, drawn, strict=True):
+            if unit in wanting:
+                own = {"prompt": text, "index": unit.prompt, **{k: record[k] for k in kept}}
+                self.store.put(unit, image, own | common, record)
+                yield unit
 
 
 _PAGE_ONLY = ("show", "title", "device")

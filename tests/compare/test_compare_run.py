@@ -87,6 +87,26 @@ def test_results_do_not_depend_on_processes(finished: Path, tmp_path: Path, coun
     assert scores(folder) == scores(finished) and findings(folder) == findings(finished)
 
 
+def test_batches_are_fixed_runs(finished: Path, tmp_path: Path) -> None:
+    """Four images a call: shared among processes and made again whole, with the calls' costs."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert forked(1, lambda: compare(one, batch=4)) == [0]
+    assert forked(2, lambda: compare(two, batch=4)) == [0, 0]
+    assert contents(one, "images") == contents(two, "images")
+    for cell, alone in zip(scores(one), scores(finished), strict=True):
+        assert float(cell["test-redder"]) == pytest.approx(float(alone["test-redder"]), abs=0.02)
+        assert float(cell["equivalent_rows"]) == float(alone["equivalent_rows"])
+    (two / "images" / "best" / "00001-s0.png").unlink()
+    assert units(Run(comparison(batch=4), two)) == [Unit("best", 1, 0)]
+    assert forked(1, lambda: compare(two, batch=4)) == [0]
+    assert contents(one, "images") == contents(two, "images")
+    costs = [arm["cost"] for arm in findings(one)["arms"]]
+    alone_costs = [arm["cost"] for arm in findings(finished)["arms"]]
+    assert [c["multiple"] for c in costs] == [1.0, 2.0]
+    for kind in ("decodes", "reward_calls"):
+        assert [c[kind] for c in costs] == [c[kind] for c in alone_costs]
+
+
 @pytest.mark.parametrize("when", [1, 4, 13, 26])
 def test_killed_and_continued(finished: Path, tmp_path: Path, when: int) -> None:
     """Killed at the moment of a rename, with a whole temporary file beside: nothing is torn."""
