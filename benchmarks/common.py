@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -44,6 +45,22 @@ def provenance() -> dict[str, Any]:
 def headline(doc: str | None) -> str:
     """The first line of a study's docstring."""
     return (doc or "").strip().split("\n", 1)[0]
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A study's arguments, with those that most of them share: `threads` and `device`."""
+    found = argparse.ArgumentParser(description=headline(doc))
+    found.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return found
+
+
+def parsed(arguments: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was given on the command line, with torch's threads set to it."""
+    args = arguments.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
 
 
 def _relative(argument: str) -> str:

@@ -20,69 +20,14 @@ from typing import Any
 
 import common
 import numpy as np
-import torch
-from tqdm.auto import tqdm
+from gate_pool import CALL, GUIDANCE, POOL, STEPS, Pool, generator, record
 
 import steer
-from steer import Calibration, Pilots, Threshold, ThresholdError
+from steer import Calibration, Threshold, ThresholdError
 from steer.types import Method
 
 
-STEPS, GUIDANCE = 20, 3.5
-POOL = 16
-AT = (0.35, 0.5, 0.65, 0.8)
 ALPHAS = (0.02, 0.05, 0.1, 0.2, 0.3)
-CALL: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
-
-
-@dataclass(frozen=True)
-class Pool:
-    """What `POOL` particles of every caption came to.
-
-    Attributes:
-        prompts: The captions.
-        steps, noise: Where previews were scored.
-        previews: `(captions, POOL, steps)`.
-        finals, all_met, fraction: Reward and the oracle's verdict, `(captions, POOL)`.
-    """
-
-    prompts: list[str]
-    steps: tuple[int, ...]
-    noise: tuple[float, ...]
-    previews: np.ndarray
-    finals: np.ndarray
-    all_met: np.ndarray
-    fraction: np.ndarray
-
-    def pilots(self, captions: np.ndarray, particles: np.ndarray, columns: list[int]) -> Pilots:
-        """One particle of each of some captions, as pilots watched at some of the steps."""
-        return Pilots(
-            tuple(self.prompts[c] for c in captions),
-            tuple(self.steps[k] for k in columns),
-            STEPS,
-            tuple(self.noise[k] for k in columns),
-            self.previews[captions, particles][:, columns],
-            self.finals[captions, particles],
-            "shapes",
-        )
-
-    def raw(self) -> dict[str, Any]:
-        """JSON-ready, without the captions."""
-        return {
-            "steps": self.steps,
-            "noise": self.noise,
-            "previews": np.round(self.previews, 8).tolist(),
-            "finals": np.round(self.finals, 8).tolist(),
-            "all_met": self.all_met.astype(int).tolist(),
-            "fraction": np.round(self.fraction, 4).tolist(),
-        }
-
-    @classmethod
-    def of(cls, prompts: list[str], raw: dict[str, Any]) -> Pool:
-        """What `raw` gave."""
-        names = ("previews", "finals", "all_met", "fraction")
-        arrays = (np.array(raw[name], dtype=float) for name in names)
-        return cls(prompts, tuple(raw["steps"]), tuple(raw["noise"]), *arrays)
 
 
 @dataclass(frozen=True)
@@ -92,35 +37,6 @@ class Outcome:
     chosen: int
     rows: int
     decodes: int
-
-
-def generator(seed: int, caption: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 100_003 + caption)
-
-
-def record(guided: steer.Guided, prompts: list[str], seed: int) -> Pool:
-    """Run the pool of every caption."""
-    previews, finals, verdicts, grid = [], [], [], {}
-    for i, prompt in enumerate(tqdm(prompts, desc=f"pool, seed {seed}")):
-        method = steer.Previews(AT, POOL)
-        out = guided(
-            prompt, method=method, generator=generator(seed, i), output_type="latent", **CALL
-        )
-        trace = out.report.trace
-        (grid,) = trace.of("grid")
-        scores: dict[int | None, dict[int, float]] = {}
-        for row in trace.of("score"):
-            at = scores.setdefault(row["step"], {})
-            at.update(zip(row["particle"], row["reward"], strict=True))
-        previews.append([[scores[k][n] for k in grid["steps"]] for n in range(POOL)])
-        finals.append([scores[None][n] for n in range(POOL)])
-        images = np.stack([trace.images[0, n, -1] for n in range(POOL)])
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        found = steer.shapes.oracle(pixels, [prompt] * POOL)
-        verdicts.append([(v.all_met, v.fraction) for v in found])
-    met, fraction = np.moveaxis(np.array(verdicts, dtype=float), 2, 0)
-    steps, noise = tuple(grid["steps"]), tuple(grid["noise"])
-    return Pool(prompts, steps, noise, np.array(previews), np.array(finals), met, fraction)
 
 
 def best_of(pool: Pool, caption: int, n: int) -> Outcome:
@@ -362,18 +278,16 @@ def checks(pipe: Any, pool: Pool, threshold: Threshold, args: argparse.Namespace
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=common.headline(__doc__))
+    parser = common.parser(__doc__)
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--alpha", type=float, default=0.1, help="of the stepwise policies")
     parser.add_argument("--pilots", type=int, default=96, help="training captions for tau")
     parser.add_argument("--splits", type=int, default=200, help="random calibration halves")
     parser.add_argument("--check", type=int, default=3, help="captions to run for real as well")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--again", type=Path, help="analyse the pools of an earlier result anew")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = common.parsed(parser)
     path = args.out or common.RESULTS / f"gate_{common.hardware()}.json"
     if args.again:
         old = json.loads(args.again.read_text())
@@ -381,8 +295,6 @@ def main() -> None:
         threshold = Threshold.from_dict(old["threshold"])
         common.write_json(path, {**old, **analysis(pools, threshold, args)})
         return
-    if args.threads:
-        torch.set_num_threads(args.threads)
     pipe = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
     guided = steer.guided(pipe, reward="shapes", width=min(8, POOL), keep_images=True)

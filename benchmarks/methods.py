@@ -12,7 +12,6 @@ nothing is differentiated, for all arms alike.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import json
@@ -198,20 +197,16 @@ def work(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=common.headline(__doc__))
+    parser = common.parser(__doc__)
     parser.add_argument("--captions", type=int, default=112, help=f"a multiple of {BATCH}")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--pool", type=int, default=128, help="particles for best-of-N")
     parser.add_argument("--budgets", type=int, nargs="*", default=list(BUDGETS))
     parser.add_argument("--only", default="", help="method names, split by commas")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--show", action="store_true", help="run nothing")
     parser.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
     parser.add_argument("--raw", type=Path, default=RAW)
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = common.parsed(parser)
     units = plan(args.captions, args.seeds, args.pool, args.budgets)
     names = set(filter(None, args.only.split(",")))
     units = [u for u in units if not names or u.name in names]

@@ -9,7 +9,6 @@ does; `search only` leaves out the time that the ledger books on the reward.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,16 +106,12 @@ def measure(pipe: Any, reward: Any, calls: int, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--pipeline", default="shapes", help="shapes, a folder, or a hub id")
     parser.add_argument("--reward", default="", help="a reward's name; one that is free by default")
     parser.add_argument("--calls", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = common.parsed(parser)
     pipe = load(args.pipeline, args.device)
     pipe.set_progress_bar_config(disable=True)
     result = {

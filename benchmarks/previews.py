@@ -9,7 +9,6 @@ finally best particle is among the better half (or quarter) of the previews.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,16 +94,12 @@ def curve(previews: np.ndarray, finals: np.ndarray) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=common.headline(__doc__))
+    parser = common.parser(__doc__)
     parser.add_argument("--captions", type=int, default=64)
     parser.add_argument("--particles", type=int, default=16)
     parser.add_argument("--split", choices=("train", "held_out"), default="held_out")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = common.parsed(parser)
     pipe = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
     guided = steer.guided(pipe, reward="shapes", width=min(8, args.particles))

@@ -9,7 +9,6 @@ were in none either.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,12 @@ def caption_auc(scores: np.ndarray, correct: np.ndarray) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=common.headline(__doc__))
+    parser = common.parser(__doc__)
     parser.add_argument("--captions", type=int, default=160)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = common.parsed(parser)
     pipe: Any = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
     rewards = {name: steer.reward(name, device=args.device) for name in REWARDS}

@@ -8,7 +8,6 @@ LookaheadGuidance) stand or fall with this. Training captions of the bundled wor
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +50,12 @@ def line(short: np.ndarray, full: np.ndarray, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=common.headline(__doc__))
+    parser = common.parser(__doc__)
     parser.add_argument("--captions", type=int, default=16)
     parser.add_argument("--particles", type=int, default=12)
     parser.add_argument("--through", type=int, nargs="*", default=[4, 5, 6, 8, 10])
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = common.parsed(parser)
     pipe = steer.shapes.pipeline().to(args.device)
     pipe.set_progress_bar_config(disable=True)
     halved(pipe)

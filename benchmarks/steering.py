@@ -8,7 +8,6 @@ The reward is what the methods see; the oracle judges what nobody optimised.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -140,21 +139,17 @@ def merge(paths: list[Path]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=common.headline(__doc__))
+    parser = common.parser(__doc__)
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", default="", help="names, split by ';'; all by default")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--merge", type=Path, nargs="*", help="join results of different arms")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = common.parsed(parser)
     path = args.out or common.RESULTS / f"steering_{common.hardware()}.json"
     if args.merge:
         common.write_json(path, merge(args.merge))
         return
-    if args.threads:
-        torch.set_num_threads(args.threads)
     pipe = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
     threshold = pilot_threshold(pipe, 96)

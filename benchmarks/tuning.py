@@ -8,7 +8,6 @@ on them what was chosen here.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,6 @@ from typing import Any
 
 import common
 import numpy as np
-import torch
 from methods import BATCH, STEPS, Unit, work
 from methods_arms import best_then_climb
 
@@ -132,19 +130,15 @@ def table(path: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=common.headline(__doc__))
+    parser = common.parser(__doc__)
     parser.add_argument("--group", choices=sorted(GROUPS), nargs="*", default=list(GROUPS))
     parser.add_argument("--compute", type=int, default=8)
     parser.add_argument("--captions", type=int, default=32, help=f"a multiple of {BATCH}")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
     parser.add_argument("--raw", type=Path, default=RAW)
     parser.add_argument("--show", action="store_true", help="only print the table")
-    args = parser.parse_args()
+    args = common.parsed(parser)
     if not args.show:
-        if args.threads:
-            torch.set_num_threads(args.threads)
         prompts = steer.shapes.prompts("train", args.captions, seed=5)
         batches = range(args.captions // BATCH)
         units = [
