@@ -56,7 +56,8 @@ def questions(lines: Lines, runs: Runs) -> list[tuple[str, str, dict[str, float]
     """What was asked of pairs of checkpoints: the paired differences by the oracle."""
     names = {run["name"] for run in runs}
     asked = [(f"poly-dpo{noise}", f"dpo{noise}") for noise in ("", "-20", "-40")]
-    asked += [("tgo", "dpo"), ("tgo-prompt", "dpo"), ("tgo-prompt", "tgo")]
+    asked += [("tgo", "dpo"), ("tgo-prompt", "tgo")]
+    asked += [(f"tgo-prompt{noise}", f"dpo{noise}") for noise in ("", "-20", "-40")]
     return [
         (one, two, paired(lines, one, two, "oracle")) for one, two in asked if {one, two} <= names
     ]
