@@ -47,7 +47,8 @@ def tabulate(lines: Lines, runs: Runs) -> list[dict[str, Any]]:
             row[key] = common.interval(list(by_caption(lines, run["name"], key).values()))
             if run["name"] != BASE:
                 row[f"{key}_gain"] = paired(lines, run["name"], BASE, key)
-        row["images"] = sum(line["name"] == run["name"] for line in lines)
+        own = [line["caption"] for line in lines if line["name"] == run["name"]]
+        row |= {"images": len(own), "captions": len(set(own))}
         table.append(row)
     return table
 
@@ -65,13 +66,14 @@ def questions(lines: Lines, runs: Runs) -> list[tuple[str, str, dict[str, float]
 
 def markdown(table: list[dict[str, Any]], asked: list[tuple[str, str, dict[str, float]]]) -> str:
     """The table of checkpoints, and under it the differences between them."""
-    head = ("checkpoint", "flipped", "weight", "all met", "minus base", "reward", "minus base")
-    lines = [f"| {' | '.join(head)} | diversity | drift |", "|---" * (len(head) + 2) + "|"]
+    head = ("checkpoint", "flipped", "weight", "captions", "all met", "minus base", "reward")
+    lines = [f"| {' | '.join(head)} | minus base | diversity | drift |", "|---" * 10 + "|"]
     for row in table:
         cells = (
             row["name"],
             f"{row['noise']:.0%}",
             f"{row['weight']:g}",
+            str(row["captions"]),
             f"{row['oracle']['mean']:.1%}",
             gain_text(row.get("oracle_gain"), 100, 1),
             f"{row['reward']['mean']:.4f}",

@@ -91,6 +91,9 @@ def _guide(c: int) -> list[Method]:
         replace(base, strength=0.05),
         replace(base, strength=0.2),
         replace(base, when=between(0.5, 0.95)),
+        replace(base, when=between(0.5, 0.95), strength=0.05),
+        replace(base, when=between(0.35, 0.95)),
+        replace(base, when=between(0.65, 0.95)),
     ]
 
 

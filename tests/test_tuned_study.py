@@ -98,7 +98,7 @@ def test_the_table_of_checkpoints_by_hand(study: dict[str, Any], tmp_path: Path)
     asked = shown.questions(lines, runs)
     assert [(one, two, gain["mean"]) for one, two, gain in asked] == [("poly-dpo", "dpo", 0.25)]
     text = shown.markdown(table, asked)
-    assert "| dpo | 0% | 2 | 75.0% | +50.0 [+50.0, +50.0] | 0.5750 |" in text
+    assert "| dpo | 0% | 2 | 2 | 75.0% | +50.0 [+50.0, +50.0] | 0.5750 |" in text
     assert "| poly-dpo minus dpo | +25.0 [" in text
     shown.plot(table, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
