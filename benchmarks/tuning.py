@@ -85,16 +85,10 @@ def _guidance(c: int) -> list[Method]:
 
 
 def _guide(c: int) -> list[Method]:
+    windows = [(0.5, 0.8, x) for x in (0.1, 0.05, 0.2)]
+    windows += [(0.5, 0.95, 0.1), (0.5, 0.95, 0.05), (0.35, 0.95, 0.1), (0.65, 0.95, 0.1)]
     base = steer.Guide.for_compute(c, STEPS)
-    return [
-        base,
-        replace(base, strength=0.05),
-        replace(base, strength=0.2),
-        replace(base, when=between(0.5, 0.95)),
-        replace(base, when=between(0.5, 0.95), strength=0.05),
-        replace(base, when=between(0.35, 0.95)),
-        replace(base, when=between(0.65, 0.95)),
-    ]
+    return [replace(base, when=between(low, high), strength=x) for low, high, x in windows]
 
 
 GROUPS: dict[str, Callable[[int], list[Method]]] = {

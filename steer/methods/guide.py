@@ -17,8 +17,8 @@ from steer.types import Method, Population, Query, Search, wide
 from steer.when import When, between
 
 
-_USUAL = between(0.5, 0.8)
-_EXAMPLE = "Guide(Prune(8, (4, 2), (0.5, 0.65)), strength=0.1, when=between(0.5, 0.8))"
+_USUAL = between(0.5, 0.95)
+_EXAMPLE = "Guide(Prune(8, (4, 2), (0.5, 0.65)), strength=0.1, when=between(0.5, 0.95))"
 
 
 @dataclass(frozen=True)
