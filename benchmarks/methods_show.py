@@ -168,7 +168,7 @@ def draw(table: list[dict[str, Any]], folder: Path) -> None:
     names = sorted({row["method"] for row in table} - {BEST})
     styles = [(f"C{number % 10}", "osv"[number // 10 % 3]) for number in range(len(names))]
     for key, label in (("reward", "reward (optimised)"), ("oracle", "all constraints met, oracle")):
-        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
         for name, (colour, mark) in [(BEST, ("black", "o")), *zip(names, styles, strict=True)]:
             own = sorted((r for r in table if r["method"] == name), key=lambda r: r["spent"])
             x = [row["spent"] for row in own]
@@ -184,7 +184,7 @@ def draw(table: list[dict[str, Any]], folder: Path) -> None:
         axes.set_xlabel("compute, in plain calls (a backward pass counts as two rows)")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, ncols=2)
+        figure.legend(fontsize=8, loc="outside right upper")
         figure.savefig(folder / f"methods-{key}.png", dpi=130)
         plt.close(figure)
 
