@@ -66,7 +66,7 @@ class Run:
     def draw(self, missing: dict[str, list[Unit]]) -> Iterator[Unit]:
         """Draw and store images; yields each when it is on the disk.
 
-        A call of which an image is missing is made whole, so that nothing depends on what was there.
+        A call of which an image is missing is made whole: nothing depends on what was there.
 
         Raises:
             SteerError, ValueError: What drawing raises; a disk that is full (`FolderError`).

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from steer.context import Context
 from steer.sphere import angles, cap, radius, step_along, tangent, unit
+from steer.types import Population
+
+
+_USUAL = {"sphere": (0.1, 0.7), "reno": (5.0, 0.9)}
+"""Step and momentum by variant."""
 
 
 @dataclass(eq=False)
@@ -109,6 +116,23 @@ class Best:
             self.stopped = self.stopped | (self._waited >= self.patience)
 
 
+def ascent(
+    variant: Literal["sphere", "reno"],
+    step: float | None,
+    momentum: float | None,
+    clip: float,
+    weight: float,
+    scale: float,
+) -> SphereAscent | ReNOAscent:
+    """The ascent of that name; steps and momenta that are `None` are the variant's own."""
+    usual = _USUAL[variant]
+    step = usual[0] if step is None else step
+    momentum = usual[1] if momentum is None else momentum
+    if variant == "sphere":
+        return SphereAscent(step, momentum)
+    return ReNOAscent(step, momentum, clip, weight, scale)
+
+
 def within(x: Tensor, start: Tensor, degrees: float | None) -> Tensor:
     """`x`, no further than so many degrees from `start`; anywhere for `None`."""
     return x if degrees is None else cap(x, start, degrees * torch.pi / 180)
@@ -117,3 +141,18 @@ def within(x: Tensor, start: Tensor, degrees: float | None) -> Tensor:
 def degrees_between(x: Tensor, start: Tensor) -> list[float]:
     """Angles between rows, in degrees."""
     return [round(float(a), 3) for a in (angles(x, start) * 180 / torch.pi).tolist()]
+
+
+def tell_iterate(
+    ctx: Context,
+    part: Population,
+    iteration: int,
+    reward: Tensor,
+    monitored: Tensor | None,
+    x: Tensor,
+) -> None:
+    """Trace an iterate per prompt: reward and distance from the start, by particle."""
+    more = {} if monitored is None else {"monitor": monitored.tolist()}
+    turned = degrees_between(x, part.x)
+    own = {"iteration": iteration, "reward": reward.tolist(), "angle": turned}
+    ctx.tell("iterate", part.ids, None, **own, **more)

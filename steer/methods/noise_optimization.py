@@ -13,15 +13,13 @@ from steer.context import Context
 from steer.errors import RewardError
 from steer.frozen import check_resident, frozen
 from steer.methods import passes
-from steer.methods.ascent import Best, ReNOAscent, SphereAscent, degrees_between, within
+from steer.methods.ascent import Best, ascent, tell_iterate, within
 from steer.methods.checks import one_of, positive, whole
 from steer.methods.sampling import sample_all
 from steer.rewards.compose import check_absolute
+from steer.rewards.frames import resolve_for
 from steer.shortcut import Asking, judge, probe, pure_noise, run, short_grid, slope
 from steer.types import Name, Population, Reward, Search, wide
-
-
-_DEFAULTS = {"sphere": (0.1, 0.7), "reno": (5.0, 0.9)}
 
 
 @dataclass(frozen=True)
@@ -193,9 +191,10 @@ class NoiseOptimization:
         """The best iterate of every row of one lane; `None` where not one could be paid for."""
         grid, dtype = short_grid(ctx.steps, self.through), part.x.dtype
         lane, steps = ctx.lane * len(ctx.prompts), len(ctx.steps)
-        monitor = _resolved(self.monitor, ctx)
+        monitor = None if self.monitor is None else resolve_for(ctx.pipe, self.monitor)
         first = x = wide(part.x)
-        move = self._ascent(ctx)
+        scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
+        move = ascent(self.variant, self.step, self.momentum, self.clip, self.weight, scale)
         best: Best | None = None
         for number in range(self.iterations):
             spare = ctx.left() - least
@@ -216,47 +215,8 @@ class NoiseOptimization:
             watched = None if monitor is None else judge(ctx, here.at(clean), dtype, monitor)
             best = best or Best.before(x, clean, reward, self.patience)
             best.offer(here.x, clean, reward if watched is None else watched, reward)
-            _log(ctx, part, number, reward, watched, here.x)
+            tell_iterate(ctx, part, number, reward, watched, here.x)
             if gradient is None or bool(best.stopped.all()):
                 break
             x = within(move(x, gradient), first, self.max_angle)
         return best
-
-    def _ascent(self, ctx: Context) -> SphereAscent | ReNOAscent:
-        usual = _DEFAULTS[self.variant]
-        step = usual[0] if self.step is None else self.step
-        momentum = usual[1] if self.momentum is None else self.momentum
-        if self.variant == "sphere":
-            return SphereAscent(step, momentum)
-        scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
-        return ReNOAscent(step, momentum, self.clip, self.weight, scale)
-
-
-def _resolved(monitor: Any, ctx: Context) -> Reward | None:
-    if monitor is None:
-        return None
-    from steer.rewards.frames import resolve_for
-
-    return resolve_for(ctx.pipe, monitor)
-
-
-def _log(
-    ctx: Context,
-    part: Population,
-    iteration: int,
-    reward: Tensor,
-    monitored: Tensor | None,
-    x: Tensor,
-) -> None:
-    """One trace row per prompt: reward and distance from the start, by particle."""
-    more = {} if monitored is None else {"monitor": monitored.tolist()}
-    turned = degrees_between(x, part.x)
-    ctx.tell(
-        "iterate",
-        part.ids,
-        None,
-        iteration=iteration,
-        reward=reward.tolist(),
-        angle=turned,
-        **more,
-    )
