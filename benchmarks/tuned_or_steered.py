@@ -1,6 +1,7 @@
 """Tuned or steered? Table and plots of what `steer compare` found on the bundled world.
 
-    steer compare examples/compare_tuned_or_steered.yaml --out runs/tuned-or-steered
+    python benchmarks/tuned.py                 # the checkpoints
+    steer compare benchmarks/tuned_or_steered.yaml --out runs/tuned-or-steered
     python benchmarks/tuned_or_steered.py
 
 Arms are named `<model>-<compute>x`, or `<model>-<blend>`. The comparison's findings are copied to
