@@ -48,13 +48,6 @@ def spent(arm: dict[str, Any]) -> float:
     return float(arm["cost"]["multiple"])
 
 
-def difference(found: dict[str, Any], one: str, two: str, judge: str) -> dict[str, float]:
-    """The paired difference `one` minus `two`, averaged over seeds, with its interval."""
-    names = [arm["name"] for arm in found["arms"]]
-    scores = np.array(found["scores"][judge])
-    return common.interval((scores[names.index(one)] - scores[names.index(two)]).mean(1))
-
-
 def markdown(found: dict[str, Any]) -> str:
     """A row per arm, held against the base at the same compute."""
     lines = [
@@ -66,7 +59,7 @@ def markdown(found: dict[str, Any]) -> str:
         name, other = arm["name"], rival(arm, found["arms"])
         met, reward = (found["means"][key][name]["mean"] for key in ("oracle-all", "shapes"))
         gains = [
-            "" if other is None else gain_text(difference(found, name, other, key), scale, digits)
+            "" if other is None else gain_text(pooled(found, [name], [other], key), scale, digits)
             for key, scale, digits in (("oracle-all", 100, 1), ("shapes", 1, 4))
         ]
         lines.append(
@@ -74,6 +67,42 @@ def markdown(found: dict[str, Any]) -> str:
             f"| {gains[1]} | {arm['cost']['seconds']:.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def questions(found: dict[str, Any]) -> str:
+    """Steered arms over all budgets together, and each model's best RLG against its two arms."""
+    names = [arm["name"] for arm in found["arms"]]
+    models = [m for m in dict.fromkeys(map(model, found["arms"])) if m != BASE]
+    asked: list[tuple[str, list[str], list[str]]] = []
+    for own in models:
+        steered = [
+            n for n in names if n.startswith(f"{own}-") and n.endswith("x") and "rlg" not in n
+        ]
+        rivals = [n.replace(own, BASE, 1) for n in steered]
+        if steered:
+            asked.append((f"{own} steered minus base steered, all budgets", steered, rivals))
+        blends = [n for n in names if n.startswith(f"{own}-rlg") and not n.endswith("x")]
+        if blends:
+            best = max(blends, key=lambda n: found["means"]["shapes"][n]["mean"])
+            asked += [(f"{best} minus {other}", [best], [other]) for other in (own, BASE)]
+    lines = ["| paired by caption | all met, points | reward |", "|---|---|---|"]
+    for label, ones, others in asked:
+        cells = [
+            gain_text(pooled(found, ones, others, key), scale, digits)
+            for key, scale, digits in (("oracle-all", 100, 1), ("shapes", 1, 4))
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def pooled(
+    found: dict[str, Any], ones: list[str], others: list[str], judge: str
+) -> dict[str, float]:
+    """The paired difference of several arms and as many others, averaged per prompt."""
+    names = [arm["name"] for arm in found["arms"]]
+    scores = np.array(found["scores"][judge]).mean(2)
+    a, b = (scores[[names.index(n) for n in group]].mean(0) for group in (ones, others))
+    return common.interval(a - b)
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -123,7 +152,7 @@ def main() -> None:
     found = json.loads((args.folder / "results.json").read_text())
     common.write_json(common.RESULTS / "tuned_or_steered.json", found)
     draw(found, DOCS / "images" / "tuned-or-steered.png")
-    text = markdown(found)
+    text = f"{markdown(found)}\n{questions(found)}"
     between(DOCS / "tuned-or-steered.md", text, MARK, END)
     print(text)
 
