@@ -40,7 +40,7 @@ RUNS = Path("runs/tuned")
 SAMPLES = Path("runs/tune/shapes-scored")
 DRIFT_ROWS, DRIFT_BATCH = 256, 64
 CAPTIONS, WEIGHTS = 64, (0.5, 1.0, 2.0)
-HELD_OUT, HELD_OUT_NOISY, SEEDS, BATCH = 480, 160, 2, 32
+HELD_OUT, SEEDS, BATCH = 160, 2, 32
 RAW = common.RESULTS / "tuned.jsonl"
 ADAPTERS = "pytorch_lora_weights.safetensors"
 
@@ -151,14 +151,14 @@ def reward_at(run: Run, weight: float) -> float:
     return float(np.mean(found))
 
 
-def judge(name: str, folder: Path | None, count: int = HELD_OUT) -> None:
+def judge(name: str, folder: Path | None) -> None:
     """Draw held-out captions that are not on disk yet, and append a line per image."""
     there = {(r["name"], r["caption"]) for r in read(RAW)}
-    texts = steer.shapes.prompts("held_out", count, seed=0)
+    texts = steer.shapes.prompts("held_out", HELD_OUT, seed=0)
     size = BATCH // SEEDS
     guided = None
-    for first in range(0, count, size):
-        captions = range(first, min(first + size, count))
+    for first in range(0, HELD_OUT, size):
+        captions = range(first, min(first + size, HELD_OUT))
         if (name, first) in there:
             continue
         guided = guided or drawing(folder)
@@ -217,7 +217,7 @@ def work(runs: list[Run]) -> None:
                 tune(run.config())
                 choose(run)
             if mine:
-                judge(run.name, run.out / "best", HELD_OUT_NOISY if run.noise else HELD_OUT)
+                judge(run.name, run.out / "best")
 
 
 def summary(run: Run) -> dict[str, Any]:

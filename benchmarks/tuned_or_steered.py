@@ -106,32 +106,36 @@ def pooled(
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Quality against compute: a line per model through its searches, a mark per blend."""
-    figure, both = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    """Above, quality against compute, with a mark per blend; below, against RLG's scale."""
+    figure, rows = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
     models = list(dict.fromkeys(model(arm) for arm in found["arms"]))
-    for axes, (key, label) in zip(both, JUDGES.items(), strict=True):
-        for number, name in enumerate(models):
-            own = [arm for arm in found["arms"] if model(arm) == name]
-            plain = sorted((a for a in own if not blended(a)), key=spent)
-            heights = [found["means"][key][a["name"]]["mean"] for a in plain]
-            colour = "black" if name == BASE else f"C{number}"
-            axes.plot([spent(a) for a in plain], heights, "o-", color=colour, label=name)
+    for number, name in enumerate(models):
+        colour = "black" if name == BASE else f"C{number}"
+        own = [arm for arm in found["arms"] if model(arm) == name]
+        plain = sorted((a for a in own if not blended(a)), key=spent)
+        scales = {0.0: BASE, 1.0: name} | {
+            float(arm["name"].rpartition("-")[2]): arm["name"]
+            for arm in own
+            if "-rlg-" in arm["name"] and not arm["name"].endswith("x")
+        }
+        for (above, below), key in zip(rows.T, JUDGES, strict=True):
+            means = {arm: value["mean"] for arm, value in found["means"][key].items()}
+            heights = [means[a["name"]] for a in plain]
+            above.plot([spent(a) for a in plain], heights, "o-", color=colour, label=name)
             for arm in filter(blended, own):
-                height = found["means"][key][arm["name"]]["mean"]
-                axes.plot([spent(arm)], [height], "D", color=colour, ms=5)
-                axes.annotate(
-                    arm["label"],
-                    (spent(arm), height),
-                    fontsize=7,
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                )
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("compute, in plain calls of the base")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-    both[0].legend()
-    figure.savefig(path, dpi=130)
+                above.plot([spent(arm)], [means[arm["name"]]], "D", color=colour, ms=4, mfc="none")
+            if len(scales) > 2:
+                x = sorted(scales)
+                below.plot(x, [means[scales[scale]] for scale in x], "D-", color=colour, ms=4)
+    for (above, below), label in zip(rows.T, JUDGES.values(), strict=True):
+        above.set_xscale("log", base=2)
+        above.set_xlabel("compute, in plain calls of the base (diamonds: blends)")
+        below.set_xlabel("RLG's scale (0 is the base, 1 the tuned model)")
+        for axes in (above, below):
+            axes.set_ylabel(label)
+            axes.grid(alpha=0.3)
+    rows[0, 0].legend()
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
