@@ -201,3 +201,29 @@ def _warn(scheduler: str, method: str) -> None:
         "compute"
     )
     warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def asked(
+    ctx: Context, population: Population, step: Step, grad: bool
+) -> Generator[Query, Tensor, tuple[Population, Tensor]]:
+    """The denoiser's output, recorded where a kernel needs gradients through it."""
+    if not grad:
+        return population, (yield from ctx.denoise(population, step))
+    here = population.at(population.x.detach().requires_grad_())
+    return here, (yield from ctx.denoise(here, step, grad=True))
+
+
+def drawn(
+    ctx: Context,
+    kernel: Kernel,
+    proposal: Kernel | None,
+    step: Step,
+    here: Population,
+    output: Tensor,
+) -> Generator[Query, Tensor, Draw]:
+    """A kernel's move, to be drawn from the proposal where there is one; without gradients."""
+    base = yield from finished(kernel(ctx, step, here, output))
+    if proposal is None:
+        return Draw(base, base).detach()
+    move = yield from finished(proposal(ctx, step, here, output))
+    return Draw(base, move).detach()

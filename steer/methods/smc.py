@@ -15,7 +15,7 @@ from steer.methods.checks import one_of, plain_calls, positive, predicate, share
 from steer.potentials import POTENTIALS, Potential, finish, tempered
 from steer.proposals import Solver
 from steer.selectors import RESAMPLERS
-from steer.transitions import DDIM, Draw, Kernel, finished, kernel_named
+from steer.transitions import DDIM, Draw, Kernel, asked, drawn, kernel_named
 from steer.types import Population, Query, Search, Step
 from steer.when import When, at
 
@@ -151,10 +151,10 @@ class SMC:
         if kernel is not None:
             cloud.leave_plain(ctx)
         for step in ctx.steps:
-            here, output = yield from self._ask(ctx, cloud.population, step)
+            here, output = yield from asked(ctx, cloud.population, step, self._differentiates)
             draw = None
             if kernel is not None:
-                draw = yield from self._draw(ctx, kernel, step, here, output)
+                draw = yield from drawn(ctx, kernel, self.proposal, step, here, output)
             here, output = here.at(here.x.detach()), output.detach()
             if step.index in judged and cloud.size > 1:
                 self._weigh(ctx, cloud, here.at(step.x0(here.x, output)), step)
@@ -182,24 +182,6 @@ class SMC:
         """The law of the moves; `None` is the pipeline's own solver."""
         kernel = kernel_named(ctx, solver, type(self).__name__, self.kernel, self.eta)
         return DDIM(self.eta) if kernel is None and self.proposal is not None else kernel
-
-    def _ask(
-        self, ctx: Context, population: Population, step: Step
-    ) -> Generator[Query, Tensor, tuple[Population, Tensor]]:
-        """The denoiser's output, recorded where the moves need gradients."""
-        if not self._differentiates:
-            return population, (yield from ctx.denoise(population, step))
-        here = population.at(population.x.detach().requires_grad_())
-        return here, (yield from ctx.denoise(here, step, grad=True))
-
-    def _draw(
-        self, ctx: Context, kernel: Kernel, step: Step, here: Population, output: Tensor
-    ) -> Generator[Query, Tensor, Draw]:
-        base = yield from finished(kernel(ctx, step, here, output))
-        if self.proposal is None:
-            return Draw(base, base).detach()
-        move = yield from finished(self.proposal(ctx, step, here, output))
-        return Draw(base, move).detach()
 
     def _move(
         self,
