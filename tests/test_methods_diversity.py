@@ -18,11 +18,13 @@ MODULES = ("methods_diversity", "methods", "methods_show", "methods_arms", "comm
 
 @pytest.fixture(scope="module")
 def study() -> Any:
+    outer = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
         yield importlib.import_module("methods_diversity")
         for name in MODULES:
             sys.modules.pop(name, None)
+    sys.modules.update(outer)  # `methods` is a folder of tests as well
 
 
 def test_every_method_of_the_study_is_there_with_all_seeds(study: Any) -> None:
