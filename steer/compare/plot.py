@@ -155,8 +155,8 @@ def _label_heights(points: Sequence[Point], frame: _Frame) -> list[float]:
     for i in order:
         y = frame.y(points[i].mean)
         near = [placed[j] for j in placed if abs(frame.places[j] - frame.places[i]) < 130]
-        while any(abs(y - other) < _LINE for other in near):
-            y = max(other for other in near if abs(y - other) < _LINE) + _LINE
+        while any(abs(y - other) < _LINE - 1e-6 for other in near):
+            y = max(other for other in near if abs(y - other) < _LINE - 1e-6) + _LINE
         placed[i] = y
     return [placed[i] for i in range(len(points))]
 
