@@ -119,7 +119,7 @@ def summarise(arms: dict[Arm, dict[Place, Line]]) -> list[dict[str, Any]]:
 def answers(arms: dict[Arm, dict[Place, Line]]) -> dict[str, Any]:
     """What was expected, and what came out: paired differences with best-of-N at more compute."""
     found: dict[str, Any] = {}
-    for n, most in ((16, 4.0), (32, 7.0), (128, 8.0)):
+    for n, most in ((16, 4.0), (32, 7.0), (128, 8.0), (128, 16.0)):
         for key in ("reward", "oracle"):
             rivals = {
                 f"{name} {compute:g}x": difference
