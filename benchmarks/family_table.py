@@ -87,6 +87,7 @@ def _of(method: Method, plain: Method | None = None, covers: str = "", note: str
 CASES: dict[str, Case] = {
     "BestOfN": _of(m.BestOfN(4), m.BestOfN(1)),
     "Prune": _of(m.Prune(4, (2, 1), (0.34, 0.67)), m.Prune(1, (1,), (0.5,))),
+    "Draft": _of(m.Draft(4, (2, 1), (0.5, 0.75), through=2), m.Draft(1, (), ())),
     "Previews": _of(m.Previews((0.5,), n=2), m.Previews((0.5,))),
     "Gate": _of(m.Gate(m.BestOfN(2), math.inf, 2), m.Gate(m.BestOfN(1), -math.inf)),
     "StepGate": Case(lambda family: m.StepGate(2, _calibration(family), max_rounds=2)),

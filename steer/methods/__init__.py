@@ -8,6 +8,7 @@ from steer.methods.best_of_n_guidance import BestOfNGuidance
 from steer.methods.blockwise import Blockwise
 from steer.methods.budget import Budget
 from steer.methods.default import for_compute
+from steer.methods.draft import Draft
 from steer.methods.gate import Gate
 from steer.methods.gradient_guidance import GradientGuidance
 from steer.methods.gradient_proposal import GradientProposal
@@ -29,6 +30,7 @@ __all__ = [
     "BestOfNGuidance",
     "Blockwise",
     "Budget",
+    "Draft",
     "Gate",
     "GradientGuidance",
     "GradientProposal",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -105,8 +106,12 @@ class Prune:
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """All particles side by side, fewer after every cut."""
-        alive, solver, cuts = start, ctx.solver(start), self.cuts(len(ctx.steps))
-        for step in ctx.steps:
+        return (yield from self.walk(ctx, start, ctx.steps))
+
+    def walk(self, ctx: Context, alive: Population, steps: Sequence[Step]) -> Search:
+        """The last `steps` of the call's, with the cuts that lie in them, and the winners."""
+        solver, cuts = ctx.solver(alive), self.cuts(len(ctx.steps))
+        for step in steps:
             output = yield from ctx.denoise(alive, step)
             if step.index in cuts:
                 previews = alive.at(step.x0(alive.x, output))

@@ -29,6 +29,7 @@ def test_who_can_be_sized() -> None:
         "Beam",
         "BestOfNGuidance",
         "Blockwise",
+        "Draft",
         "GradientGuidance",
         "Guide",
         "LookaheadGuidance",

@@ -1,0 +1,155 @@
+"""`Draft`: its strides against the pipeline's own solver on the same points, its cost, its cuts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from counted_work import agrees, counting, reddish
+from families import SCHEDULERS, arguments, redness, seeded, shared
+from hypothesis import given, settings, strategies as st
+
+from steer.errors import UnsupportedSchedulerError
+from steer.methods import Budget, Draft, Gate, Guide, NoiseOptimization, Prune, Then
+from steer.pipeline import guided
+from steer.when import at
+
+
+SMALL = Draft(4, (2, 1), (0.5, 0.75), through=3)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "rows"),
+    [
+        (Draft(12, (3, 1), (0.65, 0.8), 4), 20, 12 * 4 + 3 * 3 + 4),
+        (Draft(12, (3, 1), (0.65, 0.8), 50), 20, 12 * 13 + 3 * 3 + 4),  # no longer strides
+        (Draft(6, (2,), (0.5,), 2), 20, 6 * 2 + 2 * 10),
+        (Draft(6, (2,), (0.5,), 4), 4, 6 * 2 + 2 * 2),
+        (Draft(6, (2,), (0.5,), 4), 2, 6 + 2),  # the cut comes after the first call
+        (Draft(6, (2,), (0.5,), 4), 1, 6),
+        (Draft(3, (), (), 4), 10, 30),
+    ],
+)
+def test_cost(method: Draft, steps: int, rows: int) -> None:
+    assert method.cost(steps) == rows
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.floats(1, 40), st.integers(1, 120))
+def test_plans_never_exceed_compute_nor_leave_much_of_it(compute: float, steps: int) -> None:
+    plan = Draft.for_compute(compute, steps)
+    assert steps <= plan.cost(steps) <= compute * steps + 1e-6
+    if steps >= 8:
+        assert plan.cost(steps) > (compute - 1) * steps
+
+
+@pytest.mark.parametrize("through", [2, 3, 4])
+def test_it_is_the_solver_on_fewer_points(through: int) -> None:
+    """Euler's method takes DDIM's moves, and can be asked for any timesteps by a plain call."""
+    pipe = shared("sd", "euler")
+    call = arguments("sd", num_inference_steps=10, output_type="pt")
+    again = call | {"generator": seeded(0)}
+    pipe.scheduler.set_timesteps(10)
+    times = pipe.scheduler.timesteps.tolist()
+    chosen = [times[i * 5 // (through - 1)] for i in range(through - 1)] + times[5:]
+    wanted = pipe(**{**call, "num_inference_steps": None}, timesteps=chosen).images
+    drawn = guided(pipe, redness, method=Draft(1, (1,), (0.6,), through))(**again)
+    assert torch.allclose(drawn.images, wanted, atol=1e-4)
+
+
+def test_with_a_stride_per_step_it_is_prune() -> None:
+    outs = [
+        guided(shared("sd"), redness, method=method)(
+            **arguments("sd", num_inference_steps=8, prompt=["a", "b"], output_type="pt")
+        )
+        for method in (Prune(5, (2, 1), (0.5, 0.75)), Draft(5, (2, 1), (0.5, 0.75), through=9))
+    ]
+    assert torch.allclose(outs[0].images, outs[1].images, atol=1e-4)
+    assert outs[0].report.ledger.denoiser_rows == outs[1].report.ledger.denoiser_rows
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "pixart", "sana"])
+def test_it_costs_what_it_says(family: str) -> None:
+    pipe = shared(family)
+    with counting(pipe) as seen:
+        out = guided(pipe, redness, method=SMALL)(**arguments(family, num_inference_steps=8))
+    assert agrees(seen, out.report)
+    assert out.report.ledger.denoiser_rows == SMALL.cost(8) == 4 * 3 + 2 * 2 + 2
+    assert out.report.base_reward == [None]
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "sde-dpm++", "unipc", "heun", "dpm++2m"])
+def test_lanes_and_company_do_not_matter(scheduler: str) -> None:
+    pipe = shared("sd", scheduler)
+    pair = lambda: [seeded(1), seeded(2)]  # noqa: E731
+    call = arguments("sd", num_inference_steps=8)
+    outs = [
+        guided(pipe, redness, method=SMALL, width=width)(
+            **call | {"prompt": ["a", "b"], "generator": pair()}
+        )
+        for width in (1, 3, 4)
+    ]
+    for out in outs[1:]:
+        assert out.report.chosen == outs[0].report.chosen
+        assert out.rewards == pytest.approx(outs[0].rewards, abs=1e-5)
+    for number, text in enumerate("ab"):
+        alone = guided(pipe, redness, method=SMALL)(
+            **call | {"prompt": text, "generator": pair()[number]}
+        )
+        assert alone.rewards[0] == pytest.approx(outs[0].rewards[number], abs=1e-5)
+
+
+def test_the_best_previews_go_on() -> None:
+    out = guided(shared("sd"), redness, method=Draft(6, (3, 1), (0.5, 0.75), 3))(
+        **arguments("sd", num_inference_steps=8)
+    )
+    trace = out.report.trace
+    first, second = (row for row in trace.of("score", 0) if row["preview"])
+    assert (first["step"], second["step"]) == (3, 5)
+    scores = dict(zip(first["particle"], first["reward"], strict=True))
+    ranked = sorted(scores, key=lambda k: -scores[k])
+    cuts = [row["kept"] for row in trace.of("select", 0) if "kept" in row]
+    assert sorted(ranked[:3]) == cuts[0] == second["particle"] and len(cuts) == 2
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        Guide(SMALL, 0.3, at(4, 5)),
+        Gate(SMALL, threshold=9.0, max_rounds=2),
+        Then(SMALL, NoiseOptimization(2, through=2)),
+        Budget(3, SMALL),
+    ],
+)
+def test_it_composes(outer: Any) -> None:
+    out = guided(shared("sd"), reddish, method=outer)(**arguments("sd", num_inference_steps=8))
+    assert out.images.isfinite().all() and out.report.ledger.denoiser_rows <= outer.cost(8)
+
+
+def test_the_plain_call_is_left_as_it_is() -> None:
+    pipe = shared("sd")
+    before = pipe(**arguments("sd")).images
+    guided(pipe, redness, method=SMALL)(**arguments("sd"))
+    assert torch.equal(pipe(**arguments("sd")).images, before)
+
+
+def test_several_images() -> None:
+    out = guided(shared("sd"), redness, method=SMALL)(
+        **arguments("sd", num_inference_steps=8, num_images_per_prompt=2)
+    )
+    assert len(out.images) == 2 and not torch.equal(out.images[0], out.images[1])
+    assert out.report.ledger.denoiser_rows == 2 * SMALL.cost(8)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="through=1: a draft needs at least 2 calls"):
+        Draft(through=1)
+    with pytest.raises(ValueError, match=r"through=2\.5"):
+        Draft(through=2.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="a population cannot grow"):
+        Draft(2, (3,), (0.5,))
+    pipe = shared("sd")
+    pipe.scheduler = SCHEDULERS["pndm"]()
+    with pytest.raises(UnsupportedSchedulerError, match="PNDMScheduler cannot"):
+        guided(pipe, redness, method=SMALL)(**arguments("sd", num_inference_steps=8))
