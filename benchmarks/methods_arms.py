@@ -11,16 +11,21 @@ import torch
 
 import steer
 from steer.context import Context
+from steer.shortcut import run, short_grid
 from steer.types import Method, Population, Search
 
 
-BUDGETS = (4, 8, 2, 16, 7)
+BUDGETS = (4, 7, 8, 2, 16, 1)
 POOL = "pool"
 BEST = "best-of-n"
 
 _PLANS: dict[str, Callable[[float, int], Method]] = {
     "prune": steer.Prune.for_compute,
-    "guided pruning": steer.Guide.for_compute,
+    "draft": steer.Draft.for_compute,
+    "guided pruning": lambda c, steps: steer.Guide(steer.Prune.for_compute(c, steps)),
+    "guided drafts": lambda c, steps: steer.Guide(
+        steer.Draft.for_compute(c, steps), when=steer.between(0.7, 0.95)
+    ),
     "noise optimisation": steer.NoiseOptimization.for_compute,
     "noise search": steer.NoiseSearch.for_compute,
     "gradient guidance": steer.GradientGuidance.for_compute,
@@ -33,13 +38,15 @@ _PLANS: dict[str, Callable[[float, int], Method]] = {
 }
 _ALL = (2, 4, 7, 8, 16)
 _CHOSEN = {"best-of-n, then climb": (4, 8), "prune": _ALL, "guided pruning": _ALL}
+_CHOSEN |= {"draft": (1, *_ALL), "guided drafts": _ALL, "best-of-n, 8 steps": _ALL}
 _ALONE = {"tree"}  # trees of several prompts branch at different depths: rows would be padding
 
 
 def arms(compute: float, steps: int) -> list[tuple[str, Method, bool]]:
     """Name, method and whether captions go alone, of all that `compute` plain calls pay for."""
     found = []
-    for name, make in {**_PLANS, "best-of-n, then climb": best_then_climb}.items():
+    own = {"best-of-n, then climb": best_then_climb, "best-of-n, 8 steps": fewer_steps}
+    for name, make in {**_PLANS, **own}.items():
         if compute not in _CHOSEN.get(name, (2, 4, 8, 16)):
             continue
         try:
@@ -54,6 +61,36 @@ def best_then_climb(compute: float, steps: int) -> Method:
     n = max(int(compute / 2), 1)
     climb = steer.NoiseOptimization.for_compute(compute - n + 1, steps)
     return steer.Then(steer.BestOfN(n), climb)
+
+
+def fewer_steps(compute: float, steps: int) -> Method:
+    """Best-of-N of 8-step images: what the same budget buys whoever lowers the steps instead."""
+    return Short(int(compute * steps / 8), 8)
+
+
+@dataclass(frozen=True)
+class Short:
+    """The best of `n` images of `through` DDIM steps, evenly spread over the call's own."""
+
+    n: int
+    through: int
+
+    @property
+    def populations(self) -> tuple[int, ...]:
+        """Population sizes per returned image."""
+        return (self.n,)
+
+    def cost(self, steps: int) -> int:
+        """Denoiser rows per returned image."""
+        return self.n * self.through
+
+    def __call__(self, ctx: Context, start: Population) -> Search:
+        """A lane at a time, from noise to image."""
+        grid, finished = short_grid(ctx.steps, self.through), []
+        for part in ctx.groups(start):
+            latents = yield from run(ctx, part, grid, part.x.dtype)
+            finished.append(part.at(latents.to(part.x.dtype)))
+        return ctx.winners(Population.join(finished))
 
 
 def slices(pool: int, size: int = 32) -> list[Pool]:

@@ -91,6 +91,18 @@ def _guide(c: int) -> list[Method]:
     return [replace(base, when=between(low, high), strength=x) for low, high, x in windows]
 
 
+def _draft(c: int) -> list[Method]:
+    base = steer.Draft.for_compute(c, STEPS)
+    windows = [(0.7, 0.95, 0.1), (0.65, 0.95, 0.1), (0.7, 1.0, 0.1), (0.7, 0.95, 0.2)]
+    led = [steer.Guide(base, x, between(low, high)) for low, high, x in windows]
+    return [
+        base,
+        steer.Prune.for_compute(c, STEPS),
+        *led,
+        steer.Guide(steer.Prune.for_compute(c, STEPS)),
+    ]
+
+
 GROUPS: dict[str, Callable[[int], list[Method]]] = {
     "reference": _reference,
     "climb": _climb,
@@ -98,6 +110,7 @@ GROUPS: dict[str, Callable[[int], list[Method]]] = {
     "moves": _moves,
     "guidance": _guidance,
     "guide": _guide,
+    "draft": _draft,
 }
 
 
