@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from steer.context import Context
+from steer.errors import UnsupportedSchedulerError
 from steer.guidance import apart
 from steer.methods.checks import plain_calls, whole
 from steer.methods.prune import Prune
 from steer.shortcut import run, short_grid
+from steer.starts import FIRST_MADE
 from steer.types import Population, Search
 
 
@@ -39,7 +43,8 @@ class Draft:
             steps than that, every one of them is a stride.
 
     Raises:
-        ValueError: Numbers that are none, lists that differ in length or order.
+        ValueError: Numbers that are none, lists that differ in length or order; when called:
+            `through=2` with a second-order solver whose second call is the cut.
         UnsupportedSchedulerError: When called: a solver that cannot begin in the middle.
     """
 
@@ -100,13 +105,38 @@ class Draft:
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Strides for all, then the pipeline's steps for those that are kept."""
         first = min(self._fine.cuts(len(ctx.steps)), default=0)
-        if not first:
+        begin = self._begin(ctx, first)
+        if not begin:
             return (yield from self._fine(ctx, start))
-        drawn, grid = apart(ctx, start), short_grid(ctx.steps[:first], self._strides(first))
+        strides = self._strides(first) - (first - begin)
+        drawn, grid = apart(ctx, start), short_grid(ctx.steps[:begin], strides)
         latents = yield from run(ctx, drawn, grid, start.x.dtype)
         drafts = drawn.at(latents.to(start.x.dtype))
-        return (yield from self._fine.walk(ctx, drafts, ctx.steps[first:]))
+        return (yield from self._fine.walk(ctx, drafts, ctx.steps[begin:]))
 
     def _strides(self, first: int) -> int:
         """Denoiser calls before the one at the first cut."""
         return min(self.through - 1, first)
+
+    def _begin(self, ctx: Context, first: int) -> int:
+        """Where the solver takes over: at the cut, or a call before, if that is inside its step."""
+        if not first:
+            return 0
+        try:
+            _check_beginning(ctx, first)
+            return first
+        except UnsupportedSchedulerError:
+            _check_beginning(ctx, first - 1)
+        if self.through == 2 and first > 1:
+            raise ValueError(
+                "through=2: the scheduler asks twice per step, and the cut is at the second call; "
+                "write through=3, or another at="
+            )
+        return first - 1
+
+
+def _check_beginning(ctx: Context, index: int) -> None:
+    """Raise UnsupportedSchedulerError unless the call's solver can begin at a step."""
+    step = ctx.steps[index]
+    zero = torch.zeros(1, 1, 1, 1, device=step.t.device)
+    ctx.make_solver(False).step(step, zero, zero, [(0, FIRST_MADE)])

@@ -100,6 +100,16 @@ def test_lanes_and_company_do_not_matter(scheduler: str) -> None:
         assert alone.rewards[0] == pytest.approx(outs[0].rewards[number], abs=1e-5)
 
 
+@pytest.mark.parametrize("scheduler", ["heun", "kdpm2"])
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.4, 0.5, 0.7])
+def test_second_order_solvers_take_over_where_they_can(scheduler: str, fraction: float) -> None:
+    pipe, method = shared("sd", scheduler), Draft(4, (2,), (fraction,), 3)
+    with counting(pipe) as seen:
+        out = guided(pipe, redness, method=method)(**arguments("sd", num_inference_steps=8))
+    assert agrees(seen, out.report) and out.images.isfinite().all()
+    assert out.report.ledger.denoiser_rows == method.cost(out.report.steps)
+
+
 def test_the_best_previews_go_on() -> None:
     out = guided(shared("sd"), redness, method=Draft(6, (3, 1), (0.5, 0.75), 3))(
         **arguments("sd", num_inference_steps=8)
@@ -149,6 +159,11 @@ def test_bad_input() -> None:
         Draft(through=2.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="a population cannot grow"):
         Draft(2, (3,), (0.5,))
+    heun = shared("sd", "heun")
+    with pytest.raises(ValueError, match="through=2: the scheduler asks twice per step"):
+        guided(heun, redness, method=Draft(4, (2,), (0.4,), 2))(
+            **arguments("sd", num_inference_steps=8)
+        )
     pipe = shared("sd")
     pipe.scheduler = SCHEDULERS["pndm"]()
     with pytest.raises(UnsupportedSchedulerError, match="PNDMScheduler cannot"):
