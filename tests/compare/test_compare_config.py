@@ -89,6 +89,7 @@ def test_missing_file() -> None:
         (plan(seeds=[-1]), "none negative"),
         (plan(seeds=0), "or how many"),
         (plan(steps=0), "steps=0: a whole number"),
+        (plan(batch=0), "batch=0: a whole number"),
         (plan(guidance="high"), "guidance='high': a number"),
         (plan(guidance=float("nan")), "guidance=nan: a number"),
         (plan(size=[64]), "size="),
