@@ -52,14 +52,17 @@ class Run:
     Attributes:
         objective: The file's name.
         noise: Share of pairs swapped, or of scores reflected about their median.
+        long: Three times the updates, with the settings of `examples/tuned_long/`.
     """
 
     objective: str
     noise: float = 0.0
+    long: bool = False
 
     @property
     def name(self) -> str:
-        return self.objective + (f"-{round(100 * self.noise)}" if self.noise else "")
+        noise = f"-{round(100 * self.noise)}" if self.noise else ""
+        return f"{self.objective}{'-long' if self.long else ''}{noise}"
 
     @property
     def out(self) -> Path:
@@ -67,14 +70,17 @@ class Run:
 
     def config(self) -> TuneConfig:
         """What `steer tune` would be given."""
-        config = TuneConfig.load(EXAMPLES / "tuned" / f"{self.objective}.yaml")
+        folder = EXAMPLES / ("tuned_long" if self.long else "tuned")
+        config = TuneConfig.load(folder / f"{self.objective}.yaml")
         data = labelled(config.objective.pairs, self.noise)
         return replace(config, data=str(data), out=str(self.out))
 
 
 CLEAN = ("sft", "dpo", "poly-dpo", "kto", "tgo", "tgo-prompt")
 NOISY = ("dpo", "poly-dpo", "tgo-prompt")
+LONG = ("poly-dpo", "kto", "tgo-prompt")
 ALL = [Run(name) for name in CLEAN] + [Run(name, noise) for noise in (0.2, 0.4) for name in NOISY]
+ALL += [Run(name, long=True) for name in LONG]
 
 
 def labelled(pairs: bool, noise: float) -> Path:
@@ -92,8 +98,8 @@ def labelled(pairs: bool, noise: float) -> Path:
 
 
 @torch.no_grad()
-def drift(run: Run) -> float:
-    """How far a checkpoint's predictions are from the base's.
+def drift(folder: Path) -> float:
+    """How far the predictions of the checkpoint in a folder are from the base's.
 
     Mean over held-out samples of the base, at uniformly drawn timesteps, of the squared difference
     per element (the target's variance is about 1): up to the timestep's weight the KL divergence of
@@ -103,7 +109,7 @@ def drift(run: Run) -> float:
     rows = np.flatnonzero(data.split == "test")
     rows = rows[np.linspace(0, len(rows) - 1, DRIFT_ROWS).astype(int)]
     base, tuned = steer.shapes.pipeline(), steer.shapes.pipeline()
-    tuned.load_lora_weights(str(run.out / "best"))
+    tuned.load_lora_weights(str(folder))
     noising = Noising.of(base)
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -198,7 +204,7 @@ def choose(run: Run) -> None:
     state = {k: weight * v if ".lora_B." in k else v for k, v in load_file(source).items()}
     save_file(state, run.out / "best" / ADAPTERS, metadata)
     known = {str(w): round(r, 5) for w, r in rewards.items()}
-    choice = {"weight": weight, "rewards": known, "drift": drift(run)}
+    choice = {"weight": weight, "rewards": known, "drift": drift(run.out / "best")}
     common.write_json(run.out / "best" / "choice.json", choice)
 
 
@@ -240,32 +246,15 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def ship(run: Run) -> None:
-    """Put a checkpoint among the package's bundled ones, in float16."""
-    source = run.out / "best" / ADAPTERS
-    target = ROOT / "steer" / "shapes" / "weights" / "tuned" / run.name
-    target.mkdir(parents=True, exist_ok=True)
-    with safe_open(source, framework="pt") as file:
-        metadata = file.metadata()
-    halves = {key: value.half() for key, value in load_file(source).items()}
-    save_file(halves, target / ADAPTERS, metadata)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=common.headline(__doc__))
     parser.add_argument("--only", default="", help="names of runs, split by commas")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
     parser.add_argument("--show", action="store_true", help="train nothing")
-    parser.add_argument("--ship", action="store_true", help="copy --only into the package")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     names = set(filter(None, args.only.split(",")))
-    if args.ship:
-        for run in ALL:
-            if run.name in names:
-                ship(run)
-        return
     if not args.show:
         work([run for run in ALL if not names or run.name in names])
         return

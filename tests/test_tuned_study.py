@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from steer.tune import TuneConfig
 
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("tuned", "tuned_show", "tuned_or_steered")
+MODULES = ("tuned", "tuned_show", "tuned_or_steered", "tuned_ship")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,40 @@ def test_runs_are_of_settings_that_exist_and_the_comparison_has_them_all(
     names = [run.name for run in runs]
     assert len(set(names)) == len(names)
     for run in runs:
-        assert (ROOT / "examples" / "tuned" / f"{run.objective}.yaml").is_file()
+        folder = "tuned_long" if run.long else "tuned"
+        assert (ROOT / "examples" / folder / f"{run.objective}.yaml").is_file()
+    assert set(study["tuned_ship"].SHIPPED) <= set(names)
+
+
+def test_long_settings_are_three_times_the_updates_of_the_same_objective() -> None:
+    for path in sorted((ROOT / "examples" / "tuned_long").glob("*.yaml")):
+        long, short = (
+            TuneConfig.load(ROOT / "examples" / folder / path.name).to_dict()
+            for folder in ("tuned_long", "tuned")
+        )
+        assert long["out"] == f"runs/tuned/{path.stem}-long"
+        assert long.pop("steps") == 3 * short.pop("steps")
+        for name in ("out", "lr", "warmup", "ema", "checkpoint_every"):
+            long.pop(name)
+            short.pop(name)
+        assert long == short
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (12, 10, 3, 3)])
+def test_a_cut_adapter_is_the_best_one_of_its_rank(
+    study: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    down = torch.randn(8, *shape[1:], generator=generator)
+    up = torch.randn(shape[0], 8, *(1,) * (len(shape) - 2), generator=generator)
+    update = (up.flatten(1) @ down.flatten(1)).double().numpy()
+    spectrum = np.linalg.svd(update, compute_uv=False)
+    for rank in (1, 3, 8):
+        small, tall, left = study["tuned_ship"].cut(down, up, rank)
+        assert small.shape == (rank, *down.shape[1:]) and tall.shape == (12, rank, *up.shape[2:])
+        error = np.linalg.norm(update - (tall.flatten(1) @ small.flatten(1)).numpy())
+        assert error == pytest.approx(np.linalg.norm(spectrum[rank:]), abs=1e-4)
+        assert left == pytest.approx((spectrum[:rank] ** 2).sum() / (spectrum**2).sum(), abs=1e-6)
 
 
 FOUND: dict[str, Any] = {

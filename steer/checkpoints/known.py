@@ -90,7 +90,8 @@ def _shapes(folder: str, method: str, paper: str) -> Checkpoint:
 
 
 KNOWN: dict[str, Checkpoint] = {
-    "dpo-shapes": _shapes("dpo", "Diffusion-DPO", "2311.12908"),
+    "poly-dpo-shapes": _shapes("poly-dpo", "Poly-DPO", "2604.24953"),
+    "kto-shapes": _shapes("kto", "Diffusion-KTO", "2404.04465"),
     "dpo-sd15": _sd15("mhdang/dpo-sd1.5-text2image-v1", "Diffusion-DPO", "2311.12908", 7.5),
     "dpo-sdxl": _sdxl("mhdang/dpo-sdxl-text2image-v1", "Diffusion-DPO", "2311.12908", 5.0),
     "dpo-sdxl-lora": Checkpoint(
