@@ -48,8 +48,10 @@ def test_plans_never_exceed_compute_nor_leave_much_of_it(compute: float, steps: 
 def test_it_is_the_solver_on_fewer_points(through: int) -> None:
     """Euler's method takes DDIM's moves, and can be asked for any timesteps by a plain call."""
     pipe = shared("sd", "euler")
-    call = arguments("sd", num_inference_steps=10, output_type="pt")
-    again = call | {"generator": seeded(0)}
+    call, again = (
+        arguments("sd", num_inference_steps=10, output_type="pt", generator=seeded(0))
+        for _ in range(2)
+    )
     pipe.scheduler.set_timesteps(10)
     times = pipe.scheduler.timesteps.tolist()
     chosen = [times[i * 5 // (through - 1)] for i in range(through - 1)] + times[5:]
