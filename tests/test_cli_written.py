@@ -22,6 +22,7 @@ from steer.methods import (
     BestOfNGuidance,
     Blockwise,
     Budget,
+    Draft,
     Gate,
     GradientGuidance,
     GradientProposal,
@@ -42,6 +43,7 @@ WHEN = every(4) & between(0.25, 0.75) | at(0.9)
 EVERY_ONE = [
     BestOfN(16),
     Prune(start=8, keep=(4, 2), at=(0.25, 0.5)),
+    Draft(start=15, keep=(8, 2), at=(0.65, 0.7), through=5),
     SMC(8, lam=3.0, when=WHEN, potential="max", resample="ssp", ess=None, temper="adaptive"),
     SMC(4, proposal=GradientProposal(lam=2.0, pull=None, through="x0", when=every(2))),
     Beam((8, 4, 2), candidates=3, lookahead=2, when=between(0.3, 1.0)),
