@@ -18,6 +18,7 @@ from steer.types import Method, Population, Search
 BUDGETS = (4, 7, 8, 2, 16, 1)
 POOL = "pool"
 BEST = "best-of-n"
+SHORT = "best-of-n, 8 steps"
 
 _PLANS: dict[str, Callable[[float, int], Method]] = {
     "prune": steer.Prune.for_compute,
@@ -38,14 +39,14 @@ _PLANS: dict[str, Callable[[float, int], Method]] = {
 }
 _ALL = (2, 4, 7, 8, 16)
 _CHOSEN = {"best-of-n, then climb": (4, 8), "prune": _ALL, "guided pruning": _ALL}
-_CHOSEN |= {"draft": (1, *_ALL), "guided drafts": _ALL, "best-of-n, 8 steps": _ALL}
+_CHOSEN |= {"draft": (1, *_ALL), "guided drafts": _ALL, SHORT: _ALL}
 _ALONE = {"tree"}  # trees of several prompts branch at different depths: rows would be padding
 
 
 def arms(compute: float, steps: int) -> list[tuple[str, Method, bool]]:
     """Name, method and whether captions go alone, of all that `compute` plain calls pay for."""
     found = []
-    own = {"best-of-n, then climb": best_then_climb, "best-of-n, 8 steps": fewer_steps}
+    own = {"best-of-n, then climb": best_then_climb, SHORT: fewer_steps}
     for name, make in {**_PLANS, **own}.items():
         if compute not in _CHOSEN.get(name, (2, 4, 8, 16)):
             continue

@@ -10,7 +10,7 @@ from typing import Any
 import common
 import matplotlib
 import numpy as np
-from methods_arms import BEST
+from methods_arms import BEST, SHORT
 
 
 matplotlib.use("Agg")
@@ -143,6 +143,26 @@ def answers(arms: dict[Arm, dict[Place, Line]]) -> dict[str, Any]:
     return found
 
 
+def beside(arms: dict[Arm, dict[Place, Line]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Paired differences of oracle and reward, by what they are the difference of.
+
+    Every arm beside `SHORT` and `prune` at its budget, and arms of several seeds beside best-of-N.
+    """
+    pairs = [(arm, (other, arm[1])) for arm in arms for other in (SHORT, "prune")]
+    seeds = {arm: len({seed for _, seed in own}) for arm, own in arms.items()}
+    several = [arm for arm, count in seeds.items() if count > 1]
+    pairs += [(arm, other) for arm in several for other in several if other[0] == BEST]
+    return {
+        f"{one[0]} {one[1]:g}x minus {two[0]} {two[1]:g}x": {
+            key: difference
+            for key in ("oracle", "reward")
+            if (difference := paired(arms[one], arms[two], key))
+        }
+        for one, two in sorted(pairs)
+        if one[0] not in (BEST, two[0]) and two in arms
+    }
+
+
 def markdown(table: list[dict[str, Any]]) -> str:
     """The table for the docs: arms by budget, gains over best-of-N at the same budget."""
     gain = "minus best-of-N"
@@ -221,7 +241,14 @@ def show(raw: Path, settings: dict[Arm, str], docs: Path) -> str:
     table = summarise(by_arm([line for line in best + current if line["seed"] == 0]))
     common.write_json(
         raw.with_name("methods.json"),
-        {"study": "methods", **common.provenance(), "answers": answers(arms), "table": table},
+        {
+            "study": "methods",
+            **common.provenance(),
+            "answers": answers(arms),
+            "beside": beside(arms),
+            "several_seeds": [row for row in summarise(arms) if row["images"] > table[0]["images"]],
+            "table": table,
+        },
     )
     (docs / "images").mkdir(parents=True, exist_ok=True)
     draw(table, docs / "images")
