@@ -24,12 +24,12 @@ _EXAMPLE = "Draft(start=15, keep=(8, 2), at=(0.65, 0.7), through=4)"
 class Draft:
     """`Prune`, with few long strides up to the first cut instead of all of its steps.
 
-    The first steps decide what is in the picture, and a rough solution of them decides as well as
-    an exact one: so `start` particles reach the first cut in `through` denoiser calls (DDIM moves
-    between evenly spread points of the pipeline's own grid, the cut's own step the last of them).
-    The `keep` best by the reward of their x0 preview go on from there with the pipeline's own
-    solver and every step that is left. A particle costs a fraction of what `Prune` pays for it up
-    to the cut, so that several times as many are drawn; what the strides lose in the preview's
+    The first steps decide what is in the picture, and a rough solution of them decides nearly as
+    well as an exact one: so `start` particles reach the first cut in `through` denoiser calls (DDIM
+    moves between evenly spread points of the pipeline's own grid, the cut's own step the last of
+    them). The `keep` best by the reward of their x0 preview go on from there with the pipeline's
+    own solver and every step that is left. A particle costs a fraction of what `Prune` pays for it
+    up to the cut, so that several times as many are drawn; what the strides lose in the preview's
     foresight a late cut makes up for.
 
     The images are not those of the plain call's noises, which no particle takes step by step: for a

@@ -146,6 +146,32 @@ def test_the_plain_call_is_left_as_it_is() -> None:
     assert torch.equal(pipe(**arguments("sd")).images, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_half_precision(family: str, dtype: torch.dtype) -> None:
+    out = guided(shared(family, dtype=dtype), redness, method=SMALL)(
+        **arguments(family, num_inference_steps=8)
+    )
+    assert out.images.dtype == dtype and out.images.isfinite().all()
+
+
+def test_interrupted_it_leaves_everything_as_it_was_and_runs_again() -> None:
+    pipe = shared("sd")
+    scheduler, steered = pipe.scheduler, guided(pipe, redness, method=SMALL)
+    first = steered(**arguments("sd", num_inference_steps=8))
+
+    def stop(pipe: Any, index: int, t: Any, values: Any) -> Any:
+        if index == 3:
+            raise KeyboardInterrupt
+        return values
+
+    with pytest.raises(KeyboardInterrupt):
+        steered(**arguments("sd", num_inference_steps=8), callback_on_step_end=stop)
+    assert pipe.scheduler is scheduler
+    again = steered(**arguments("sd", num_inference_steps=8))
+    assert torch.equal(again.images, first.images)
+
+
 def test_several_images() -> None:
     out = guided(shared("sd"), redness, method=SMALL)(
         **arguments("sd", num_inference_steps=8, num_images_per_prompt=2)
