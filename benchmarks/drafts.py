@@ -155,7 +155,8 @@ def main() -> None:
     for kind in KINDS:
         previews, finals = record(guided, prompts, Sketch(args.particles, *kind))
         table.append(describe(kind, previews, finals))
-        print(table[-1])
+        row = table[-1]
+        print(f"{kind}: reward {row['reward']['mean']:.4f}, best {row['plans'][-1]['best'][0]}")
         out = args.out or common.RESULTS / f"drafts_{common.hardware()}.json"
         common.write_json(
             out,

@@ -109,7 +109,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--only", nargs="*", default=SHIPPED, help="names of runs")
+    parser.add_argument("--only", nargs="*", default=SHIPPED, choices=[run.name for run in ALL])
     parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--show", action="store_true", help="write no checkpoint")
     args = common.parsed(parser)
