@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint format clean
 
 demo: $(READY)
-	$(BIN)/python -m steer.demo --out demo
+	$(BIN)/python -m steer.cli.demo --out demo
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

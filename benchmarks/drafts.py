@@ -25,10 +25,10 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 import steer
-from steer import Draft
-from steer.context import Context
-from steer.shortcut import run, short_grid
-from steer.types import Population, Search
+from steer.core.types import Population, Search
+from steer.methods import Draft
+from steer.search.context import Context
+from steer.search.short_runs import run, short_grid
 
 
 KINDS = ((12, 3), (12, 4), (12, 5), (12, 7))

@@ -29,9 +29,9 @@ from torch import Tensor
 
 import steer
 from steer import methods as m
-from steer.errors import SteerError
+from steer.core.errors import SteerError
 from steer.rewards.function import FunctionReward
-from steer.types import Method
+from steer.search.method import Method
 
 
 ROOT = Path(__file__).parent.parent
@@ -265,7 +265,7 @@ def same(family: str, method: Method) -> bool:
     return torch.equal(*outputs) and torch.equal(*states)
 
 
-def _calibration(family: str) -> steer.Calibration:
+def _calibration(family: str) -> steer.rewards.Calibration:
     """For `StepGate`: twelve plain samples, of which every other fits the threshold."""
     tiny = families()
     given = tiny.arguments(family, num_inference_steps=STEPS)

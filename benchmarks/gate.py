@@ -23,8 +23,10 @@ import numpy as np
 from gate_pool import CALL, GUIDANCE, POOL, STEPS, Pool, generator, record
 
 import steer
-from steer import Calibration, Threshold, ThresholdError
-from steer.types import Method
+from steer import Threshold
+from steer.core.errors import ThresholdError
+from steer.rewards import Calibration
+from steer.search.method import Method
 
 
 ALPHAS = (0.02, 0.05, 0.1, 0.2, 0.3)
@@ -227,7 +229,7 @@ def replayed(
             lambda pool, c: gate(pool, c, tau, 2),
         ),
         (
-            steer.StepGate(2, calibration, POOL // 2),
+            steer.methods.StepGate(2, calibration, POOL // 2),
             lambda pool, c: step_gate(pool, c, calibration, 2),
         ),
     ]
@@ -299,7 +301,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     guided = steer.guided(pipe, reward="shapes", width=min(8, POOL), keep_images=True)
     training = steer.shapes.prompts("train", args.pilots, seed=1)
-    plain = steer.pilots(guided, training, seed=77 * 100_003, batch=8, **CALL)
+    plain = steer.pipeline.pilots(guided, training, seed=77 * 100_003, batch=8, **CALL)
     threshold = Threshold.fit(plain.scores(), 0.8)
     prompts = steer.shapes.prompts("held_out", args.captions, seed=0)
     pools = [record(guided, prompts, seed) for seed in range(args.seeds)]

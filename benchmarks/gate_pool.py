@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 import steer
-from steer import Pilots
+from steer.rewards import Pilots
 
 
 STEPS, GUIDANCE = 20, 3.5
@@ -77,7 +77,7 @@ def record(guided: steer.Guided, prompts: list[str], seed: int) -> Pool:
     """Run the pool of every caption."""
     previews, finals, verdicts, grid = [], [], [], {}
     for i, prompt in enumerate(tqdm(prompts, desc=f"pool, seed {seed}")):
-        method = steer.Previews(AT, POOL)
+        method = steer.methods.Previews(AT, POOL)
         out = guided(
             prompt, method=method, generator=generator(seed, i), output_type="latent", **CALL
         )

@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import steer
-from steer.types import Method
+from steer.search.method import Method
 
 
 STEPS, GUIDANCE, BATCH = 20, 3.5, 16

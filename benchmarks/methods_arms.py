@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 import steer
-from steer.context import Context
-from steer.shortcut import run, short_grid
-from steer.types import Method, Population, Search
+from steer.core.types import Population, Search
+from steer.search.context import Context
+from steer.search.method import Method
+from steer.search.short_runs import run, short_grid
 
 
 BUDGETS = (4, 7, 8, 2, 16, 1)
@@ -22,20 +23,20 @@ SHORT = "best-of-n, 8 steps"
 
 _PLANS: dict[str, Callable[[float, int], Method]] = {
     "prune": steer.Prune.for_compute,
-    "draft": steer.Draft.for_compute,
+    "draft": steer.methods.Draft.for_compute,
     "guided pruning": lambda c, steps: steer.Guide(steer.Prune.for_compute(c, steps)),
     "guided drafts": lambda c, steps: steer.Guide(
-        steer.Draft.for_compute(c, steps), when=steer.between(0.7, 0.95)
+        steer.methods.Draft.for_compute(c, steps), when=steer.between(0.7, 0.95)
     ),
-    "noise optimisation": steer.NoiseOptimization.for_compute,
-    "noise search": steer.NoiseSearch.for_compute,
-    "gradient guidance": steer.GradientGuidance.for_compute,
-    "best-of-n guidance": steer.BestOfNGuidance.for_compute,
-    "lookahead guidance": steer.LookaheadGuidance.for_compute,
+    "noise optimisation": steer.methods.NoiseOptimization.for_compute,
+    "noise search": steer.methods.NoiseSearch.for_compute,
+    "gradient guidance": steer.methods.GradientGuidance.for_compute,
+    "best-of-n guidance": steer.methods.BestOfNGuidance.for_compute,
+    "lookahead guidance": steer.methods.LookaheadGuidance.for_compute,
     "smc": steer.SMC.for_compute,
-    "beam": steer.Beam.for_compute,
-    "blockwise": steer.Blockwise.for_compute,
-    "tree": steer.Tree.for_compute,
+    "beam": steer.methods.Beam.for_compute,
+    "blockwise": steer.methods.Blockwise.for_compute,
+    "tree": steer.methods.Tree.for_compute,
 }
 _ALL = (2, 4, 7, 8, 16)
 _CHOSEN = {"best-of-n, then climb": (4, 8), "prune": _ALL, "guided pruning": _ALL}
@@ -60,7 +61,7 @@ def arms(compute: float, steps: int) -> list[tuple[str, Method, bool]]:
 def best_then_climb(compute: float, steps: int) -> Method:
     """Half of the budget for best-of-N, the rest for noise optimisation from its best."""
     n = max(int(compute / 2), 1)
-    climb = steer.NoiseOptimization.for_compute(compute - n + 1, steps)
+    climb = steer.methods.NoiseOptimization.for_compute(compute - n + 1, steps)
     return steer.Then(steer.BestOfN(n), climb)
 
 

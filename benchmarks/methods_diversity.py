@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import steer
-from steer.compare.scoring import pixel_spread, spread
+from steer.jobs.compare.scoring import pixel_spread, spread
 
 
 COMPUTE, SEEDS = 8, 3

@@ -19,9 +19,9 @@ import matplotlib
 import torch
 
 import steer
-from steer.report.descent import title
-from steer.report.genealogy import Block, Cell, Stage, blocks
-from steer.types import Method
+from steer.pipeline.report.descent import title
+from steer.pipeline.report.genealogy import Block, Cell, Stage, blocks
+from steer.search.method import Method
 
 
 matplotlib.use("Agg")
@@ -33,12 +33,12 @@ STEPS, GUIDANCE = 20, 3.5
 FRAMES = {"chosen": ("tab:green", 1.0), "kept": ("black", 1.0), "dropped": ("lightgrey", 0.35)}
 SCENES: dict[str, Method] = {
     "prune": steer.Prune(6, (3, 2), (0.5, 0.65)),
-    "draft": steer.Draft(8, (4, 2), (0.65, 0.7)),
+    "draft": steer.methods.Draft(8, (4, 2), (0.65, 0.7)),
     "smc": steer.SMC(4),
-    "beam": steer.Beam(2, 2, when=steer.at(0.3, 0.5, 0.7, 0.9)),
-    "tree": steer.Tree(compute=5),
-    "noise": steer.NoiseSearch(n=3, rounds=3),
-    "guidance": steer.BestOfNGuidance(4),
+    "beam": steer.methods.Beam(2, 2, when=steer.at(0.3, 0.5, 0.7, 0.9)),
+    "tree": steer.methods.Tree(compute=5),
+    "noise": steer.methods.NoiseSearch(n=3, rounds=3),
+    "guidance": steer.methods.BestOfNGuidance(4),
 }
 
 

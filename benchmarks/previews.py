@@ -20,8 +20,8 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 import steer
-from steer.context import Context
-from steer.types import Population, Search
+from steer.core.types import Population, Search
+from steer.search.context import Context
 
 
 STEPS, GUIDANCE = 20, 3.5

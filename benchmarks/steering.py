@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 import steer
-from steer.types import Method
+from steer.search.method import Method
 
 
 STEPS, GUIDANCE, BATCH = 20, 3.5, 8

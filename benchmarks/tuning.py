@@ -20,8 +20,9 @@ from methods import BATCH, STEPS, Unit, work
 from methods_arms import best_then_climb
 
 import steer
-from steer import NoiseOptimization, at, between
-from steer.types import Method
+from steer import at, between
+from steer.methods import NoiseOptimization
+from steer.search.method import Method
 
 
 RAW = common.RESULTS / "tuning.jsonl"
@@ -59,7 +60,7 @@ def _smc(n: int) -> list[Method]:
 
 
 def _moves(c: int) -> list[Method]:
-    block, beam = steer.Blockwise(c), steer.Beam.for_compute(c, STEPS)
+    block, beam = steer.methods.Blockwise(c), steer.methods.Beam.for_compute(c, STEPS)
     return [
         block,
         replace(block, eta=0.5),
@@ -71,7 +72,7 @@ def _moves(c: int) -> list[Method]:
 
 
 def _guidance(c: int) -> list[Method]:
-    pulled, led = steer.BestOfNGuidance(c), steer.GradientGuidance(c)
+    pulled, led = steer.methods.BestOfNGuidance(c), steer.methods.GradientGuidance(c)
     return [
         led,
         replace(led, strength=0.05),
@@ -80,7 +81,7 @@ def _guidance(c: int) -> list[Method]:
         pulled,
         replace(pulled, when=at(0.5)),
         replace(pulled, when=at(0.5), pull=0.5),
-        steer.LookaheadGuidance.for_compute(c, STEPS),
+        steer.methods.LookaheadGuidance.for_compute(c, STEPS),
     ]
 
 
@@ -92,7 +93,7 @@ def _guide(c: int) -> list[Method]:
 
 
 def _draft(c: int) -> list[Method]:
-    base = steer.Draft.for_compute(c, STEPS)
+    base = steer.methods.Draft.for_compute(c, STEPS)
     windows = [(0.7, 0.95, 0.1), (0.65, 0.95, 0.1), (0.7, 1.0, 0.1), (0.7, 0.95, 0.2)]
     led = [steer.Guide(base, x, between(low, high)) for low, high, x in windows]
     return [

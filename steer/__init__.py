@@ -3,134 +3,80 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from steer import shapes as shapes, tune as tune
-    from steer.blending import (
-        CHATS as CHATS,
-        RLG as RLG,
-        NegativeGuidance as NegativeGuidance,
-        PreferenceGuidance as PreferenceGuidance,
-        SwitchAt as SwitchAt,
-        linear as linear,
-        window as window,
-    )
-    from steer.calibration import Calibration as Calibration, Pilots as Pilots
-    from steer.checkpoints import Checkpoint as Checkpoint
-    from steer.drive import SteeredScheduler as SteeredScheduler
-    from steer.errors import (
-        CheckpointError as CheckpointError,
-        GradientError as GradientError,
-        NotAcceptedError as NotAcceptedError,
-        OutOfMemoryError as OutOfMemoryError,
-        RewardError as RewardError,
-        SteerError as SteerError,
-        UnsupportedPipelineError as UnsupportedPipelineError,
-        UnsupportedSchedulerError as UnsupportedSchedulerError,
-    )
-    from steer.lookahead import LookaheadSet as LookaheadSet, lookaheads as lookaheads
-    from steer.methods import (
-        SMC as SMC,
-        Beam as Beam,
-        BestOfN as BestOfN,
-        BestOfNGuidance as BestOfNGuidance,
-        Blockwise as Blockwise,
-        Budget as Budget,
-        Draft as Draft,
-        Gate as Gate,
-        GradientGuidance as GradientGuidance,
-        GradientProposal as GradientProposal,
-        Guide as Guide,
-        LookaheadGuidance as LookaheadGuidance,
-        NoiseOptimization as NoiseOptimization,
-        NoiseSearch as NoiseSearch,
-        Previews as Previews,
-        Prune as Prune,
-        StepGate as StepGate,
-        Then as Then,
-        Tree as Tree,
-    )
-    from steer.pilot_runs import calibrate as calibrate, pilots as pilots
-    from steer.pipeline import Guided as Guided, guided as guided
-    from steer.rewards import (
-        AtLeast as AtLeast,
-        PerFrame as PerFrame,
+    from steer import methods as methods, rewards as rewards, shapes as shapes, tune as tune
+    from steer.core import errors as errors
+    from steer.core.errors import SteerError as SteerError
+    from steer.core.when import at as at, between as between, every as every
+    from steer.driver import denoisers as denoisers
+    from steer.driver.denoisers.outputs import RLG as RLG
+    from steer.methods.guidance.guide import Guide as Guide
+    from steer.methods.particles.smc import SMC as SMC
+    from steer.methods.selection.best_of_n import BestOfN as BestOfN
+    from steer.methods.selection.budget import Budget as Budget
+    from steer.methods.selection.gate import Gate as Gate
+    from steer.methods.selection.prune import Prune as Prune
+    from steer.methods.selection.then import Then as Then
+    from steer.pipeline.drop_in import drop_in as drop_in
+    from steer.pipeline.guided import Guided as Guided, guided as guided
+    from steer.pipeline.pilot_runs import calibrate as calibrate
+    from steer.rewards.registry import (
         available_rewards as available_rewards,
         register_reward as register_reward,
         reward as reward,
     )
-    from steer.samples import Scores as Scores, ThresholdError as ThresholdError
-    from steer.threshold import Threshold as Threshold
-    from steer.when import at as at, between as between, every as every
-
-__version__ = "0.1.0"
+    from steer.rewards.thresholds.threshold import Threshold as Threshold
 
 _HOME = {
-    "guided": "pipeline",
-    "Guided": "pipeline",
-    "SteeredScheduler": "drive",
-    "BestOfN": "methods",
-    "Prune": "methods",
-    "Draft": "methods",
-    "Gate": "methods",
-    "SMC": "methods",
-    "Beam": "methods",
-    "Blockwise": "methods",
-    "Tree": "methods",
-    "StepGate": "methods",
-    "NoiseSearch": "methods",
-    "NoiseOptimization": "methods",
-    "Then": "methods",
-    "Budget": "methods",
-    "Previews": "methods",
-    "GradientGuidance": "methods",
-    "GradientProposal": "methods",
-    "Guide": "methods",
-    "BestOfNGuidance": "methods",
-    "LookaheadGuidance": "methods",
-    "LookaheadSet": "lookahead",
-    "lookaheads": "lookahead",
-    "RLG": "blending",
-    "SwitchAt": "blending",
-    "NegativeGuidance": "blending",
-    "CHATS": "blending",
-    "PreferenceGuidance": "blending",
-    "linear": "blending",
-    "window": "blending",
-    "Checkpoint": "checkpoints",
-    "every": "when",
-    "between": "when",
-    "at": "when",
-    "Threshold": "threshold",
-    "Scores": "samples",
-    "Calibration": "calibration",
-    "Pilots": "calibration",
-    "pilots": "pilot_runs",
-    "calibrate": "pilot_runs",
-    "reward": "rewards",
-    "AtLeast": "rewards",
-    "PerFrame": "rewards",
-    "available_rewards": "rewards",
-    "register_reward": "rewards",
-    "SteerError": "errors",
-    "UnsupportedPipelineError": "errors",
-    "UnsupportedSchedulerError": "errors",
-    "RewardError": "errors",
-    "CheckpointError": "errors",
-    "GradientError": "errors",
-    "NotAcceptedError": "errors",
-    "OutOfMemoryError": "errors",
-    "ThresholdError": "samples",
+    "guided": "pipeline.guided",
+    "Guided": "pipeline.guided",
+    "drop_in": "pipeline.drop_in",
+    "calibrate": "pipeline.pilot_runs",
+    "reward": "rewards.registry",
+    "register_reward": "rewards.registry",
+    "available_rewards": "rewards.registry",
+    "Threshold": "rewards.thresholds.threshold",
+    "BestOfN": "methods.selection.best_of_n",
+    "Prune": "methods.selection.prune",
+    "Gate": "methods.selection.gate",
+    "Then": "methods.selection.then",
+    "Budget": "methods.selection.budget",
+    "SMC": "methods.particles.smc",
+    "Guide": "methods.guidance.guide",
+    "RLG": "driver.denoisers.outputs",
+    "every": "core.when",
+    "between": "core.when",
+    "at": "core.when",
+    "SteerError": "core.errors",
 }
+"""Public names, and the module that each one lives in; it is imported at first use."""
 
-__all__ = [*_HOME, "shapes", "tune"]  # pyright: ignore[reportUnsupportedDunderAll]
+_FOLDERS = {
+    "methods": "methods",
+    "rewards": "rewards",
+    "denoisers": "driver.denoisers",
+    "errors": "core.errors",
+    "pipeline": "pipeline",
+    "shapes": "shapes",
+    "tune": "tune",
+}
+"""What is one level down: `steer.methods.Tree`, `steer.denoisers.CHATS`, `steer.errors`."""
+
+__all__ = [*_HOME, *_FOLDERS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("shapes", "tune"):
-        return importlib.import_module(f"steer.{name}")
+    if name == "__version__":
+        try:
+            return version("steer-diffusion")
+        except PackageNotFoundError:  # a copy that was never installed
+            return "0+unknown"
+    if name in _FOLDERS:
+        return importlib.import_module(f"steer.{_FOLDERS[name]}")
     if name in _HOME:
         return getattr(importlib.import_module(f"steer.{_HOME[name]}"), name)
     raise AttributeError(f"module 'steer' has no attribute {name!r}")

@@ -11,8 +11,8 @@ from diffusers.hooks import apply_first_block_cache
 from families import arguments, build, redness, shared
 
 import steer
-from steer.caches import check_caches
-from steer.errors import UnsupportedPipelineError
+from steer.core.errors import UnsupportedPipelineError
+from steer.driver.caches import check_caches
 from steer.methods import (
     BestOfN,
     Budget,
@@ -24,7 +24,7 @@ from steer.methods import (
     Prune,
     Then,
 )
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 JUMPING = [
@@ -61,7 +61,7 @@ def test_whoever_jumps_is_refused(cached: Any, method: Any) -> None:
 
 def test_short_runs_for_a_lookahead_set_are_refused(cached: Any) -> None:
     with pytest.raises(UnsupportedPipelineError, match="asks in another order"):
-        steer.lookaheads(guided(cached, redness), ["a"], n=2, through=2, **_size())
+        steer.pipeline.lookaheads(guided(cached, redness), ["a"], n=2, through=2, **_size())
 
 
 @pytest.mark.parametrize("method", [BestOfN(1), BestOfN(2), Previews(n=2, at=(0.5,))])

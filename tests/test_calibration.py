@@ -12,9 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from steer import Calibration, Pilots, Scores, Threshold, ThresholdError
-from steer.calibration import noise_share, pilots_needed
-from steer.types import Step
+from steer import Threshold
+from steer.core.errors import ThresholdError
+from steer.core.types import Step
+from steer.rewards import Calibration, Pilots, Scores
+from steer.rewards.thresholds.conformal import noise_share, pilots_needed
 
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]

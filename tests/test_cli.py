@@ -11,20 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import steer.cli.sampling
 import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-import steer.cli.sampling
-from steer import record
 from steer.cli.app import app
-from steer.cli.parse import parse_method, parse_reward
-from steer.ledger import Ledger
+from steer.core.files import record
+from steer.core.files.record import Run
+from steer.core.ledger import Ledger
+from steer.core.trace import Trace
 from steer.methods import BestOfN, Gate, Prune
-from steer.record import Run
+from steer.methods.parse import parse_method
 from steer.rewards import register_reward
 from steer.rewards.function import FunctionReward
-from steer.trace import Trace
+from steer.rewards.parse import parse_reward
 
 
 PROMPTS = ["a red circle", "two blue squares", "three <b>green</b> triangles"]
@@ -281,7 +282,8 @@ def test_the_command_starts_without_torch() -> None:
 
 
 def test_demo_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from steer import demo, shapes
+    from steer import shapes
+    from steer.cli import demo
 
     monkeypatch.setattr(shapes, "weights_folder", lambda: tmp_path / "none")
     with pytest.raises(SystemExit) as stop:
@@ -294,7 +296,7 @@ def test_demo_with_a_stand_in(
 ) -> None:
     made = FunctionReward(brightness, name="shapes")
     monkeypatch.setattr(steer.cli.sampling.steer, "reward", lambda *_, **__: made)
-    from steer import demo
+    from steer.cli import demo
 
     with pytest.raises(SystemExit) as stop:
         demo.run_main(["--out", str(tmp_path), "--captions", "3", "--compute", "2"])

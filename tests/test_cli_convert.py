@@ -17,9 +17,9 @@ from typer.testing import CliRunner, Result
 
 import steer
 from steer.cli.app import app
-from steer.errors import CheckpointError
-from steer.rewards import convert as convert_module
-from steer.rewards.convert import check_weights, convert
+from steer.core.errors import CheckpointError
+from steer.jobs import convert as convert_module
+from steer.jobs.convert import check_weights, convert
 
 
 CONFIG = {

@@ -17,14 +17,14 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner, Result
 
 import steer
-from steer.cli import scoring
 from steer.cli.app import app
-from steer.cli.images import find_images, natural
-from steer.cli.prompts import by_file, read_prompts
-from steer.record import read, save_png
-from steer.report.sheet import MAX_CELLS, score_sheet
+from steer.core.files.png import read, save_png
+from steer.core.files.score_log import Key, Row, ScoreLog, ranked, write_csv, write_json_rows
+from steer.jobs import scoring
+from steer.jobs.images import find_images, natural
+from steer.jobs.prompts import by_file, read_prompts
+from steer.pipeline.report.sheet import MAX_CELLS, score_sheet
 from steer.rewards import register_reward
-from steer.scores import Key, Row, ScoreLog, ranked, write_csv, write_json_rows
 
 
 class Green:
@@ -257,7 +257,7 @@ def test_the_table_is_sorted_and_has_means(folder: Path) -> None:
 def test_long_tables_are_cut(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from steer.report.ranking import ranking
+    from steer.pipeline.report.ranking import ranking
 
     rows = [Row(f"{k}.png", "x" if k else "other", {"r": -float(k), "s": None}) for k in range(100)]
     console = Console(width=100, file=io.StringIO(), record=True)
@@ -280,7 +280,7 @@ def test_long_tables_are_cut(tmp_path: Path) -> None:
 def test_paths_are_shown_within_their_folder(paths: list[str], shown: list[str]) -> None:
     from rich.console import Console
 
-    from steer.report.ranking import ranking
+    from steer.pipeline.report.ranking import ranking
 
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(ranking([Row(path, "x", {"r": 0.5}) for path in paths], ["r"]))
@@ -374,7 +374,7 @@ def test_sheet_order_and_cut(folder: Path) -> None:
     exact, more = (score_sheet(rows[:1] * n, ["r"]).size for n in (MAX_CELLS, MAX_CELLS + 50))
     assert exact == more
     with pytest.raises(ValueError, match="nothing to show"):
-        from steer.report.sheet import contact_sheet
+        from steer.pipeline.report.sheet import contact_sheet
 
         contact_sheet([], "none")
 

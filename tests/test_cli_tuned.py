@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 import steer
-from steer.blending import parse
-from steer.checkpoints import KNOWN
-from steer.checkpoints.known import is_bundled
 from steer.cli.app import app
+from steer.driver.denoisers import parse
+from steer.driver.denoisers.checkpoints import KNOWN
+from steer.driver.denoisers.checkpoints.known import is_bundled
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"

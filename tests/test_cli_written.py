@@ -11,10 +11,8 @@ from typer.testing import CliRunner
 
 from steer import methods
 from steer.cli.app import app
-from steer.cli.job import Job
-from steer.cli.parse import parse_method
-from steer.cli.written import from_yaml, written
-from steer.lookahead import LookaheadSet
+from steer.core.when import at, between, every
+from steer.jobs.job import Job
 from steer.methods import (
     SMC,
     Beam,
@@ -36,7 +34,9 @@ from steer.methods import (
     Then,
     Tree,
 )
-from steer.when import at, between, every
+from steer.methods.parse import parse_method
+from steer.methods.written import from_yaml, written
+from steer.search.lookahead import LookaheadSet
 
 
 WHEN = every(4) & between(0.25, 0.75) | at(0.9)

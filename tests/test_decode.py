@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steer.decode import decode
-from steer.errors import UnsupportedPipelineError
+from steer.core.errors import UnsupportedPipelineError
+from steer.driver.decode import decode
 
 
 CROSS = ("DownBlock2D", "CrossAttnDownBlock2D")

@@ -12,13 +12,13 @@ import torch
 from families import SCHEDULERS, arguments, build, redness, seeded, shared
 from torch import Tensor
 
-from steer.drive import Driven, Opening, SteeredScheduler
-from steer.errors import UnsupportedPipelineError
-from steer.ledger import Ledger
+from steer.core.errors import UnsupportedPipelineError
+from steer.core.ledger import Ledger
+from steer.core.types import Population, Query
+from steer.driver.scheduler import Driven, Opening, SteeredScheduler
+from steer.driver.timeline import Timeline
 from steer.methods import BestOfN
-from steer.pipeline import guided
-from steer.timeline import Timeline
-from steer.types import Population, Query
+from steer.pipeline.guided import guided
 
 
 def never(opening: Opening) -> Driven:

@@ -6,12 +6,12 @@ from typing import Any
 
 import diffusers
 import pytest
+import steer.errors as errors
 import torch
 from families import BETAS, arguments, build, redness, shared
 
-import steer.errors as errors
 from steer.methods import BestOfN, Gate, Prune
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 @pytest.mark.parametrize("compute", [0, 0.5, -1, float("nan"), float("inf"), "4", True])

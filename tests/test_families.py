@@ -11,9 +11,9 @@ from families import FAMILIES, arguments, build, redness, seeded, shared
 from methods.counted_work import counting, reddish
 from torch import Tensor
 
-from steer.decode import decode
+from steer.driver.decode import decode
 from steer.methods import BestOfN, GradientGuidance, Prune, Tree
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 NEW = ["pixart", "sana", "wan"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import steer
-from steer.errors import SteerError
+from steer.core.errors import SteerError
 
 
 ROOT = Path(__file__).parent.parent

@@ -12,10 +12,10 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from families import arguments, build, redness, seeded, shared
 from torch import Tensor
 
+from steer.core.seeds import row_seed
+from steer.driver.noise import Source
 from steer.methods import BestOfN, Prune
-from steer.noise import Source
-from steer.pipeline import guided
-from steer.rows import row_seed
+from steer.pipeline.guided import guided
 
 
 def latents_of(report: Any, prompt: int = 0) -> list[float]:
@@ -50,7 +50,7 @@ def test_width_does_not_matter(family: str, scheduler: str) -> None:
         assert torch.allclose(out.images, outs[0].images, atol=2e-4)
         assert latents_of(out.report) == pytest.approx(latents_of(outs[0].report), abs=1e-5)
     plain = pipe(**arguments(family)).images
-    from steer.decode import decode
+    from steer.driver.decode import decode
 
     base = redness(decode(pipe, plain, height=16, width=16), [""])
     assert outs[2].report.base_reward[0] == pytest.approx(float(base), abs=1e-5)

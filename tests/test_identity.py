@@ -11,7 +11,7 @@ from families import FAMILIES, PAIRS, arguments, redness, seeded, shared
 from torch import Tensor
 
 from steer.methods import BestOfN
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 def alike(pipe: Any, **given: Any) -> tuple[Any, Any]:

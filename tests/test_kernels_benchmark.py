@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from steer.rewards.vit_weights import vit_weights
+from steer.rewards.clip.tower_weights import vit_weights
 
 
 ROOT = Path(__file__).parent.parent

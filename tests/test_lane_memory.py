@@ -11,10 +11,10 @@ import pytest
 import torch
 from families import arguments, build, redness, seeded
 
-from steer.errors import OutOfMemoryError, SteerError
-from steer.memory import is_shortage
+from steer.core.errors import OutOfMemoryError, SteerError
 from steer.methods import SMC, BestOfN, Prune
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
+from steer.pipeline.memory import is_shortage
 
 
 def on_cuda(rows: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from steer.potentials import POTENTIALS, Memory, finish
+from steer.core.potentials import POTENTIALS, Memory, finish
 
 
 def literal(name: str, rewards: list[float], scale: float) -> list[float]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from families import arguments, build, redness
 
+from steer.core.when import every
 from steer.methods import SMC, BestOfN, Budget, NoiseSearch, Tree
-from steer.pipeline import guided
-from steer.when import every
+from steer.pipeline.guided import guided
 
 
 def frames(pipe: Any, method: Any, **more: Any) -> tuple[list[dict[str, str]], Any]:

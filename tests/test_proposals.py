@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from steer.errors import UnsupportedSchedulerError
-from steer.proposals import Solver
-from steer.rows import row_seed
-from steer.schedule import Schedule
+from steer.core.errors import UnsupportedSchedulerError
+from steer.core.seeds import row_seed
+from steer.driver.grid import Schedule
+from steer.driver.solver import Solver
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import steer.rewards.hub
 import torch
 from diffusers import StableDiffusionPipeline
 from families import build
 from typer.testing import CliRunner
 
-import steer.rewards.hub
 from steer.cli.app import app
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from steer import record
-from steer.record import RecordError, Run
+from steer.core.errors import RecordError
+from steer.core.files import record
+from steer.core.files.record import Run
 
 
 ARGUMENTS = {"prompts": ["a red circle", "two blue squares"], "seed": 0, "compute": 4.0}

@@ -12,9 +12,9 @@ from families import arguments, build, redness, seeded, shared
 from torch import Tensor
 
 import steer
-from steer.errors import RewardError
+from steer.core.errors import RewardError
 from steer.methods import BestOfN, Gate, Prune
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 def blueness(images: Tensor, prompts: Any) -> Tensor:

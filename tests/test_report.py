@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steer.demo import write_grid
-from steer.record import Run, save_png
-from steer.report import genealogy, plots
-from steer.report.page import render, run_view, write_report
-from steer.report.summary import summary
-from steer.report.views import CostView
+from steer.cli.demo import write_grid
+from steer.core.files.png import save_png
+from steer.core.files.record import Run
+from steer.pipeline.report import genealogy, plots
+from steer.pipeline.report.page import render, run_view, write_report
+from steer.pipeline.report.summary import summary
+from steer.pipeline.report.views import CostView
 
 
 EVIL = """<script>alert("x")</script> & 'quotes' {{ 7*7 }}"""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from families import arguments, redness, shared
 
+from steer.core.when import between, every
 from steer.methods import (
     SMC,
     Beam,
@@ -28,12 +29,11 @@ from steer.methods import (
     Then,
     Tree,
 )
-from steer.pipeline import guided
-from steer.report import genealogy
-from steer.report.descent import MADE, Descent, title
+from steer.pipeline.guided import guided
+from steer.pipeline.report import genealogy
+from steer.pipeline.report.descent import MADE, Descent, title
 from steer.rewards.function import FunctionReward
-from steer.starts import FIRST_MADE
-from steer.when import between, every
+from steer.search.starts import FIRST_MADE
 
 
 reddish = FunctionReward(redness, name="reddish", differentiable=True, needs_prompt=False)

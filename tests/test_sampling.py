@@ -14,10 +14,10 @@ from PIL import Image
 from tuned_pairs import twin
 from typer.testing import CliRunner, Result
 
-from steer import record
 from steer.cli.app import app
-from steer.cli.sampling import load_pipeline
-from steer.record import Run
+from steer.core.files import record
+from steer.core.files.record import Run
+from steer.jobs.pipelines import load_pipeline
 from steer.rewards import register_reward
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steer.errors import UnsupportedSchedulerError
-from steer.schedule import Schedule, prediction_of
+from steer.core.errors import UnsupportedSchedulerError
+from steer.driver.grid import Schedule, prediction_of
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")

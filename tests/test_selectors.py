@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from steer.selectors import (
+from steer.core.resampling import (
     RESAMPLERS,
     SELECTORS,
     ess,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from steer import sphere
+from steer.core import sphere
 
 
 quick = settings(deadline=None, max_examples=40)

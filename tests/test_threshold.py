@@ -15,9 +15,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import steer
-from steer import Scores, Threshold, ThresholdError
+from steer import Threshold
+from steer.core.errors import ThresholdError
+from steer.rewards import Scores
 from steer.rewards.function import FunctionReward
-from steer.samples import log_mean_exp
+from steer.rewards.thresholds.scores import log_mean_exp
 
 
 numbers = st.floats(-1e6, 1e6, allow_subnormal=False)

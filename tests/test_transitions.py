@@ -11,13 +11,13 @@ import pytest
 import torch
 from families import BETAS, SCHEDULERS, arguments, redness, seeded, shared
 
+from steer.core.types import Move
+from steer.core.when import every
+from steer.driver.grid import Schedule
+from steer.driver.solver import Solver
 from steer.methods import SMC, Beam, Blockwise, Tree
-from steer.pipeline import guided
-from steer.proposals import Solver
-from steer.schedule import Schedule
-from steer.transitions import Draw
-from steer.types import Move
-from steer.when import every
+from steer.pipeline.guided import guided
+from steer.search.kernels import Draw
 
 
 NOISY: dict[str, Any] = {

@@ -11,13 +11,13 @@ import torch
 from families import arguments, build, redness, seeded, shared
 from torch import Tensor
 
-from steer import PerFrame
-from steer.decode import decode
-from steer.errors import RewardError, UnsupportedPipelineError
+from steer.core.errors import RewardError, UnsupportedPipelineError
+from steer.driver.decode import decode
+from steer.driver.timeline import Levels
 from steer.methods import BestOfN, GradientGuidance, NoiseOptimization, Prune
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
+from steer.rewards import PerFrame
 from steer.rewards.function import FunctionReward
-from steer.timeline import Levels
 
 
 reddish = FunctionReward(redness, name="reddish", differentiable=True, needs_prompt=False)
@@ -168,7 +168,7 @@ def test_levels_are_a_tensor_whose_entries_follow_the_search() -> None:
 
 
 def test_the_bare_drop_in_scores_frames_too() -> None:
-    from steer import SteeredScheduler
+    from steer.driver.scheduler import SteeredScheduler
 
     pipe = build("wan")
     plain = pipe(**arguments("wan")).frames

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from steer.when import When, at, between, every
+from steer.core.when import When, at, between, every
 
 
 SIMPLE = st.one_of(

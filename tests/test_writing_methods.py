@@ -50,7 +50,7 @@ def test_it_composes(page: dict[str, Any]) -> None:
         steer.Budget(2, inner),
         steer.Gate(inner, threshold=9.0, max_rounds=2),
         steer.Guide(inner, when=steer.at(2)),
-        steer.Then(inner, steer.NoiseOptimization(2, through=2)),
+        steer.Then(inner, steer.methods.NoiseOptimization(2, through=2)),
     ):
         out = steer.guided(page["pipe"], "shapes", method=method)(**arguments("sd"))
         assert len(out.rewards) == 1

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from steer.methods import BestOfN
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]

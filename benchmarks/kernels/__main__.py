@@ -38,7 +38,7 @@ from benchmarks.kernels.clock import Clock
 from benchmarks.kernels.op_cases import Sizes
 from benchmarks.kernels.report import Report
 from benchmarks.kernels.throughput import scorers
-from steer.rewards.vit_weights import vit_weights
+from steer.rewards.clip.tower_weights import vit_weights
 
 
 PARTS = ("scorers", "ops", "published", "noise", "quality")

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from benchmarks.kernels import models
 from benchmarks.kernels.clock import reason
-from steer.rewards.preprocess import Preprocess
-from steer.rewards.vit_tower import VitTower
+from steer.rewards.clip.preprocess import Preprocess
+from steer.rewards.clip.tower import VitTower
 
 
 Score = Callable[[Tensor, Tensor], Tensor]

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steer.rewards.checkpoints import load_into, load_state_dict
-from steer.rewards.clip_layout import to_open_clip
-from steer.rewards.hpsv2 import hpsv2_preprocess
-from steer.rewards.preprocess import Preprocess
-from steer.rewards.vit_weights import VitWeights, unfit
+from steer.core.weights.reading import load_into, load_state_dict
+from steer.rewards.clip.layout import to_open_clip
+from steer.rewards.clip.preprocess import Preprocess
+from steer.rewards.clip.tower_weights import VitWeights, unfit
+from steer.rewards.models.hpsv2 import hpsv2_preprocess
 
 
 TEXT: Any = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}

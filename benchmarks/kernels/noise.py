@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.kernels.arms import Score, Setting, by_open_clip, compiled, plain_tower
 from benchmarks.kernels.clock import Clock
 from benchmarks.kernels.models import texts_of
-from steer.rewards.vit_graphs import Graphs
+from steer.rewards.clip.graphs import Graphs
 
 
 Step = Callable[[Tensor, Tensor], Tensor]

@@ -22,8 +22,8 @@ from steer_kernels.resize_patchify import resize_patchify
 from torch import Tensor
 
 from benchmarks.kernels.models import pictures, pixels_of, texts_of
-from steer.rewards.preprocess import Preprocess
-from steer.rewards.vit_weights import VitWeights
+from steer.rewards.clip.preprocess import Preprocess
+from steer.rewards.clip.tower_weights import VitWeights
 
 
 Way = Callable[..., Any]

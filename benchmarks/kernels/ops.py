@@ -18,7 +18,7 @@ from benchmarks.kernels.check import same
 from benchmarks.kernels.clock import QUANTILES, Call, Clock, reason
 from benchmarks.kernels.op_cases import Case, Inputs, Sizes, Way, cases
 from benchmarks.kernels.throughput import MODES, Row, with_speedup
-from steer.rewards.vit_graphs import cuda_graph
+from steer.rewards.clip.graphs import cuda_graph
 
 
 REPEATS = 10

@@ -20,7 +20,7 @@ import steer
 from benchmarks.kernels.arms import Arm, Score
 from benchmarks.kernels.check import wide
 from benchmarks.kernels.models import texts_of
-from steer.rewards.fused import Fused
+from steer.rewards.clip.fused import Fused
 from steer.shapes.captions import caption
 from steer.shapes.scenes import perturb, place, render, sample_spec
 

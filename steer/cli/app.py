@@ -15,12 +15,12 @@ from steer.cli.exits import INTERRUPTED, bad_input, fail
 from steer.cli.score import score
 from steer.cli.tune import tune
 from steer.cli.tuned import tuned
-from steer.cli.written import written
+from steer.methods.written import written
 
 
 if TYPE_CHECKING:
-    from steer.cli.job import Job
-    from steer.record import Run
+    from steer.core.files.record import Run
+    from steer.jobs.job import Job
 
 app = typer.Typer(
     name="steer",
@@ -144,7 +144,7 @@ def sample(
         if not texts:
             raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')
         run = _known_run(out)
-        from steer.cli.job import Job
+        from steer.jobs.job import Job
 
         job = Job(texts, **options)
     _sample(job, out, run)
@@ -163,8 +163,8 @@ def report(
 ) -> None:
     """Build report.html again from a run's files."""
     with bad_input():
-        from steer.record import Run
-        from steer.report.page import write_report
+        from steer.core.files.record import Run
+        from steer.pipeline.report.page import write_report
 
         path = write_report(Run.load(folder))
     typer.echo(path)
@@ -190,7 +190,8 @@ def _lines(path: Path | None) -> list[str]:
 
 def _known_run(out: Path) -> Run | None:
     """The run that is in the folder already, after seeing that the folder can be used."""
-    from steer.record import RUN_FILE, Run, usable
+    from steer.core.files.atomic import usable
+    from steer.core.files.record import RUN_FILE, Run
 
     usable(out)
     return Run.load(out) if (out / RUN_FILE).exists() else None
@@ -202,7 +203,7 @@ def _sample(job: Job, out: Path, run: Run | None) -> None:
 
     console = Console()
     with bad_input():
-        from steer.record import Run
+        from steer.core.files.record import Run
 
         arguments = job.to_dict()
         if run is not None and run.entries:
@@ -210,7 +211,7 @@ def _sample(job: Job, out: Path, run: Run | None) -> None:
             if not run.missing() and run.status == "finished":
                 console.print(f"Finished before: nothing to do in [bold]{out}[/].")
                 return
-        from steer.cli.sampling import Sampler
+        from steer.jobs.sampling import Sampler
 
         console.print(f"[dim]Loading {escape(job.pipeline)} and the reward {escape(job.reward)}[/]")
         sampler = Sampler(job)
@@ -221,10 +222,10 @@ def _sample(job: Job, out: Path, run: Run | None) -> None:
 
 def _draw(run: Run, sampler: Any, console: Any) -> None:
     """Draw what is missing, then show what came of it; an interrupt leaves what is finished."""
-    from steer.cli.sampling import draw_all
-    from steer.errors import SteerError
-    from steer.report.page import write_report
-    from steer.report.summary import summary
+    from steer.core.errors import SteerError
+    from steer.jobs.sampling import draw_all
+    from steer.pipeline.report.page import write_report
+    from steer.pipeline.report.summary import summary
 
     before, asked = len(run.entries), len(sampler.job.prompts)
     if before:

@@ -14,7 +14,7 @@ from steer.cli.exits import INTERRUPTED, bad_input
 
 
 if TYPE_CHECKING:
-    from steer.compare.run import Run
+    from steer.jobs.compare.run import Run
 
 Config = Annotated[Path, typer.Argument(help="A YAML file: arms, prompts, seeds, judges, ...")]
 Out = Annotated[
@@ -39,14 +39,14 @@ def compare(config: Config, out: Out = None, check: Check = False) -> None:
     Example: steer compare examples/compare_shapes.yaml --out results
     """
     with bad_input():
-        from steer.compare import read
+        from steer.jobs.compare import read
 
         comparison = read(config)
         folder = out or Path(config.stem)
         if check:
             _say(_plan(comparison, folder))
             return
-        from steer.compare.run import Run
+        from steer.jobs.compare.run import Run
 
         _quiet()
         run = Run(comparison, folder)
@@ -101,9 +101,9 @@ def _show(folder: Path) -> None:
 
     from rich.table import Table
 
-    from steer.compare.plot import text_of
-    from steer.compare.results import RESULTS
-    from steer.compare.views import arm_view, digits_of
+    from steer.jobs.compare.plot import text_of
+    from steer.jobs.compare.results import RESULTS
+    from steer.jobs.compare.views import arm_view, digits_of
 
     found = json.loads((folder / RESULTS).read_bytes())
     table = Table(box=None, header_style="dim")
@@ -133,9 +133,9 @@ def _show(folder: Path) -> None:
 
 
 def _plan(comparison: Any, folder: Path) -> str:
-    from steer.compare.arms import check_arm
-    from steer.compare.prompts import load_prompts
-    from steer.compare.scoring import check_judges, reported
+    from steer.jobs.compare.arms import check_arm
+    from steer.jobs.compare.prompts import load_prompts
+    from steer.jobs.compare.scoring import check_judges, reported
 
     for arm in comparison.arms:
         check_arm(arm)

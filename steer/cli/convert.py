@@ -31,7 +31,7 @@ def convert(reward: Reward, source: Source, target: Target, force: Force = False
     Example: steer convert hpsv2 HPS_v2.1_compressed.pt HPS_v2.1.safetensors
     """
     with bad_input():
-        from steer.rewards.convert import convert as write
+        from steer.jobs.convert import convert as write
 
         made = write(source, target, reward=reward, force=force)
     typer.echo(

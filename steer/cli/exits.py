@@ -20,7 +20,7 @@ def fail(message: object) -> typer.Exit:
 @contextmanager
 def bad_input() -> Iterator[None]:
     """Turn an error of the user's input into one line and exit code 2."""
-    from steer.errors import SteerError
+    from steer.core.errors import SteerError
 
     try:
         yield

@@ -12,8 +12,8 @@ from steer.cli.exits import FAILED, INTERRUPTED, bad_input
 
 
 if TYPE_CHECKING:
-    from steer.cli.scorejob import ScoreJob
-    from steer.scores import Row
+    from steer.core.files.score_log import Row
+    from steer.jobs.score_job import ScoreJob
 
 Paths = Annotated[
     list[Path], typer.Argument(help="Image files, and folders with images at any depth.")
@@ -78,8 +78,8 @@ def score(
     """
     outputs = {"--csv": csv, "--json": json, "--sheet": sheet}
     with bad_input():
-        from steer.cli.scorejob import make_job
-        from steer.scores import log_path
+        from steer.core.files.score_log import log_path
+        from steer.jobs.score_job import make_job
 
         _check(outputs, batch)
         job = make_job(
@@ -115,7 +115,7 @@ def _check(outputs: Mapping[str, Path | None], batch: int | None) -> None:
 
 def _run(job: ScoreJob, device: str, batch: int | None) -> bool:
     """Score what is missing; whether the user stopped it."""
-    from steer.cli.prompts import without_prompt
+    from steer.jobs.prompts import without_prompt
 
     lost, lacking = without_prompt(job.images, job.prompts), job.lacking()
     readable = sum(image.error is None for image in job.images)
@@ -126,7 +126,7 @@ def _run(job: ScoreJob, device: str, batch: int | None) -> bool:
     if not lacking:
         return False
     _say(f"[dim]Loading {', '.join(job.rewards)}[/]")
-    from steer.cli.scoring import load_rewards
+    from steer.jobs.scoring import load_rewards
 
     needed = [name for name in job.rewards if any(name in names for names in lacking.values())]
     rewards = load_rewards(needed, job.checkpoints, device, job.dtype, batch)
@@ -146,7 +146,7 @@ def _score(
     """Score the images that lack something, each batch into the log at once."""
     import torch
 
-    from steer.cli.scoring import Task, score_all
+    from steer.jobs.scoring import Task, score_all
 
     tasks: dict[Task, int] = {}
     for index, names in lacking.items():
@@ -179,7 +179,7 @@ def _progress() -> Any:
 
 def _write(rows: list[Row], job: ScoreJob, outputs: Mapping[str, Path | None]) -> None:
     """The files asked for, from what is scored so far; none where nothing is."""
-    from steer.scores import write_csv, write_json_rows
+    from steer.core.files.score_log import write_csv, write_json_rows
 
     csv, json, sheet = outputs.values()
     if rows and csv:
@@ -187,8 +187,8 @@ def _write(rows: list[Row], job: ScoreJob, outputs: Mapping[str, Path | None]) -
     if rows and json:
         write_json_rows(json, rows, job.rewards)
     if rows and sheet:
-        from steer.record import save_png
-        from steer.report.sheet import score_sheet
+        from steer.core.files.png import save_png
+        from steer.pipeline.report.sheet import score_sheet
 
         save_png(sheet, score_sheet(rows, job.rewards), {})
 
@@ -199,7 +199,7 @@ def _show(
     """The table, what could not be scored, and where the files are."""
     from rich.markup import escape
 
-    from steer.report.ranking import ranking
+    from steer.pipeline.report.ranking import ranking
 
     if rows:
         _say(ranking(rows, job.rewards))

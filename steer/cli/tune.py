@@ -60,7 +60,7 @@ def run(
 
 def _train(job: Any, progress: bool) -> Path:
     """Train; an interruption and a loss that is not finite end the command as they should."""
-    from steer.tune.errors import NonFiniteError
+    from steer.core.errors import NonFiniteError
     from steer.tune.trainer import Stopped, tune as train
 
     try:

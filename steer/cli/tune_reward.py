@@ -27,12 +27,12 @@ def reward(
     Example: steer tune reward examples/tune_shapes_reward.yaml
     """
     with bad_input():
-        from steer.tune.reward.config import RewardConfig
+        from steer.tune.scorer.config import RewardConfig
 
         job = RewardConfig.load(config, out=None if out is None else str(out), device=device)
-        from steer.tune.errors import NonFiniteError
-        from steer.tune.reward.accuracy import Accuracy
-        from steer.tune.reward.fit import fit
+        from steer.core.errors import NonFiniteError
+        from steer.tune.scorer.accuracy import Accuracy
+        from steer.tune.scorer.fit import fit
 
         try:
             result = fit(job)

@@ -18,7 +18,7 @@ def tuned() -> None:
     Example: steer tuned | grep sdxl
     """
     with bad_input():
-        from steer.checkpoints.known import KNOWN, is_bundled
+        from steer.driver.denoisers.checkpoints.known import KNOWN, is_bundled
 
         rows: list[tuple[str, ...]] = [_HEAD]
         for name, known in KNOWN.items():

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from steer.methods.beam import Beam
-from steer.methods.best_of_n import BestOfN
-from steer.methods.best_of_n_guidance import BestOfNGuidance
-from steer.methods.blockwise import Blockwise
-from steer.methods.budget import Budget
 from steer.methods.default import for_compute
-from steer.methods.draft import Draft
-from steer.methods.gate import Gate
-from steer.methods.gradient_guidance import GradientGuidance
-from steer.methods.gradient_proposal import GradientProposal
-from steer.methods.guide import Guide
-from steer.methods.lookahead_guidance import LookaheadGuidance
-from steer.methods.noise_optimization import NoiseOptimization
-from steer.methods.noise_search import NoiseSearch
-from steer.methods.previews import Previews
-from steer.methods.prune import Prune
-from steer.methods.smc import SMC
-from steer.methods.step_gate import StepGate
-from steer.methods.then import Then
-from steer.methods.tree import Tree
+from steer.methods.guidance.best_of_n import BestOfNGuidance
+from steer.methods.guidance.gradient import GradientGuidance
+from steer.methods.guidance.guide import Guide
+from steer.methods.guidance.lookahead import LookaheadGuidance
+from steer.methods.noise.optimization import NoiseOptimization
+from steer.methods.noise.search import NoiseSearch
+from steer.methods.particles.beam import Beam
+from steer.methods.particles.blockwise import Blockwise
+from steer.methods.particles.gradient_proposal import GradientProposal
+from steer.methods.particles.smc import SMC
+from steer.methods.particles.tree import Tree
+from steer.methods.selection.best_of_n import BestOfN
+from steer.methods.selection.budget import Budget
+from steer.methods.selection.draft import Draft
+from steer.methods.selection.gate import Gate
+from steer.methods.selection.previews import Previews
+from steer.methods.selection.prune import Prune
+from steer.methods.selection.step_gate import StepGate
+from steer.methods.selection.then import Then
+from steer.search.lookahead import LookaheadSet
 
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "GradientProposal",
     "Guide",
     "LookaheadGuidance",
+    "LookaheadSet",
     "NoiseOptimization",
     "NoiseSearch",
     "Previews",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from steer.methods.best_of_n import BestOfN
-from steer.methods.prune import Prune
-from steer.types import Method
+from steer.methods.selection.best_of_n import BestOfN
+from steer.methods.selection.prune import Prune
+from steer.search.method import Method
 
 
 def for_compute(compute: float, steps: int, *, width: int | None = None) -> Method:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steer.errors import RewardError
+from steer.core.errors import RewardError
+from steer.core.types import Reward
 from steer.rewards.inputs import Images, as_batches, as_prompts
 from steer.rewards.sharing import once
-from steer.types import Reward
 
 
 if TYPE_CHECKING:
-    from steer.rewards.compose import WeightedReward
-    from steer.rewards.minimum import AtLeast
+    from steer.rewards.combine.minimum import AtLeast
+    from steer.rewards.combine.weighted import WeightedReward
 
 logger = logging.getLogger("steer.rewards")
 
@@ -102,14 +102,14 @@ class BaseReward(ABC):
         Raises:
             ValueError: As in `AtLeast`.
         """
-        from steer.rewards.minimum import AtLeast
+        from steer.rewards.combine.minimum import AtLeast
 
         taken = ("penalty", "floor", "device", "dtype")
         own = {name: options.pop(name) for name in taken if name in options}
         return AtLeast(self, {**(minimum or {}), **options}, **own)
 
     def __mul__(self, weight: float) -> WeightedReward:
-        from steer.rewards.compose import WeightedReward, terms
+        from steer.rewards.combine.weighted import WeightedReward, terms
 
         return WeightedReward(terms(self, weight))
 
@@ -119,12 +119,12 @@ class BaseReward(ABC):
         return self * -1.0
 
     def __add__(self, other: Reward) -> WeightedReward:
-        from steer.rewards.compose import WeightedReward, terms
+        from steer.rewards.combine.weighted import WeightedReward, terms
 
         return WeightedReward([*terms(self), *terms(other)])
 
     def __sub__(self, other: Reward) -> WeightedReward:
-        from steer.rewards.compose import WeightedReward, terms
+        from steer.rewards.combine.weighted import WeightedReward, terms
 
         return WeightedReward([*terms(self), *[(r, -w) for r, w in terms(other)]])
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steer.rewards.compose import Composite, Parts, combined, is_relative, parts_of
-from steer.rewards.inputs import Images, NotFiniteError, as_batches, as_prompts
+from steer.core.errors import NotFiniteError
+from steer.core.types import Reward
+from steer.rewards.combine.weighted import Composite, Parts, combined, is_relative, parts_of
+from steer.rewards.inputs import Images, as_batches, as_prompts
 from steer.rewards.sharing import once
-from steer.types import Reward
 
 
 Aggregate = Literal["mean", "min", "last"]

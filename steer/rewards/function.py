@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer.errors import RewardError
+from steer.core.errors import RewardError
 from steer.rewards.base import BaseReward, as_scores, checked_batch
 from steer.rewards.inputs import Images, as_prompts
 

@@ -11,27 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from steer.core.errors import NotFiniteError
+
 
 Images: TypeAlias = Tensor | np.ndarray | Image.Image | Sequence[Any]
 """A float or uint8 tensor `(B, 3, H, W)`, a channels-last array, a PIL image; or a list of them."""
 
 SLACK = 0.25
 """How far pixels may leave [0, 1] (resampling overshoots) before the range is called wrong."""
-
-
-class NotFiniteError(ValueError):
-    """An image holds NaN pixels.
-
-    Attributes:
-        index: Which of the images, counted over all that were passed.
-    """
-
-    def __init__(self, index: int) -> None:
-        super().__init__(
-            f"images[{index}] has NaN pixels: whatever made it overflowed (a VAE in float16 does; "
-            "decode in float32); leave it out"
-        )
-        self.index = index
 
 
 def as_batches(images: Images) -> list[Tensor]:
@@ -147,7 +134,7 @@ def _checked(images: Tensor, first: int = 0) -> Tensor:
 
 def _shape_hint(shape: tuple[int, ...]) -> str:
     if len(shape) == 5:
-        return "score videos (B, F, 3, H, W) with steer.PerFrame(reward)"
+        return "score videos (B, F, 3, H, W) with steer.rewards.PerFrame(reward)"
     if len(shape) == 3 and shape[0] == 3:
         return "add the batch dimension, images[None]"
     if len(shape) in (3, 4) and shape[-1] in (3, 4):

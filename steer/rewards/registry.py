@@ -16,27 +16,27 @@ from typing import Any, TypeVar
 
 import torch
 
+from steer.core.types import Reward
+from steer.rewards.combine.mixtures import mixture, read_mixture
 from steer.rewards.function import FunctionReward
-from steer.rewards.mixtures import mixture, read_mixture
-from steer.types import Reward
 
 
 BUILT_IN = {
-    "aesthetic": "steer.rewards.aesthetic:aesthetic",
-    "aesthetic-v1": "steer.rewards.aesthetic:aesthetic_v1",
-    "carinox": "steer.rewards.presets:carinox",
-    "clip:*": "steer.rewards.clip:clip",
-    "compressibility": "steer.rewards.compressibility:compressibility",
-    "hpsv2": "steer.rewards.hpsv2:hpsv2",
-    "hpsv2.0": "steer.rewards.hpsv2:hpsv2_0",
-    "hpsv2.1": "steer.rewards.hpsv2:hpsv2_1",
-    "imagereward": "steer.rewards.imagereward:imagereward",
-    "incompressibility": "steer.rewards.compressibility:incompressibility",
-    "pickscore": "steer.rewards.pickscore:pickscore",
-    "reno": "steer.rewards.presets:reno",
-    "shapes": "steer.rewards.shapes:shapes",
-    "shapes-clip": "steer.rewards.shapes:shapes_clip",
-    "vqa:*": "steer.rewards.vqa:vqa",
+    "aesthetic": "steer.rewards.models.aesthetic:aesthetic",
+    "aesthetic-v1": "steer.rewards.models.aesthetic:aesthetic_v1",
+    "carinox": "steer.rewards.combine.presets:carinox",
+    "clip:*": "steer.rewards.models.clip:clip",
+    "compressibility": "steer.rewards.models.compressibility:compressibility",
+    "hpsv2": "steer.rewards.models.hpsv2:hpsv2",
+    "hpsv2.0": "steer.rewards.models.hpsv2:hpsv2_0",
+    "hpsv2.1": "steer.rewards.models.hpsv2:hpsv2_1",
+    "imagereward": "steer.rewards.models.imagereward:imagereward",
+    "incompressibility": "steer.rewards.models.compressibility:incompressibility",
+    "pickscore": "steer.rewards.models.pickscore:pickscore",
+    "reno": "steer.rewards.combine.presets:reno",
+    "shapes": "steer.rewards.models.shapes:shapes",
+    "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
+    "vqa:*": "steer.rewards.models.vqa:vqa",
 }
 ENTRY_POINTS = "steer.rewards"
 _SPECS = "pass a function (images, prompts) -> (B,), a dict of weights, a reward, or a name"
@@ -93,7 +93,7 @@ def reward(
     made = _made(spec, given | options)
     if minimum is None and penalty is None:
         return made
-    from steer.rewards.minimum import AtLeast
+    from steer.rewards.combine.minimum import AtLeast
 
     return AtLeast(made, minimum or {}, penalty=penalty, device=device, dtype=dtype)
 

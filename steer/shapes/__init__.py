@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steer.errors import CheckpointError
+from steer.core.errors import CheckpointError
 from steer.shapes.captions import caption, parse
 from steer.shapes.oracle import Verdict, neatness, oracle
 from steer.shapes.scenes import Split, sample_spec
@@ -49,7 +49,7 @@ def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
     folder = weights_folder() / "pipeline"
     if not (folder / "model_index.json").exists():
         raise CheckpointError(
-            f"{folder} holds no pipeline: train the world with `python -m steer.shapes.train`"
+            f"{folder} holds no pipeline: train the world with `python -m recipes.shapes_world`"
         )
     pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     return pipe.to(device)

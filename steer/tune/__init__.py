@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from steer.core.errors import NonFiniteError as NonFiniteError, TuneError as TuneError
     from steer.tune.config import TuneConfig as TuneConfig
     from steer.tune.dataset import Dataset as Dataset
-    from steer.tune.errors import NonFiniteError as NonFiniteError, TuneError as TuneError
     from steer.tune.trainer import tune as tune
 
 _HOME = {
-    "Dataset": "dataset",
-    "NonFiniteError": "errors",
-    "TuneConfig": "config",
-    "TuneError": "errors",
-    "tune": "trainer",
+    "Dataset": "tune.dataset",
+    "NonFiniteError": "core.errors",
+    "TuneConfig": "tune.config",
+    "TuneError": "core.errors",
+    "tune": "tune.trainer",
 }
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -25,7 +25,7 @@ __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(f"steer.tune.{_HOME[name]}"), name)
+        return getattr(importlib.import_module(f"steer.{_HOME[name]}"), name)
     raise AttributeError(f"module 'steer.tune' has no attribute {name!r}")
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 
 
 class Stream:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from steer.record import write_json
+from steer.core.errors import TuneError
+from steer.core.files.atomic import write_json
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import INDEX, MANIFEST, PAIRS, Dataset
-from steer.tune.errors import TuneError
 
 
 FOLDER, STATE, META = "checkpoints", "state.pt", "meta.json"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steer.record import plain
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
+from steer.core.files.atomic import plain
 
 
 _SHOWN = 3

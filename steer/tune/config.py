@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 from steer.tune.goals import GOALS, Goal
 from steer.tune.settings import build, read_yaml
 

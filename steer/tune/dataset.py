@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steer.core.errors import TuneError
 from steer.tune.dataset_checks import check_index, check_pairs, check_score, listed
-from steer.tune.errors import TuneError
 from steer.tune.shards import Shards, open_shard
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 from steer.tune.objectives import (
     CSFT_MARK,
     diffusion_kto,

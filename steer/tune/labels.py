@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steer.threshold import Threshold
+from steer.core.errors import TuneError
+from steer.rewards.thresholds.threshold import Threshold
 from steer.tune.checks import histogram
 from steer.tune.dataset import Dataset
 from steer.tune.dataset_checks import listed
-from steer.tune.errors import TuneError
 from steer.tune.goals import TGO, Labelled
 from steer.tune.objectives import tgo_targets
 

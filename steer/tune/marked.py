@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steer.core.errors import TuneError
 from steer.tune.data.features import Features
 from steer.tune.dataset import Dataset
-from steer.tune.errors import TuneError
 from steer.tune.labels import Labels
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steer.threshold import Threshold
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
+from steer.rewards.thresholds.threshold import Threshold
 
 
 Units = Literal["raw", "spread"]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steer.core.errors import TuneError
 from steer.tune.config import LoraConfig
-from steer.tune.errors import TuneError
 from steer.tune.noising import denoiser
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steer.record import versions, write_atomic, write_json
+from steer.core.files.atomic import write_atomic, write_json
+from steer.core.files.versions import versions
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
 from steer.tune.labels import Labels

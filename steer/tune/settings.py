@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 
 
 T = TypeVar("T")

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steer.core.errors import TuneError
 from steer.tune.batches import Order
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset, Pairs
 from steer.tune.dataset_checks import listed
-from steer.tune.errors import TuneError
 from steer.tune.goals import Goal, Labelled
 from steer.tune.labels import Labels, make_labels
 
@@ -90,6 +90,6 @@ def timestep_scale(config: TuneConfig, data: Dataset) -> float | None:
 
 def load_pipeline(config: TuneConfig) -> Any:
     """The pipeline to tune, on the CPU."""
-    from steer.cli.sampling import load_pipeline as load
+    from steer.jobs.pipelines import load_pipeline as load
 
     return load(config.pipeline, "cpu", getattr(torch, config.weights))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 
 
 def open_shard(path: Path) -> Any:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from steer.core.errors import NonFiniteError
 from steer.tune import checkpointing
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.errors import NonFiniteError
 from steer.tune.goals import CSFT, Outcome
 from steer.tune.loader import Batch, Loader, to_device
 from steer.tune.marked import marked_features

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from steer.record import save_png
+from steer.core.files.png import save_png
 from steer.tune.config import ValidationConfig
 from steer.tune.dataset import Dataset
 

@@ -12,13 +12,13 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import steer
-from steer.blending import Blend, Mix, linear, parse, window
-from steer.blending.base import cost, shown
-from steer.blending.effort import affordable, per_row
-from steer.blending.tensors import halves, joined, proxied, rows_of, weighted
-from steer.checkpoints import Checkpoint
-from steer.errors import UnsupportedPipelineError
+from steer.core.errors import UnsupportedPipelineError
+from steer.driver.denoisers import Blend, Mix, linear, parse, window
+from steer.driver.denoisers.blend import cost, shown
+from steer.driver.denoisers.checkpoints import Checkpoint
+from steer.driver.denoisers.tensors import halves, joined, proxied, rows_of, weighted
 from steer.methods import BestOfN
+from steer.pipeline.plan import affordable, per_row
 
 
 finite = st.floats(-8, 8, allow_nan=False).map(lambda x: round(x, 3))
@@ -35,10 +35,10 @@ schedules = st.one_of(
 )
 blends: st.SearchStrategy[Blend] = st.one_of(
     st.builds(steer.RLG, schedules),
-    st.builds(steer.SwitchAt, shares),
-    st.builds(steer.PreferenceGuidance, st.just("owner/worse"), schedules),
-    st.builds(steer.NegativeGuidance, st.just("a 'quoted' (path)/x.safetensors"), shares),
-    st.builds(steer.CHATS, st.just(Checkpoint("a/b", subfolder="unet_lose")), shares),
+    st.builds(steer.denoisers.SwitchAt, shares),
+    st.builds(steer.denoisers.PreferenceGuidance, st.just("owner/worse"), schedules),
+    st.builds(steer.denoisers.NegativeGuidance, st.just("a 'quoted' (path)/x.safetensors"), shares),
+    st.builds(steer.denoisers.CHATS, st.just(Checkpoint("a/b", subfolder="unet_lose")), shares),
 )
 
 
@@ -83,15 +83,15 @@ def test_scales_over_the_steps() -> None:
 def test_switch_at_gives_the_first_steps_to_the_base(
     fraction: float, steps: int, first: int
 ) -> None:
-    blend = steer.SwitchAt(fraction)
+    blend = steer.denoisers.SwitchAt(fraction)
     arms = [next(iter(blend.mix(index, steps).conditional)) for index in range(steps)]
     assert arms == ["base"] * first + ["tuned"] * (steps - first)
 
 
 def test_names_in_any_case_and_with_dashes() -> None:
     assert parse("rlg(2)") == steer.RLG(2)
-    assert parse("switch-at(0.5)") == steer.SwitchAt(0.5)
-    assert parse("negative-guidance('a/b', merge=1)") == steer.NegativeGuidance("a/b", 1)
+    assert parse("switch-at(0.5)") == steer.denoisers.SwitchAt(0.5)
+    assert parse("negative-guidance('a/b', merge=1)") == steer.denoisers.NegativeGuidance("a/b", 1)
     assert parse("RLG(scale=window(2.0, 0.2, 1.0))") == steer.RLG(window(2.0, 0.2, 1.0))
 
 
@@ -120,15 +120,15 @@ def test_text_that_is_no_blend(text: str, words: str) -> None:
         (lambda: steer.RLG(math.nan), "scale=nan.*or a schedule"),
         (lambda: steer.RLG("2"), "scale='2'"),  # pyright: ignore[reportArgumentType]
         (lambda: steer.RLG(True), "scale=True"),
-        (lambda: steer.SwitchAt(-0.1), "fraction=-0.1"),
+        (lambda: steer.denoisers.SwitchAt(-0.1), "fraction=-0.1"),
         (lambda: linear(1, math.inf), "end=inf"),
         (lambda: window(2, 0.6, 0.4), "must not end before"),
         (lambda: window(2, 0.6, 1.4), "end=1.4"),
-        (lambda: steer.NegativeGuidance(""), "negative=''"),
-        (lambda: steer.NegativeGuidance("a/b", merge=2), "merge=2"),
-        (lambda: steer.CHATS(None), "dispreferred=None"),
-        (lambda: steer.CHATS("a/b", proxy=-1), "proxy=-1"),
-        (lambda: steer.PreferenceGuidance("a/b", scale=math.inf), "scale=inf"),
+        (lambda: steer.denoisers.NegativeGuidance(""), "negative=''"),
+        (lambda: steer.denoisers.NegativeGuidance("a/b", merge=2), "merge=2"),
+        (lambda: steer.denoisers.CHATS(None), "dispreferred=None"),
+        (lambda: steer.denoisers.CHATS("a/b", proxy=-1), "proxy=-1"),
+        (lambda: steer.denoisers.PreferenceGuidance("a/b", scale=math.inf), "scale=inf"),
         (lambda: Mix({"base": 0.0}), "must not be 0"),
     ],
 )
@@ -138,9 +138,12 @@ def test_arguments_out_of_range_are_named(make: Any, words: str) -> None:
 
 
 def test_a_long_repr_is_cut() -> None:
-    assert shown(steer.NegativeGuidance("a/b")) == "NegativeGuidance(negative='a/b', merge=0.0)"
+    assert (
+        shown(steer.denoisers.NegativeGuidance("a/b"))
+        == "NegativeGuidance(negative='a/b', merge=0.0)"
+    )
     deep = nn.Sequential(*(nn.Linear(2, 2) for _ in range(20)))
-    assert shown(steer.NegativeGuidance(deep)) == "NegativeGuidance(...)"
+    assert shown(steer.denoisers.NegativeGuidance(deep)) == "NegativeGuidance(...)"
 
 
 class _Models:

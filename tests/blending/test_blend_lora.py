@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tuned_pairs import adapted, component, drawn, fused, save_lora, twin, with_denoiser
 
 import steer
-from steer.checkpoints import Tuned, load
-from steer.checkpoints.lora import tuner_layers
-from steer.errors import CheckpointError, UnsupportedPipelineError
+from steer.core.errors import CheckpointError, UnsupportedPipelineError
+from steer.driver.denoisers.checkpoints import Tuned, load
+from steer.driver.denoisers.checkpoints.lora import tuner_layers
 from steer.methods import BestOfN, NoiseOptimization
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
 
 
@@ -46,8 +46,10 @@ def test_adapter_on_is_tuned_and_off_is_base(family: str, tmp_path: Path) -> Non
     blended, report = drawn(pipe, family, {"tuned": tuned, "blend": steer.RLG(1.8)})
     close(blended, drawn(pipe, family, {"tuned": whole, "blend": steer.RLG(1.8)})[0])
     assert report.ledger.denoiser_rows == 8
-    switched = drawn(pipe, family, {"tuned": tuned, "blend": steer.SwitchAt(0.5)})[0]
-    close(switched, drawn(pipe, family, {"tuned": whole, "blend": steer.SwitchAt(0.5)})[0])
+    switched = drawn(pipe, family, {"tuned": tuned, "blend": steer.denoisers.SwitchAt(0.5)})[0]
+    close(
+        switched, drawn(pipe, family, {"tuned": whole, "blend": steer.denoisers.SwitchAt(0.5)})[0]
+    )
 
 
 def test_the_same_file_is_loaded_once_and_weighs_what_it_is_told(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_the_same_file_is_loaded_once_and_weighs_what_it_is_told(tmp_path: Path)
     file = save_lora(pipe, config, lora, tmp_path)
     first = load(pipe, file)
     layers = len(tuner_layers(pipe.unet))
-    again = load(pipe, steer.Checkpoint(tmp_path, weight=0.4))
+    again = load(pipe, steer.denoisers.Checkpoint(tmp_path, weight=0.4))
     assert first.adapter == again.adapter and first.fingerprint == again.fingerprint
     assert len(tuner_layers(pipe.unet)) == layers
     for tuned, weight in ((first, 1.0), (again, 0.4), (first, 1.0)):
@@ -150,14 +152,16 @@ def test_two_loras_merge_by_being_on_together(tmp_path: Path) -> None:
     wholes = [fused(pipe, lora) for lora in (good, bad)]
     more = {"guidance_scale": 4.0}
     for merge in (0.0, 0.3, 1.0):
-        blends = [steer.NegativeGuidance(model, merge) for model in (files[1], wholes[1])]
+        blends = [steer.denoisers.NegativeGuidance(model, merge) for model in (files[1], wholes[1])]
         found, _ = drawn(pipe, "sd", {"tuned": files[0], "blend": blends[0]}, **more)
         other = build("sd")
         expected, _ = drawn(other, "sd", {"tuned": wholes[0], "blend": blends[1]}, **more)
         close(found, expected)
     with pytest.raises(ValueError, match=r"merge=0\.3: .* is a LoRA and"):
-        guided(pipe, redness, tuned=wholes[0], blend=steer.NegativeGuidance(files[1], 0.3))
-    guided(pipe, redness, tuned=wholes[0], blend=steer.NegativeGuidance(files[1], 1.0))
+        guided(
+            pipe, redness, tuned=wholes[0], blend=steer.denoisers.NegativeGuidance(files[1], 0.3)
+        )
+    guided(pipe, redness, tuned=wholes[0], blend=steer.denoisers.NegativeGuidance(files[1], 1.0))
 
 
 def test_gradients_leave_the_loras_weights_alone(tmp_path: Path) -> None:

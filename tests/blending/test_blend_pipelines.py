@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tuned_pairs import Reference, component, drawn, pictures, twin, with_denoiser
 
 import steer
-from steer.errors import UnsupportedPipelineError
+from steer.core.errors import UnsupportedPipelineError
 from steer.methods import SMC, BestOfN, Prune
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 FAMILIES = ["sd", "sdxl", "sd3", "flux", "pixart", "sana", "wan"]
@@ -39,11 +39,16 @@ def test_identities_bit_for_bit(family: str) -> None:
     tuned, call = twin(pipe), arguments(family)
     base, alone = pictures(pipe(**call)), with_denoiser(pipe, tuned, **arguments(family))
     assert not torch.equal(base, alone)
-    for blend in (steer.RLG(0.0), steer.SwitchAt(1)):
+    for blend in (steer.RLG(0.0), steer.denoisers.SwitchAt(1)):
         assert torch.equal(drawn(pipe, family, {"tuned": tuned, "blend": blend})[0], base)
-    for blend in (None, "RLG(1.0)", steer.SwitchAt(0), steer.PreferenceGuidance(tuned, 0.0)):
+    for blend in (
+        None,
+        "RLG(1.0)",
+        steer.denoisers.SwitchAt(0),
+        steer.denoisers.PreferenceGuidance(tuned, 0.0),
+    ):
         images, report = drawn(pipe, family, {"tuned": tuned, "blend": blend})
-        expected = base if isinstance(blend, steer.PreferenceGuidance) else alone
+        expected = base if isinstance(blend, steer.denoisers.PreferenceGuidance) else alone
         assert torch.equal(images, expected)
         assert report.ledger.denoiser_rows == 4  # one model, four steps
     assert torch.equal(pictures(pipe(**arguments(family))), base)
@@ -117,7 +122,10 @@ def test_chats_and_negative_guidance_part_the_batch(family: str) -> None:
     pipe = shared(family)
     base = getattr(pipe, component(pipe))
     good, bad = twin(pipe, 1), twin(pipe, 2)
-    for blend, proxy in ((steer.NegativeGuidance(bad, 1), 0.0), (steer.CHATS(bad, 0.5), 0.5)):
+    for blend, proxy in (
+        (steer.denoisers.NegativeGuidance(bad, 1), 0.0),
+        (steer.denoisers.CHATS(bad, 0.5), 0.5),
+    ):
         if proxy and family == "pixart":
             with pytest.raises(UnsupportedPipelineError, match="masks tokens"):
                 drawn(pipe, family, {"tuned": good, "blend": blend}, **CFG)
@@ -133,7 +141,7 @@ def test_negative_guidance_from_the_base_and_with_merged_weights() -> None:
     pipe = shared("sd")
     base, good, bad = pipe.unet, twin(pipe, 1), twin(pipe, 2)
     expected = with_denoiser(pipe, _parted(base, base, bad), **arguments("sd", **CFG))
-    images, report = drawn(pipe, "sd", {"blend": steer.NegativeGuidance(bad)}, **CFG)
+    images, report = drawn(pipe, "sd", {"blend": steer.denoisers.NegativeGuidance(bad)}, **CFG)
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=2e-3)
     assert report.denoiser == "NegativeGuidance(...) of base and given UNet2DConditionModel"
 
@@ -144,7 +152,7 @@ def test_negative_guidance_from_the_base_and_with_merged_weights() -> None:
             weight.add_(0.75 * change)
     expected = with_denoiser(pipe, _parted(base, good, merged), **arguments("sd", **CFG))
     before = {k: v.clone() for k, v in bad.state_dict().items()}
-    given = {"tuned": good, "blend": steer.NegativeGuidance(bad, merge=0.25)}
+    given = {"tuned": good, "blend": steer.denoisers.NegativeGuidance(bad, merge=0.25)}
     images, _ = drawn(pipe, "sd", given, **CFG)
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=2e-3)
     assert all(torch.equal(v, before[k]) for k, v in bad.state_dict().items())
@@ -163,17 +171,17 @@ def test_negative_guidance_where_the_null_prompt_has_a_call_of_its_own() -> None
         return model(*args, **kwargs)[0]
 
     expected = with_denoiser(pipe, Reference(base, answer), **arguments("flux", **more))
-    given = {"tuned": good, "blend": steer.NegativeGuidance(bad, merge=1)}
+    given = {"tuned": good, "blend": steer.denoisers.NegativeGuidance(bad, merge=1)}
     images, _ = drawn(pipe, "flux", given, **more)
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-3)
     with pytest.raises(UnsupportedPipelineError, match="call of its own"):
-        drawn(pipe, "flux", {"tuned": good, "blend": steer.CHATS(bad)}, **more)
+        drawn(pipe, "flux", {"tuned": good, "blend": steer.denoisers.CHATS(bad)}, **more)
 
 
 @pytest.mark.parametrize("family", ["sd", "flux"])
 def test_a_negative_model_needs_classifier_free_guidance(family: str) -> None:
     pipe = shared(family)
-    given = {"tuned": twin(pipe), "blend": steer.NegativeGuidance(twin(pipe, 2))}
+    given = {"tuned": twin(pipe), "blend": steer.denoisers.NegativeGuidance(twin(pipe, 2))}
     with pytest.raises(UnsupportedPipelineError, match="turn classifier-free guidance on"):
         drawn(pipe, family, given, guidance_scale=1.0)
     assert "forward" not in vars(getattr(pipe, component(pipe)))
@@ -186,7 +194,7 @@ def test_methods_compose_whatever_the_width_and_rows_are_those_seen(
 ) -> None:
     pipe = shared("sd", "euler_a")
     tuned = twin(pipe)
-    blend = steer.RLG(steer.window(1.5, 0.5, 1.0))  # the tuned model alone, then both
+    blend = steer.RLG(steer.denoisers.window(1.5, 0.5, 1.0))  # the tuned model alone, then both
 
     def run(width: int) -> tuple[Any, int]:
         steered = guided(pipe, redness, method=method, tuned=tuned, blend=blend, width=width)
@@ -321,7 +329,7 @@ def test_where_prompts_have_calls_of_their_own_both_are_blended() -> None:
         return (bad if len(calls) % 2 == 0 else good)(*args, **kwargs)[0]
 
     expected = with_denoiser(pipe, Reference(base, answer), **arguments("wan", **CFG))
-    given = {"tuned": good, "blend": steer.NegativeGuidance(bad, merge=1)}
+    given = {"tuned": good, "blend": steer.denoisers.NegativeGuidance(bad, merge=1)}
     images, report = drawn(pipe, "wan", given, **CFG)
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-3)
     assert report.ledger.denoiser_rows == 4 and len(calls) == 8

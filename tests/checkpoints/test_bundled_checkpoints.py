@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import steer
-from steer.checkpoints import KNOWN, load
-from steer.checkpoints.known import is_bundled
-from steer.checkpoints.lora import tuner_layers
+from steer.driver.denoisers.checkpoints import KNOWN, load
+from steer.driver.denoisers.checkpoints.known import is_bundled
+from steer.driver.denoisers.checkpoints.lora import tuner_layers
 
 
 BUNDLED = [name for name, known in KNOWN.items() if is_bundled(known)]

@@ -14,10 +14,10 @@ from torch import nn
 from tuned_pairs import component, drawn, twin, with_denoiser
 
 import steer
-from steer.checkpoints import Checkpoint, Tuned, load
-from steer.errors import CheckpointError, UnsupportedPipelineError
+from steer.core.errors import CheckpointError, UnsupportedPipelineError
+from steer.driver.denoisers.checkpoints import Checkpoint, Tuned, load
 from steer.methods import BestOfN
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 FAMILIES = ["sd", "sdxl", "sd3", "flux"]
@@ -98,8 +98,8 @@ def test_handles_are_passed_on_without_loading_again(
     tuned = load(pipe, tmp_path)
     assert len(tuned.fingerprint) == 12 and tuned.fingerprint in repr(tuned)
     assert tuned.fingerprint == load(pipe, module).fingerprint
-    monkeypatch.setattr("steer.checkpoints.loading._read", None)
-    for blend in (None, steer.RLG(2.0), steer.SwitchAt(0.5)):
+    monkeypatch.setattr("steer.driver.denoisers.checkpoints.loading._read", None)
+    for blend in (None, steer.RLG(2.0), steer.denoisers.SwitchAt(0.5)):
         guided(pipe, redness, method=BestOfN(1), tuned=tuned, blend=blend)(**arguments("sd"))
 
 
@@ -171,7 +171,7 @@ def test_modules_in_another_precision_are_refused() -> None:
 
 
 def test_pickles_are_refused_and_convert_is_the_way_out(tmp_path: Path) -> None:
-    from steer.rewards.convert import convert
+    from steer.jobs.convert import convert
 
     pipe = build("sd")
     module = twin(pipe)

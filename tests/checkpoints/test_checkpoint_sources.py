@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 
-from steer.checkpoints import KNOWN, Checkpoint
-from steer.checkpoints.known import is_bundled, is_repository, named
-from steer.checkpoints.origin import seems_made_for
-from steer.checkpoints.source import choose, find
-from steer.errors import CheckpointError
+from steer.core.errors import CheckpointError
+from steer.driver.denoisers.checkpoints import KNOWN, Checkpoint
+from steer.driver.denoisers.checkpoints.known import is_bundled, is_repository, named
+from steer.driver.denoisers.checkpoints.origin import seems_made_for
+from steer.driver.denoisers.checkpoints.source import choose, find
 
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -214,8 +214,8 @@ def test_a_cached_repository_is_found_offline(
         assert repository == "a/b" and given == {"revision": "r", "local_files_only": True}
         return str(tmp_path)
 
-    monkeypatch.setattr("steer.checkpoints.source.snapshot_download", snapshot)
-    monkeypatch.setattr("steer.checkpoints.source.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("steer.driver.denoisers.checkpoints.source.snapshot_download", snapshot)
+    monkeypatch.setattr("steer.driver.denoisers.checkpoints.source.HF_HUB_OFFLINE", True)
     found = find(Checkpoint("a/b", revision="r"), "unet", "a/b")
     assert found.files == (tmp_path / UNET,)
 
@@ -233,9 +233,9 @@ def test_only_the_denoiser_is_downloaded(tmp_path: Path, monkeypatch: pytest.Mon
         def list_repo_files(self, repository: str, revision: str | None) -> list[str]:
             return listed
 
-    monkeypatch.setattr("steer.checkpoints.source.HfApi", Api)
-    monkeypatch.setattr("steer.checkpoints.source.snapshot_download", snapshot)
-    monkeypatch.setattr("steer.checkpoints.source.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("steer.driver.denoisers.checkpoints.source.HfApi", Api)
+    monkeypatch.setattr("steer.driver.denoisers.checkpoints.source.snapshot_download", snapshot)
+    monkeypatch.setattr("steer.driver.denoisers.checkpoints.source.HF_HUB_OFFLINE", False)
     with pytest.raises(CheckpointError, match="it has no files"):
         find(Checkpoint("a/b"), "unet", "a/b")  # nothing was put into the folder
     assert wanted == [

@@ -11,9 +11,9 @@ import pytest
 import torch
 from toy import SCHEDULERS, Mixture, Toy, on_points, run
 
+from steer.driver.grid import Schedule
 from steer.methods import Beam, Blockwise
-from steer.schedule import Schedule
-from steer.starts import Starts
+from steer.search.starts import Starts
 
 
 TWO = Mixture([[-2.0], [1.0]], [0.5, 0.4], [0.3, 0.7])

@@ -14,8 +14,10 @@ from scipy import stats
 from torch import Tensor
 from toy import SCHEDULERS, Mixture, Toy, gaussian_chain, on_points, points, run
 
-from steer.guidance import reach, reward_gradient, shifted
-from steer.lookahead import LookaheadSet, pull_towards_reward, standardised
+from steer.core.ddim import ddim, snr_ratio
+from steer.core.resampling import log_mean_exp, normalised
+from steer.core.types import Population, Step
+from steer.core.when import at, between, every
 from steer.methods import (
     SMC,
     BestOfN,
@@ -24,12 +26,10 @@ from steer.methods import (
     GradientProposal,
     LookaheadGuidance,
 )
-from steer.moves import ddim, snr_ratio
-from steer.pipeline import guided
-from steer.samples import identity
-from steer.selectors import log_mean_exp, normalised
-from steer.types import Population, Step
-from steer.when import at, between, every
+from steer.pipeline.guided import guided
+from steer.rewards.thresholds.scores import identity
+from steer.search.guidance import reach, reward_gradient, shifted
+from steer.search.lookahead import LookaheadSet, pull_towards_reward, standardised
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

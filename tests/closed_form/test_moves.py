@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from steer.moves import ddim, snr_ratio
-from steer.schedule import Schedule
-from steer.types import Move, Step
+from steer.core.ddim import ddim, snr_ratio
+from steer.core.types import Move, Step
+from steer.driver.grid import Schedule
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -11,14 +11,14 @@ import torch
 from families import arguments, build
 from torch import Tensor
 
-from steer.context import Context
-from steer.methods.ascent import ReNOAscent, SphereAscent
-from steer.pipeline import guided
+from steer.core.sphere import angles, radius, tangent
+from steer.core.types import Population, Search, Step
+from steer.methods.noise.ascent import ReNOAscent, SphereAscent
+from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
-from steer.shortcut import probe, short_grid, slope
-from steer.sphere import angles, radius, tangent
-from steer.starts import Starts
-from steer.types import Population, Search, Step
+from steer.search.context import Context
+from steer.search.short_runs import probe, short_grid, slope
+from steer.search.starts import Starts
 
 
 def curved(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from toy import SCHEDULERS, Denoiser, Mixture, Toy, gaussian_chain, on_points
 
-from steer.blending import RLG, Blend, PreferenceGuidance, SwitchAt, linear, window
+from steer.driver.denoisers import RLG, Blend, PreferenceGuidance, SwitchAt, linear, window
 from steer.methods import BestOfN, Budget, NoiseOptimization
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 MEAN, STD, SLOPE, BETA = -1.0, 1.5, 0.8, 2.0

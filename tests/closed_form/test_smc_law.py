@@ -12,13 +12,13 @@ from scipy import stats
 from torch import Tensor
 from toy import SCHEDULERS, Mixture, Toy, gaussian_chain, on_points, points, run
 
-from steer.cloud import Cloud
+from steer.core.ddim import ddim
+from steer.core.resampling import log_mean_exp, normalised
+from steer.core.types import Move, Population, Step
+from steer.core.when import at, every
 from steer.methods import SMC
-from steer.moves import ddim
-from steer.pipeline import guided
-from steer.selectors import log_mean_exp, normalised
-from steer.types import Move, Population, Step
-from steer.when import at, every
+from steer.pipeline.guided import guided
+from steer.search.cloud import Cloud
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

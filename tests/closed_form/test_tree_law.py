@@ -12,8 +12,8 @@ from torch import Tensor
 from toy import SCHEDULERS, Mixture, Toy, gaussian_chain, on_points, points, run
 
 from steer.methods import BestOfN, Tree
-from steer.methods.tree_nodes import Grove, Node
-from steer.pipeline import guided
+from steer.methods.particles.tree_nodes import Grove, Node
+from steer.pipeline.guided import guided
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

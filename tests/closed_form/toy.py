@@ -40,10 +40,10 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from steer.pipeline import guided
+from steer.core.types import Population
+from steer.driver.grid import Schedule, prediction_of
+from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
-from steer.schedule import Schedule, prediction_of
-from steer.types import Population
 
 
 SPAN = 16.0

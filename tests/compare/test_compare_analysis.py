@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from steer.compare import analysis
-from steer.compare.plot import Point, digits_for, frontier, text_of
-from steer.compare.scoring import BLOCK, blocks, pixel_spread, spread
+from steer.jobs.compare import analysis
+from steer.jobs.compare.plot import Point, digits_for, frontier, text_of
+from steer.jobs.compare.scoring import BLOCK, blocks, pixel_spread, spread
 
 
 def test_the_interval_of_a_normal_mean() -> None:

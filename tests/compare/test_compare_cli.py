@@ -12,7 +12,7 @@ from families import build
 from typer.testing import CliRunner, Result
 
 from steer.cli.app import app
-from steer.compare.arms import Painter
+from steer.jobs.compare.arms import Painter
 
 
 Invoke = Callable[..., Result]
@@ -21,7 +21,7 @@ Invoke = Callable[..., Result]
 @pytest.fixture
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """`steer compare` on a plan written to a file, with a tiny pipeline in the hub's place."""
-    monkeypatch.setattr("steer.compare.arms.load_pipeline", lambda *_: build("sd"))
+    monkeypatch.setattr("steer.jobs.compare.arms.load_pipeline", lambda *_: build("sd"))
     monkeypatch.chdir(tmp_path)
 
     def call(*options: str, **more: Any) -> Result:
@@ -99,5 +99,5 @@ def test_a_pipeline_without_guidance(invoke: Invoke, monkeypatch: pytest.MonkeyP
         def __call__(self, prompt: str, num_inference_steps: int = 3) -> None: ...
 
     pipe.__class__ = Unguided
-    monkeypatch.setattr("steer.compare.arms.load_pipeline", lambda *_: pipe)
+    monkeypatch.setattr("steer.jobs.compare.arms.load_pipeline", lambda *_: pipe)
     assert "guidance: Unguided takes no 'guidance_scale'" in one_line(invoke(guidance=3.0))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from steer.compare.config import Arm, Comparison, from_dict, read
-from steer.compare.errors import ComparisonError
+from steer.core.errors import ComparisonError
+from steer.jobs.compare.config import Arm, Comparison, from_dict, read
 
 
 ARMS = [{"name": "base"}, {"name": "steered", "compute": 4}]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from families import build
 
-from steer.compare import prompts
-from steer.compare.arms import check_arm
-from steer.compare.config import Comparison, read
-from steer.compare.prompts import Prompt, PromptSet, load_prompts
-from steer.compare.run import run
+from steer.jobs.compare import prompts
+from steer.jobs.compare.arms import check_arm
+from steer.jobs.compare.config import Comparison, read
+from steer.jobs.compare.prompts import Prompt, PromptSet, load_prompts
+from steer.jobs.compare.run import run
 from steer.rewards import register_reward
 
 
@@ -41,7 +41,7 @@ def test_the_shapes_example_is_whole() -> None:
 
 
 def test_the_known_names_exist() -> None:
-    from steer.checkpoints import KNOWN
+    from steer.driver.denoisers.checkpoints import KNOWN
 
     plan = read(EXAMPLES / "compare_sd15.yaml")
     assert {arm.tuned for arm in plan.arms if arm.tuned} <= set(KNOWN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steer.compare.plot import Point, quality
+from steer.jobs.compare.plot import Point, quality
 
 
 def test_many_arms_at_one_place_are_labelled() -> None:

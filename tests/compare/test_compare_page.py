@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from arena import ARMS, PROMPTS, compare
 
-from steer.compare import views
+from steer.jobs.compare import views
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from steer.compare import prompts, sources
-from steer.compare.errors import PromptsError
-from steer.compare.prompts import load_prompts
-from steer.compare.sources import PromptFile, cache_path, fetch
+from steer.core.errors import PromptsError
+from steer.jobs.compare import prompts, sources
+from steer.jobs.compare.prompts import load_prompts
+from steer.jobs.compare.sources import PromptFile, cache_path, fetch
 
 
 def test_a_text_file(tmp_path: Path) -> None:

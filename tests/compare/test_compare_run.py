@@ -17,14 +17,14 @@ from arena import PROMPTS, compare, comparison, contents, forked
 from families import build
 from PIL import Image
 
-from steer import record
-from steer.compare import store as stores
-from steer.compare.arms import effort
-from steer.compare.config import Arm
-from steer.compare.errors import ComparisonError, FolderError
-from steer.compare.run import Run
-from steer.compare.store import Unit
-from steer.rows import row_seed
+from steer.core.errors import ComparisonError, FolderError
+from steer.core.files import record
+from steer.core.seeds import row_seed
+from steer.jobs.compare import store as stores
+from steer.jobs.compare.arms import effort
+from steer.jobs.compare.config import Arm
+from steer.jobs.compare.run import Run
+from steer.jobs.compare.store import Unit
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,8 @@ def test_a_finished_run_loads_nothing(copied: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded a reward")
 
-    monkeypatch.setattr("steer.compare.scoring.load_reward", refuse)
-    monkeypatch.setattr("steer.compare.arms.load_reward", refuse)
+    monkeypatch.setattr("steer.jobs.compare.scoring.load_reward", refuse)
+    monkeypatch.setattr("steer.jobs.compare.arms.load_reward", refuse)
     assert compare(copied) == copied / "report.html"
 
 
@@ -270,7 +270,7 @@ def test_changed_weights_are_noticed(copied: Path) -> None:
 
 
 def test_effort_counts_plain_calls_of_the_base() -> None:
-    from steer.blending import RLG
+    from steer.driver.denoisers import RLG
     from steer.methods import BestOfN
 
     assert effort(Arm("a"), 20) == {"method": BestOfN(1)}

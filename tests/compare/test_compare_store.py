@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from steer import record
-from steer.compare.errors import FolderError
-from steer.compare.store import SETUP, Store, Unit, differences, slug, unsealed
+from steer.core.errors import FolderError
+from steer.core.files import record
+from steer.jobs.compare.store import SETUP, Store, Unit, differences, slug, unsealed
 
 
 UNIT = Unit("base", 12, 3)

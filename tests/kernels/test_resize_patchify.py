@@ -173,7 +173,7 @@ def test_custom_ops(device: torch.device) -> None:
 def test_reference_is_the_rewards_preprocessing(
     fit: Any, shape: tuple[int, int], crop: Any
 ) -> None:
-    from steer.rewards.preprocess import Preprocess
+    from steer.rewards.clip.preprocess import Preprocess
 
     x = images(2, 3, *shape).double()
     pixels = Preprocess(resize=fit, crop=crop)(x)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from steer_kernels.attention_cls import HEAD_DIMS
 
-from steer.rewards.preprocess import Preprocess
-from steer.rewards.vit_tower import VitTower
-from steer.rewards.vit_weights import unfit, vit_weights
+from steer.rewards.clip.preprocess import Preprocess
+from steer.rewards.clip.tower import VitTower
+from steer.rewards.clip.tower_weights import unfit, vit_weights
 
 
 VISION = {"image_size": 28, "layers": 3, "width": 64, "head_width": 64, "patch_size": 14}

@@ -10,10 +10,10 @@ from counted_work import agrees, counting
 from families import arguments, build, redness, seeded, shared
 from hypothesis import given, settings, strategies as st
 
-from steer.errors import UnsupportedPipelineError, UnsupportedSchedulerError
+from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerError
+from steer.core.when import at, between, every
 from steer.methods import Beam, BestOfN, Budget, Gate
-from steer.pipeline import guided
-from steer.when import at, between, every
+from steer.pipeline.guided import guided
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from families import arguments, redness, shared
 from torch import Tensor
 
 from steer.methods import BestOfN
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 def test_rewards_rise_with_n_and_particles_are_shared() -> None:

@@ -11,11 +11,11 @@ import torch
 from counted_work import agrees, counting, reddish
 from families import arguments, redness, seeded, shared
 
+from steer.core.when import at
 from steer.methods import BestOfN, BestOfNGuidance, Gate
-from steer.pipeline import guided
-from steer.rewards.ensemble import RankEnsemble
+from steer.pipeline.guided import guided
+from steer.rewards.combine.ensemble import RankEnsemble
 from steer.rewards.function import FunctionReward
-from steer.when import at
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])

@@ -10,9 +10,9 @@ from counted_work import agrees, counting
 from families import arguments, redness, seeded, shared
 from hypothesis import given, settings, strategies as st
 
-from steer.errors import UnsupportedSchedulerError
+from steer.core.errors import UnsupportedSchedulerError
 from steer.methods import BestOfN, Blockwise, Gate
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 @settings(deadline=None, max_examples=300)

@@ -10,10 +10,10 @@ from counted_work import agrees, counting, reddish
 from families import SCHEDULERS, arguments, redness, seeded, shared
 from hypothesis import given, settings, strategies as st
 
-from steer.errors import UnsupportedSchedulerError
+from steer.core.errors import UnsupportedSchedulerError
+from steer.core.when import at
 from steer.methods import Budget, Draft, Gate, Guide, NoiseOptimization, Prune, Then
-from steer.pipeline import guided
-from steer.when import at
+from steer.pipeline.guided import guided
 
 
 SMALL = Draft(4, (2, 1), (0.5, 0.75), through=3)

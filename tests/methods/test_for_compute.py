@@ -10,9 +10,9 @@ from families import arguments, redness, shared
 from hypothesis import given, settings, strategies as st
 
 from steer import methods
-from steer.cli.parse import parse_method
 from steer.methods import BestOfN, Budget, Tree
-from steer.pipeline import guided
+from steer.methods.parse import parse_method
+from steer.pipeline.guided import guided
 
 
 SIZED = [

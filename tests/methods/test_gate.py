@@ -10,11 +10,11 @@ import pytest
 import torch
 from families import arguments, redness, seeded, shared
 
-from steer import Threshold, ThresholdError
-from steer.cli.parse import parse_method
-from steer.errors import NotAcceptedError
+from steer import Threshold
+from steer.core.errors import NotAcceptedError, ThresholdError
 from steer.methods import BestOfN, Gate, Prune
-from steer.pipeline import guided
+from steer.methods.parse import parse_method
+from steer.pipeline.guided import guided
 
 
 PIPE = "sd"

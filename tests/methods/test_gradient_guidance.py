@@ -11,16 +11,16 @@ from counted_work import agrees, counting, reddish
 from families import arguments, build, redness, seeded, shared
 from torch import Tensor
 
-from steer.errors import (
+from steer.core.errors import (
     GradientError,
     RewardError,
     UnsupportedPipelineError,
     UnsupportedSchedulerError,
 )
+from steer.core.when import at, between, every
 from steer.methods import SMC, BestOfN, GradientGuidance, GradientProposal
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
-from steer.when import at, between, every
 
 
 KEEN = GradientGuidance(2, strength=0.3, when=between(0.3, 0.8))

@@ -9,7 +9,8 @@ import torch
 from counted_work import agrees, counting, reddish
 from families import arguments, redness, seeded, shared
 
-from steer.errors import RewardError
+from steer.core.errors import RewardError
+from steer.core.when import at, between, every
 from steer.methods import (
     SMC,
     BestOfN,
@@ -20,8 +21,7 @@ from steer.methods import (
     NoiseOptimization,
     Prune,
 )
-from steer.pipeline import guided
-from steer.when import at, between, every
+from steer.pipeline.guided import guided
 
 
 PRUNE = Prune(4, (2,), (0.5,))

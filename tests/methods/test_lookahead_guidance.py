@@ -12,10 +12,11 @@ import torch
 from counted_work import agrees, counting, reddish
 from families import arguments, redness, seeded, shared
 
-from steer.lookahead import LookaheadSet, lookaheads, standardised
+from steer.core.when import at, every
 from steer.methods import BestOfN, Gate, LookaheadGuidance, Then
-from steer.pipeline import guided
-from steer.when import at, every
+from steer.pipeline.guided import guided
+from steer.pipeline.lookahead_runs import lookaheads
+from steer.search.lookahead import LookaheadSet, standardised
 
 
 KEEN = LookaheadGuidance(2, lookaheads=6, through=2, lam=1000.0, when=every(1))

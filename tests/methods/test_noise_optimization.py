@@ -11,14 +11,14 @@ import torch
 from families import arguments, build, seeded, shared
 from torch import Tensor
 
-from steer.errors import GradientError, RewardError, UnsupportedPipelineError
+from steer.core.ddim import ddim
+from steer.core.errors import GradientError, RewardError, UnsupportedPipelineError
+from steer.driver.grid import Schedule
 from steer.methods import BestOfN, NoiseOptimization
-from steer.methods.ascent import Best
-from steer.moves import ddim
-from steer.pipeline import guided
+from steer.methods.noise.ascent import Best
+from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
-from steer.schedule import Schedule
-from steer.shortcut import short_grid
+from steer.search.short_runs import short_grid
 
 
 def red(images: Tensor, prompts: Sequence[str]) -> Tensor:

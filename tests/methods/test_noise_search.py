@@ -12,13 +12,13 @@ import torch
 from families import SCHEDULERS, arguments, seeded, shared
 from torch import Tensor
 
-from steer.errors import UnsupportedSchedulerError
+from steer.core.errors import UnsupportedSchedulerError
+from steer.driver.grid import Schedule
 from steer.methods import BestOfN, NoiseSearch
-from steer.methods.paths import bounds, noised
-from steer.pipeline import guided
+from steer.methods.noise.paths import bounds, noised
+from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
-from steer.schedule import Schedule
-from steer.starts import FIRST_MADE, Starts
+from steer.search.starts import FIRST_MADE, Starts
 
 
 def red(images: Tensor, prompts: Sequence[str]) -> Tensor:

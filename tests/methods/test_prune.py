@@ -8,7 +8,7 @@ from families import arguments, redness, shared
 from hypothesis import given, settings, strategies as st
 
 from steer.methods import BestOfN, Prune, for_compute
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import torch
 from families import arguments, redness, seeded, shared
 
 import steer
-from steer import Calibration, Gate, Previews, StepGate, Threshold, ThresholdError
-from steer.calibration import noise_share
-from steer.methods import BestOfN
-from steer.pipeline import guided
+from steer import Gate, Threshold
+from steer.core.errors import ThresholdError
+from steer.methods import BestOfN, Previews, StepGate
+from steer.pipeline.guided import guided
+from steer.rewards import Calibration
+from steer.rewards.thresholds.conformal import noise_share
 
 
 STEPS = 4
@@ -228,7 +230,9 @@ PROMPTS = [f"{a} {b}" for a in "abc" for b in "xyz"]
 
 def test_pilots_are_plain_calls() -> None:
     given = guided(shared("sd"), redness, method=BestOfN(7))
-    together = steer.pilots(given, PROMPTS, at=(0.25, 0.5), seed=5, batch=4, **pilot_call())
+    together = steer.pipeline.pilots(
+        given, PROMPTS, at=(0.25, 0.5), seed=5, batch=4, **pilot_call()
+    )
     assert (together.steps, together.count, together.reward) == ((0, 1), STEPS, "redness")
     assert together.model == "StableDiffusionPipeline"
     assert together.previews.shape == (9, 2)
@@ -236,14 +240,14 @@ def test_pilots_are_plain_calls() -> None:
         alone = run(BestOfN(1), prompt=PROMPTS[i], generator=seeded(5 + i))
         assert together.finals[i] == pytest.approx(alone.rewards[0], abs=1e-6)
     assert given.method == BestOfN(7)
-    plain = steer.pilots(given, PROMPTS[:2], **pilot_call())
+    plain = steer.pipeline.pilots(given, PROMPTS[:2], **pilot_call())
     assert plain.previews.shape == (2, 0)
     assert Threshold.fit(plain.scores()).reward == "redness"
 
 
 def test_calibrate_and_run(tmp_path: Path) -> None:
     given = guided(shared("sd"), redness)
-    runs = steer.pilots(given, PROMPTS * 2, at=(0.5,), batch=6, **pilot_call())
+    runs = steer.pipeline.pilots(given, PROMPTS * 2, at=(0.5,), batch=6, **pilot_call())
     tau = between(runs.finals, 10)
     calibration = steer.calibrate(
         given, PROMPTS * 2, tau, at=(0.5,), alpha=0.2, batch=6, **pilot_call()
@@ -277,7 +281,7 @@ def test_bad_pilots(given: dict[str, Any], named: str) -> None:
     pipe = guided(shared("sd"), redness)
     prompts = given.pop("prompts", ["a"])
     with pytest.raises(ValueError, match=named):
-        steer.pilots(pipe, prompts, **given)
+        steer.pipeline.pilots(pipe, prompts, **given)
 
 
 def test_bad_calibrations() -> None:

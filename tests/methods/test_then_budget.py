@@ -11,7 +11,7 @@ from families import arguments, build, seeded, shared
 from torch import Tensor
 
 from steer.methods import BestOfN, Budget, Gate, NoiseOptimization, NoiseSearch, Prune, Then
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
 
 

@@ -10,9 +10,9 @@ from counted_work import agrees, counting
 from families import arguments, build, redness, seeded, shared
 from hypothesis import given, settings, strategies as st
 
-from steer.errors import UnsupportedPipelineError, UnsupportedSchedulerError
+from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerError
 from steer.methods import BestOfN, Budget, Gate, Tree
-from steer.pipeline import guided
+from steer.pipeline.guided import guided
 
 
 KEEN = Tree(12, batch=2, widen=(1.0, 0.5))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from steer.methods.tree_nodes import Grove, Node, Policy, log_mean_exp
+from steer.methods.particles.tree_nodes import Grove, Node, Policy, log_mean_exp
 
 
 DTS = Policy(lam=1.3, explore=0.0, sample=True, widen=(1.0, 0.7), standardise=False)

@@ -19,9 +19,9 @@ from transformers_clip import (
 )
 
 import steer
-from steer.errors import CheckpointError
-from steer.rewards.aesthetic import aesthetic, aesthetic_v1, folded
-from steer.rewards.clip_layout import to_open_clip
+from steer.core.errors import CheckpointError
+from steer.rewards.clip.layout import to_open_clip
+from steer.rewards.models.aesthetic import aesthetic, aesthetic_v1, folded
 
 
 def published_mlp(width: int) -> nn.Sequential:
@@ -209,7 +209,7 @@ def test_unknown_model_and_missing_files(folder, options, monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("steer.rewards.hub.hf_hub_download", offline)
+    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", offline)
     pin = "32bd64288804d66eefd0ccbe215aa642df71cc41"
     command = f"hf download openai/clip-vit-large-patch14 model.safetensors --revision {pin}"
     with pytest.raises(CheckpointError, match=rf"{command}.*1\.71 GB.*pass backbone="):

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 import steer
-from steer.errors import CheckpointError
-from steer.rewards.clip import clip
-from steer.rewards.preprocess import Preprocess
+from steer.core.errors import CheckpointError
+from steer.rewards.clip.preprocess import Preprocess
+from steer.rewards.models.clip import clip
 
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -103,7 +103,7 @@ def test_a_tag_is_fetched_and_its_preprocessing_used(models, tmp_path, monkeypat
     torch.save(open_clip.create_model("tiny-quick").state_dict(), path)
     tag = {"hf_hub": "someone/tiny/", "quick_gelu": True, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: dict(tag))
-    monkeypatch.setattr("steer.rewards.clip.download_pretrained", lambda cfg: str(path))
+    monkeypatch.setattr("steer.rewards.models.clip.download_pretrained", lambda cfg: str(path))
     reward = clip("tiny-vit:mine", device="cpu")
     assert reward.preprocess.mean == (0.5, 0.5, 0.5)
     assert "QuickGELU" in str(reward.encoder.model)
@@ -111,7 +111,7 @@ def test_a_tag_is_fetched_and_its_preprocessing_used(models, tmp_path, monkeypat
     def offline(cfg):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("steer.rewards.clip.download_pretrained", offline)
+    monkeypatch.setattr("steer.rewards.models.clip.download_pretrained", offline)
     message = r"clip:tiny-vit:mine: cannot get its files from 'someone/tiny/' \(no network\)"
     with pytest.raises(CheckpointError, match=message):
         clip("tiny-vit:mine")
@@ -125,7 +125,7 @@ def test_hub_folder(folder_model, monkeypatch):
         assert repository == "someone/model"
         return str(folder / filename)
 
-    monkeypatch.setattr("steer.rewards.clip.download_pretrained_from_hf", fetch)
+    monkeypatch.setattr("steer.rewards.models.clip.download_pretrained_from_hf", fetch)
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: local.encoder.tokenizer.tokenizer)
     images = torch.rand(2, 3, 64, 64)
     remote = clip("hf-hub:someone/model", device="cpu")

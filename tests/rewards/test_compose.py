@@ -12,13 +12,13 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 import steer
-from steer.errors import RewardError
+from steer.core.errors import RewardError
 from steer.rewards import registry as registry_module, reward
-from steer.rewards.compose import Composite, WeightedReward, check_absolute, is_relative
-from steer.rewards.ensemble import RankEnsemble, Standardised
+from steer.rewards.combine.ensemble import RankEnsemble, Standardised
+from steer.rewards.combine.minimum import FLOOR, AtLeast
+from steer.rewards.combine.slope import clipped, limited
+from steer.rewards.combine.weighted import Composite, WeightedReward, check_absolute, is_relative
 from steer.rewards.function import FunctionReward
-from steer.rewards.minimum import FLOOR, AtLeast
-from steer.rewards.slope import clipped, limited
 
 
 def table(column: int, name: str | None = None, **declared) -> FunctionReward:
@@ -195,7 +195,7 @@ def test_specs() -> None:
 
 
 def test_ensembles_as_text(monkeypatch) -> None:
-    from steer.cli.parse import parse_reward
+    from steer.rewards.parse import parse_reward
 
     monkeypatch.setattr(registry_module, "_registered", {})
     for name, column in (("first", 0), ("second", 1)):
@@ -477,5 +477,5 @@ def test_presets_refuse(stand_ins) -> None:
 
 
 def test_names_are_exported() -> None:
-    assert steer.AtLeast is AtLeast
+    assert steer.rewards.AtLeast is AtLeast
     assert issubclass(AtLeast, Composite)

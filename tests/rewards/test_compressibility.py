@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 import steer
-from steer.rewards.compressibility import compressibility, incompressibility
+from steer.rewards.models.compressibility import compressibility, incompressibility
 
 
 def kilobytes(array: np.ndarray, path) -> float:

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 import steer
-from steer import PerFrame
+from steer.core.errors import NotFiniteError
+from steer.rewards import PerFrame
 from steer.rewards.frames import as_videos, images_scored, resolve_for, takes_videos
 from steer.rewards.function import FunctionReward
-from steer.rewards.inputs import NotFiniteError
 
 
 def contrast(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -226,10 +226,10 @@ def test_a_reward_for_whole_videos_gets_them_whole() -> None:
             lambda: PerFrame(red)([[Image.new("RGB", (4, 4)), Image.new("RGB", (8, 4))]], "p"),
             "different sizes",
         ),
-        (lambda: steer.reward(red)(videos(), PROMPTS), r"with steer.PerFrame\(reward\)"),
+        (lambda: steer.reward(red)(videos(), PROMPTS), r"with steer.rewards.PerFrame\(reward\)"),
         (
             lambda: (PerFrame(red) + steer.reward(blue))(videos(), PROMPTS),
-            r"with steer.PerFrame\(reward\)",
+            r"with steer.rewards.PerFrame\(reward\)",
         ),
     ],
 )

@@ -17,9 +17,9 @@ from torch.nn.functional import normalize, pad
 from torchvision.transforms.functional import InterpolationMode, resize
 
 import steer
-from steer.errors import CheckpointError
-from steer.rewards.encoder import Encoder, _build
-from steer.rewards.hpsv2 import hpsv2, hpsv2_preprocess
+from steer.core.errors import CheckpointError
+from steer.rewards.clip.encoder import Encoder, _build
+from steer.rewards.models.hpsv2 import hpsv2, hpsv2_preprocess
 
 
 PIN = "697403c78157020a1ae59d23f111aa58ced35b0a"
@@ -237,7 +237,7 @@ def test_missing_weights_say_what_to_download(monkeypatch, tmp_path):
     def offline(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("steer.rewards.hub.hf_hub_download", offline)
+    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", offline)
     with pytest.raises(CheckpointError) as error:
         steer.reward("hpsv2")
     command = f"hf download xswu/HPSv2 HPS_v2.1_compressed.pt --revision {PIN}"
@@ -252,7 +252,7 @@ def test_hub_gets_pinned_names(monkeypatch, hps_file, hps_config):
         asked.append((repository, name, revision))
         return str(hps_file)
 
-    monkeypatch.setattr("steer.rewards.hub.hf_hub_download", fetch)
+    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", fetch)
     steer.reward("hpsv2", model_config=hps_config, device="cpu")
     steer.reward("hpsv2.0", model_config=hps_config, device="cpu", revision="main")
     assert asked == [

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steer.errors import CheckpointError
-from steer.rewards import hub
-from steer.rewards.hub import FILES, HubFile, fetch, locate
+from steer.core.errors import CheckpointError
+from steer.core.weights import hub
+from steer.core.weights.hub import FILES, HubFile, fetch, locate
 
 
 def test_the_table_is_pinned_and_plain():

@@ -25,9 +25,9 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from transformers import BertConfig, BertModel, BertTokenizer
 
 import steer
-from steer.errors import CheckpointError
-from steer.rewards import blip
-from steer.rewards.imagereward import ImageReward, imagereward
+from steer.core.errors import CheckpointError
+from steer.rewards.models import blip
+from steer.rewards.models.imagereward import ImageReward, imagereward
 
 
 WORDS = ["a", "red", "circle", "cat", "with", "two", "horns", "of", "the", "night", "sky", ",", "."]
@@ -281,13 +281,13 @@ def test_bad_arguments_say_what_to_do(build, tmp_path):
 
 
 def test_without_network_the_message_names_the_file(monkeypatch, vocabulary):
-    monkeypatch.setattr("steer.rewards.hub.hf_hub_download", _no_network)
+    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", _no_network)
     with pytest.raises(CheckpointError, match=r"hf download zai-org/ImageReward ImageReward.pt"):
         imagereward(tokenizer=vocabulary)
 
 
 def test_without_network_the_tokenizer_is_named_too(monkeypatch, checkpoint):
-    monkeypatch.setattr("steer.rewards.hub.hf_hub_download", _no_network)
+    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", _no_network)
     with pytest.raises(CheckpointError, match=r"bert-base-uncased vocab.txt.*tokenizer="):
         imagereward(checkpoint=checkpoint)
 

@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 import steer
 import steer.shapes
-from steer.errors import CheckpointError
-from steer.rewards.shapes import shapes
+from steer.core.errors import CheckpointError
+from steer.rewards.models.shapes import shapes
 from steer.shapes.export import write_open_clip_folder
 
 

@@ -23,9 +23,9 @@ from transformers_clip import (
 )
 
 import steer
-from steer.errors import CheckpointError
-from steer.rewards.clip_layout import to_open_clip
-from steer.rewards.pickscore import pickscore, pickscore_preprocess
+from steer.core.errors import CheckpointError
+from steer.rewards.clip.layout import to_open_clip
+from steer.rewards.models.pickscore import pickscore, pickscore_preprocess
 
 
 PROMPTS = ["A cat with two horns on its head", "an oil painting of a  Ship; it's 5 o'clock"]
@@ -227,7 +227,7 @@ def test_hub_file_and_way_out(monkeypatch, file, options):
         asked.append((*where, revision))
         return str(file)
 
-    monkeypatch.setattr("steer.rewards.hub.hf_hub_download", download)
+    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", download)
     pickscore(**options)
     pickscore(revision="main", **options)
     pin = "a4e4367c6dfa7288a00c550414478f865b875800"
@@ -237,7 +237,7 @@ def test_hub_file_and_way_out(monkeypatch, file, options):
     def offline(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("steer.rewards.hub.hf_hub_download", offline)
+    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", offline)
     command = rf"hf download {name[0]} {name[1]} --revision {pin}.*3\.94 GB.*checkpoint="
     with pytest.raises(CheckpointError, match=command):
         steer.reward("pickscore")

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from steer.errors import CheckpointError
-from steer.rewards.checkpoints import load_into, load_state_dict, read_json
+from steer.core.errors import CheckpointError
+from steer.core.weights.reading import load_into, load_state_dict, read_json
 
 
 STATE = {"weight": torch.randn(4, 3), "bias": torch.randn(4)}

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 import steer
-from steer.rewards.inputs import NotFiniteError, as_batches
+from steer.core.errors import NotFiniteError
+from steer.rewards.inputs import as_batches
 
 
 def redness(images, prompts):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import steer
-from steer.errors import RewardError
+from steer.core.errors import RewardError
+from steer.core.types import Reward
 from steer.rewards import (
     available_rewards,
     register_reward,
@@ -18,9 +19,8 @@ from steer.rewards import (
     resolve,
     reward,
 )
-from steer.rewards.compose import WeightedReward
+from steer.rewards.combine.weighted import WeightedReward
 from steer.rewards.function import FunctionReward
-from steer.types import Reward
 
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 4 * 4).reshape(2, 3, 4, 4)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import steer
-from steer.rewards.checkpoints import fingerprint
-from steer.samples import identity
+from steer.core.weights.reading import fingerprint
+from steer.rewards.thresholds.scores import identity
 
 
 def test_fingerprints_tell_weights_apart_not_precisions() -> None:

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
 import steer
-from steer.rewards.clip import ClipReward
-from steer.rewards.encoder import Encoder
-from steer.rewards.fused import choose_tower
-from steer.rewards.preprocess import Preprocess
+from steer.rewards.clip.encoder import Encoder
+from steer.rewards.clip.fused import choose_tower
+from steer.rewards.clip.graphs import BUCKETS, WASTE, Graphs, pieces
+from steer.rewards.clip.preprocess import Preprocess
+from steer.rewards.clip.tower import VitTower
+from steer.rewards.clip.tower_weights import unfit, vit_weights
+from steer.rewards.models.clip import ClipReward
 from steer.rewards.sharing import once, sharing
-from steer.rewards.vit_graphs import BUCKETS, WASTE, Graphs, pieces
-from steer.rewards.vit_tower import VitTower
-from steer.rewards.vit_weights import unfit, vit_weights
 
 
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}

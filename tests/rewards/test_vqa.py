@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import steer
-from steer.errors import CheckpointError, RewardError
-from steer.rewards.vqa import vqa
+from steer.core.errors import CheckpointError, RewardError
+from steer.rewards.models.vqa import vqa
 
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'

@@ -14,11 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steer.shapes.captions import VOCABULARY, caption, parse
-from steer.shapes.oracle import judge, oracle, read
-from steer.shapes.scenes import is_held_out, is_true_of, perturb
-from steer.shapes.train import vae as vae_stage
-from steer.shapes.train.clip import (
+from recipes.shapes_world import vae as vae_stage
+from recipes.shapes_world.clip import (
     LABELS,
     build as build_clip,
     contrastive_loss,
@@ -26,12 +23,12 @@ from steer.shapes.train.clip import (
     truth_table,
     twin_loss,
 )
-from steer.shapes.train.data import Pool, make_pool
-from steer.shapes.train.describe import describe
-from steer.shapes.train.inventory import UNSAID, of_scenes, of_specs
-from steer.shapes.train.preferences import NOISE, questions, votes
-from steer.shapes.train.recipe import Recipe, StageRecipe
-from steer.shapes.train.scorer import (
+from recipes.shapes_world.data import Pool, make_pool
+from recipes.shapes_world.describe import describe
+from recipes.shapes_world.inventory import UNSAID, of_scenes, of_specs
+from recipes.shapes_world.preferences import NOISE, questions, votes
+from recipes.shapes_world.recipe import Recipe, StageRecipe
+from recipes.shapes_world.scorer import (
     mirrored,
     pair_loss,
     sample_pairs,
@@ -39,8 +36,11 @@ from steer.shapes.train.scorer import (
     twin_pairs,
     within_caption_auc,
 )
-from steer.shapes.train.stage import learning_rate, train
-from steer.shapes.train.text import CONTEXT_LENGTH, Encoder, build_tokenizer
+from recipes.shapes_world.stage import learning_rate, train
+from recipes.shapes_world.text import CONTEXT_LENGTH, Encoder, build_tokenizer
+from steer.shapes.captions import VOCABULARY, caption, parse
+from steer.shapes.oracle import judge, oracle, read
+from steer.shapes.scenes import is_held_out, is_true_of, perturb
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def _regression(folder: Path, steps: int, total: int) -> nn.Module:
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steer.shapes.train.stage.CHECKPOINT_EVERY", 5)
+    monkeypatch.setattr("recipes.shapes_world.stage.CHECKPOINT_EVERY", 5)
     whole = _regression(tmp_path / "whole", 20, 20)
     _regression(tmp_path / "parts", 13, 20)  # killed three steps after its checkpoint
     resumed = _regression(tmp_path / "parts", 20, 20)
@@ -107,7 +107,7 @@ def test_every_word_is_one_token_and_the_fast_encoder_agrees(tmp_path: Path, poo
 def test_the_tokenizer_is_the_same_in_every_process(tmp_path: Path) -> None:
     """Hash seeds differ between processes; token ids must not, or towers and ranks disagree."""
     code = (
-        "import sys, json; from pathlib import Path; from steer.shapes.train.text import *;"
+        "import sys, json; from pathlib import Path; from recipes.shapes_world.text import *;"
         "print(json.dumps(learn_merges(VOCABULARY)))"
     )
     runs = [

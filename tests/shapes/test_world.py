@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 import steer
-from steer.shapes.train.scorer import within_caption_auc
+from recipes.shapes_world.scorer import within_caption_auc
 
 
 CAPTIONS, IMAGES = 24, 4

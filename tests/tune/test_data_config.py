@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from steer.core.errors import TuneError
 from steer.tune.checks import check_enough, check_pairs, check_scores, check_unchanged, histogram
 from steer.tune.data.config import DataConfig
 from steer.tune.data.prompts import Prompt, read_prompts
 from steer.tune.data.sampling import plan, sample_seed, splits
-from steer.tune.errors import TuneError
 from steer.tune.settings import read_yaml
 
 

@@ -16,13 +16,12 @@ from families import arguments, build, redness, seeded
 from torch import Tensor
 
 import steer
-from steer.errors import RewardError
+from steer.core.errors import RewardError, TuneError
 from steer.tune.data import make as making
 from steer.tune.data.config import DataConfig, PairConfig, ScoreConfig
 from steer.tune.data.folder import Folder
 from steer.tune.data.make import make
 from steer.tune.dataset import Dataset
-from steer.tune.errors import TuneError
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from steer.core.errors import TuneError
 from steer.tune.data.config import PairConfig
 from steer.tune.data.pairs import (
     Table,
@@ -19,7 +20,6 @@ from steer.tune.data.pairs import (
     make_pairs,
     reflected,
 )
-from steer.tune.errors import TuneError
 
 
 def table(

@@ -14,10 +14,10 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_sets import latents_of, write_pairs, write_set
 
-from steer import Threshold, ThresholdError
+from steer import Threshold
+from steer.core.errors import ThresholdError, TuneError
 from steer.tune.batches import Draws, Order, Siblings, Stream
 from steer.tune.dataset import Dataset
-from steer.tune.errors import TuneError
 from steer.tune.goals import SFT, TGO
 from steer.tune.labels import make_labels
 

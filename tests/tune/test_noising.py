@@ -10,7 +10,7 @@ import torch
 from families import BETAS, FAMILIES, SCHEDULERS, arguments, build, seeded, shared
 from hypothesis import given, settings, strategies as st
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 from steer.tune.noising import PREDICTIONS, Noising, denoiser, nested, predict
 
 

@@ -10,8 +10,8 @@ from diffusers import UVit2DModel
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from steer import Threshold, ThresholdError
-from steer.tune.errors import TuneError
+from steer import Threshold
+from steer.core.errors import ThresholdError, TuneError
 from steer.tune.goals import GOALS, KTO, SFT, TGO, DiffusionDPO, PolyDPO
 from steer.tune.objectives import (
     csft,

@@ -16,17 +16,17 @@ from typer.testing import CliRunner
 
 import steer
 from steer.cli.tune import tune
+from steer.core.errors import NonFiniteError, TuneError
 from steer.shapes import caption
 from steer.shapes.scenes import place, render, sample_spec
 from steer.tune.data.config import DataConfig, PairConfig
 from steer.tune.data.make import make
-from steer.tune.errors import NonFiniteError, TuneError
-from steer.tune.reward import fit as fitting, loop
-from steer.tune.reward.choices import divide, read_choices
-from steer.tune.reward.config import RewardConfig
-from steer.tune.reward.decoded import Decoded
-from steer.tune.reward.fit import fit
-from steer.tune.reward.model import load_open_clip, lock, soup
+from steer.tune.scorer import fit as fitting, loop
+from steer.tune.scorer.choices import divide, read_choices
+from steer.tune.scorer.config import RewardConfig
+from steer.tune.scorer.decoded import Decoded
+from steer.tune.scorer.fit import fit
+from steer.tune.scorer.model import load_open_clip, lock, soup
 
 
 PAIRS = 60

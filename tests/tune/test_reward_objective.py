@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binomtest
 from torch import Tensor
 
-from steer.tune.reward.accuracy import accuracy, ordered, wilson
-from steer.tune.reward.objective import padded, pair_loss, preference_loss
+from steer.tune.scorer.accuracy import accuracy, ordered, wilson
+from steer.tune.scorer.objective import padded, pair_loss, preference_loss
 
 
 def rows(count: int, n: int, seed: int) -> tuple[Tensor, Tensor]:

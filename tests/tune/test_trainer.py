@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_sets import equal, rows, tiny_config as config, write_set
 
-from steer.checkpoints import load
-from steer.errors import CheckpointError
-from steer.record import read
+from steer.core.errors import CheckpointError
+from steer.core.files.png import read
+from steer.driver.denoisers.checkpoints import load
 from steer.tune import TuneError, tune
 from steer.tune.noising import denoiser, nested, predict
 from steer.tune.trainer import Trainer

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 from steer.tune.settings import build, number, one_of, read_yaml, whole
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer.errors import UnsupportedPipelineError
+from steer.core.errors import UnsupportedPipelineError
 
 
 Tensors = dict[str, Tensor]

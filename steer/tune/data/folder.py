@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 from torch import Tensor
 
-from steer.record import RecordError, usable, write_atomic, write_json
+from steer.core.errors import RecordError, TuneError
+from steer.core.files.atomic import usable, write_atomic, write_json
 from steer.tune.checks import check_unchanged
-from steer.tune.errors import TuneError
 
 
 if TYPE_CHECKING:

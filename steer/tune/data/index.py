@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import safe_open
 
-from steer.record import versions
+from steer.core.errors import TuneError
+from steer.core.files.versions import versions
 from steer.tune.checks import check_scores
 from steer.tune.data.config import DataConfig
 from steer.tune.data.folder import FORMAT, INDEX, MANIFEST, PAIRS, Folder
@@ -24,7 +25,6 @@ from steer.tune.data.pairs import (
     make_pairs,
     reflected,
 )
-from steer.tune.errors import TuneError
 
 
 if TYPE_CHECKING:

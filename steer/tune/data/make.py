@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from steer.rewards.checkpoints import fingerprint
-from steer.samples import identity
+from steer.core.errors import TuneError
+from steer.core.types import Reward
+from steer.core.weights.reading import fingerprint
+from steer.rewards.thresholds.scores import identity
 from steer.tune.checks import check_room
 from steer.tune.data.config import DataConfig
 from steer.tune.data.features import Features, denoiser_of
@@ -25,8 +27,6 @@ from steer.tune.data.index import columns, finish
 from steer.tune.data.prompts import Prompt, read_prompts
 from steer.tune.data.relabel import relabel
 from steer.tune.data.sampling import Drawn, Sampler, plan, splits
-from steer.tune.errors import TuneError
-from steer.types import Reward
 
 
 TEXT_SHARD = 1024
@@ -231,10 +231,10 @@ def _loaded(
     config: DataConfig, pipe: Any, rewards: Sequence[Reward] | None
 ) -> tuple[Any, list[Reward]]:
     """The rewards first: they are cheap to get wrong."""
-    from steer.cli.device import usable_device
-    from steer.cli.parse import parse_reward
-    from steer.cli.sampling import dtype_of, load_pipeline
+    from steer.jobs.device import usable_device
+    from steer.jobs.pipelines import dtype_of, load_pipeline
     from steer.rewards import reward
+    from steer.rewards.parse import parse_reward
 
     device = usable_device(config.device)
     if rewards is None:

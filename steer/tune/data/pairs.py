@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steer.core.errors import TuneError
 from steer.tune.checks import check_enough, check_scores, histogram
 from steer.tune.data.config import PairConfig
-from steer.tune.errors import TuneError
 
 
 Floats = NDArray[np.float64]

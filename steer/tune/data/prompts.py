@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from steer.tune.errors import TuneError
+from steer.core.errors import TuneError
 
 
 _WAY_OUT = "give a list of texts, a .txt, .json, .jsonl, .csv or .tsv file, or {shapes: train}"

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from steer.core.errors import TuneError
 from steer.tune.data.config import DataConfig
 from steer.tune.data.folder import INDEX, MANIFEST, SHARED, Folder, arrow
 from steer.tune.data.index import finish
-from steer.tune.errors import TuneError
 
 
 _KEPT = ("pipeline", "rewards", "device", "precision")

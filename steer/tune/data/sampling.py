@@ -13,14 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steer.errors import RewardError
-from steer.methods.best_of_n import BestOfN
-from steer.pipeline import Guided, guided
-from steer.rewards.compose import is_relative
+from steer.core.errors import RewardError, TuneError
+from steer.core.types import Reward
+from steer.methods.selection.best_of_n import BestOfN
+from steer.pipeline.guided import Guided, guided
+from steer.rewards.combine.weighted import is_relative
 from steer.tune.data.config import DataConfig
 from steer.tune.data.prompts import Prompt
-from steer.tune.errors import TuneError
-from steer.types import Reward
 
 
 @dataclass(frozen=True)

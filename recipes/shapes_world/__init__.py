@@ -1,0 +1,1 @@
+"""Training of the bundled world, from nothing: `python -m recipes.shapes_world`."""

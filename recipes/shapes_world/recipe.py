@@ -1,0 +1,39 @@
+"""Every number of the world's training recipe, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from steer.tune.scorer.loop import Optimisation as StageRecipe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole recipe; `scaled` shortens every stage for a smoke run."""
+
+    seed: int = 0
+    scenes: int = 40_000
+    vae: StageRecipe = field(default_factory=lambda: StageRecipe(2200, 32, 2.5e-3))
+    clip: StageRecipe = field(default_factory=lambda: StageRecipe(4000, 64, 1e-3, warmup=100))
+    denoiser: StageRecipe = field(
+        default_factory=lambda: StageRecipe(6300, 64, 6e-4, warmup=200, ema=0.999)
+    )
+    scorer: StageRecipe = field(
+        default_factory=lambda: StageRecipe(280, 64, 3e-4, warmup=50, weight_decay=0.1, ema=0.99)
+    )
+    scorers: int = 2
+    preference_captions: int = 1536
+    preference_images: int = 8
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same recipe with `factor` times the steps and scenes (at least a few)."""
+        plain = asdict(self)
+        for name in ("vae", "clip", "denoiser", "scorer"):
+            stage: dict[str, Any] = plain[name]
+            stage["steps"] = max(2, round(stage["steps"] * factor))
+            stage["warmup"] = min(stage["warmup"], stage["steps"] // 2)
+            plain[name] = StageRecipe(**stage)
+        plain["scenes"] = max(128, round(self.scenes * factor))
+        plain["preference_captions"] = max(8, round(self.preference_captions * factor))
+        return Recipe(**plain)

@@ -1,0 +1,159 @@
+"""The stages of the world, each from the files of those before it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from recipes.shapes_world import vae as vae_stage
+from recipes.shapes_world.clip import PREPROCESS, model_config, train_clip
+from recipes.shapes_world.data import make_pool, make_specs
+from recipes.shapes_world.denoiser import build_scheduler, train_denoiser
+from recipes.shapes_world.preferences import load_preferences, make_preferences
+from recipes.shapes_world.recipe import Recipe
+from recipes.shapes_world.scorer import score_samples, soup, train_scorer, within_caption_auc
+from recipes.shapes_world.stage import rank
+from recipes.shapes_world.text import Encoder, build_tokenizer
+from steer.shapes import weights_folder
+from steer.shapes.export import write_open_clip_folder
+from steer.shapes.scenes import Spec, Split
+
+
+HELD_OUT_CAPTIONS = 160
+
+
+def _tokenizer() -> CLIPTokenizer:
+    """The tokenizer, which is the same every time: processes and stages need share no file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return build_tokenizer(Path(scratch))
+
+
+def run_vae(recipe: Recipe, folder: Path, device: str) -> None:
+    """Autoencoder and the latents of the whole pool: `vae/`, `latents.safetensors`."""
+    if (folder / "latents.safetensors").exists():
+        return
+    pool = make_pool(recipe.scenes, recipe.seed)
+    torch.manual_seed(recipe.seed)
+    vae = vae_stage.train_vae(pool, recipe, folder, device)
+    if rank():
+        return
+    vae_stage.normalise(vae, pool, device)
+    vae.save_pretrained(folder / "vae")
+    mean, std = vae_stage.encode_pool(vae, pool, device)
+    save_file({"mean": mean, "std": std}, folder / "latents.safetensors")
+
+
+def _pool_and_latents(recipe: Recipe, folder: Path) -> tuple[list[Spec], dict[str, Tensor]]:
+    return make_specs(recipe.scenes, recipe.seed), load_file(folder / "latents.safetensors")
+
+
+def run_clip(recipe: Recipe, folder: Path, device: str) -> None:
+    """The contrastive open_clip model: `clip/`."""
+    if (folder / "clip").exists():
+        return
+    tokenizer = _tokenizer()
+    pool = make_pool(recipe.scenes, recipe.seed, labels=True)
+    encode = Encoder(tokenizer)
+    model = train_clip(pool, encode, len(tokenizer), recipe, folder, device)
+    if rank() == 0:
+        write_open_clip_folder(
+            folder / "clip", model, model_config(len(tokenizer)), PREPROCESS, tokenizer
+        )
+
+
+def run_denoiser(recipe: Recipe, folder: Path, device: str) -> None:
+    """UNet, text encoder and the whole pipeline: `pipeline/`."""
+    if (folder / "pipeline").exists():
+        return
+    tokenizer = _tokenizer()
+    specs, latents = _pool_and_latents(recipe, folder)
+    model = train_denoiser(specs, latents, tokenizer, recipe, folder, device)
+    if rank() == 0:
+        parts: dict[str, Any] = {
+            "vae": AutoencoderKL.from_pretrained(folder / "vae"),
+            "text_encoder": model.text_encoder,
+            "tokenizer": tokenizer,
+            "unet": model.unet,
+            "scheduler": build_scheduler(),
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }
+        model.to("cpu")
+        pipeline = StableDiffusionPipeline(**parts)
+        pipeline.save_pretrained(folder / "pipeline")
+
+
+def run_preferences(recipe: Recipe, folder: Path, device: str) -> None:
+    """Judged samples: `preferences/`, of training captions and of held-out ones."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline").to(device)
+    counts: dict[Split, int] = {
+        "train": recipe.preference_captions,
+        "held_out": HELD_OUT_CAPTIONS,
+    }
+    for split, count in counts.items():
+        make_preferences(pipe, recipe, folder / "preferences", split, count)
+
+
+def run_scorer(recipe: Recipe, folder: Path, device: str) -> None:
+    """The preference scorer: `scorer/`, and what it is worth: `scorer.json`."""
+    if (folder / "scorer").exists():
+        return
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "clip")
+    encode = Encoder(tokenizer)
+    model = load_clip(folder / "clip")
+    held_texts, held = load_preferences(folder / "preferences", "held_out")
+    before = score_samples(model.to(device), held_texts, held["images"], encode, device)
+    texts, samples = load_preferences(folder / "preferences", "train")
+    members = [
+        train_scorer(load_clip(folder / "clip"), texts, samples, encode, recipe, folder, device, k)
+        for k in range(recipe.scorers)
+    ]
+    if rank():
+        return
+    model.load_state_dict(soup([model, *members]))
+    after = score_samples(model, held_texts, held["images"], encode, device)
+    result = {
+        "held_out_captions": len(held_texts),
+        "images_per_caption": held["correct"].shape[1],
+        "all_met": round(float(held["correct"].mean()), 4),
+        "auc_contrastive": round(within_caption_auc(before, held["correct"]), 4),
+        "auc_scorer": round(within_caption_auc(after, held["correct"]), 4),
+    }
+    (folder / "scorer.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_open_clip_folder(
+        folder / "scorer", model, model_config(len(tokenizer)), PREPROCESS, tokenizer
+    )
+
+
+def run_export(recipe: Recipe, folder: Path, device: str) -> None:
+    """Copy the finished world into the package as fp16 safetensors."""
+    del recipe, device
+    if rank():
+        return
+    target = weights_folder()
+    pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
+    pipe.unet.half()
+    pipe.vae.half()
+    pipe.save_pretrained(target / "pipeline")
+    for name in ("clip", "scorer"):
+        shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
+
+
+def load_clip(folder: Path) -> open_clip.CLIP:
+    """An exported open_clip folder as a float32 model."""
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    config["text_cfg"].pop("hf_tokenizer_name", None)
+    model = open_clip.CLIP(**config)
+    model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    return model

@@ -1,0 +1,61 @@
+"""Argument checks that methods share."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+
+from steer.core.when import When
+
+
+def whole(name: str, value: object, example: str) -> None:
+    """Raise ValueError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: must be a whole number, at least 1; write {example}")
+
+
+def positive(
+    name: str, value: object, below: float = math.inf, *, zero: bool = False, none: bool = True
+) -> None:
+    """Raise ValueError unless `value` is a number above 0 (or 0 too) and below `below`, or None."""
+    if value is None and none:
+        return
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if (0 < number < below and math.isfinite(number)) or (zero and number == 0):
+        return
+    least = "at least 0" if zero else "above 0"
+    most = "" if below == math.inf else f" and below {below:g}"
+    raise ValueError(f"{name}={value!r}: must be a finite number {least}{most}")
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
+def share(name: str, value: object, of: str) -> None:
+    """Raise ValueError unless `value` is a number above 0 and at most 1."""
+    positive(name, value, none=False)
+    if isinstance(value, int | float) and value > 1:
+        raise ValueError(f"{name}={value!r}: a share of {of}, above 0 and at most 1")
+
+
+def predicate(when: object, example: str) -> None:
+    """Raise ValueError unless `when` is a step predicate."""
+    if not isinstance(when, When):
+        raise ValueError(f"when={when!r}: must be a step predicate; write {example}")
+
+
+def plain_calls(compute: object) -> None:
+    """Raise ValueError unless `compute` is a finite number of at least 1, the plain call's cost."""
+    number = compute if isinstance(compute, int | float) else math.nan
+    if isinstance(compute, bool) or not 1 <= number < math.inf:
+        raise ValueError(f"compute={compute!r}: a plain call costs 1; give 1 or more, such as 4")
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` where a known name is close, and all of them."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return (f"; did you mean {found[0]!r}?" if found else "") + f" There are {', '.join(known)}"

@@ -1,0 +1,56 @@
+"""Our own one-step reverse moves, as distributions, on any (alpha, sigma) grid."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from steer.core.types import Move, Step, wide
+
+
+def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
+    """One DDIM step from `step` to its next point, given the clean prediction.
+
+    Song et al. 2020 (arXiv:2010.02502), eq. 12 and 16, on any grid `x = alpha x0 + sigma noise`:
+    with r = (alpha / sigma) / (alpha' / sigma'), the ratio of signal-to-noise,
+
+        std = eta sigma' sqrt(1 - r^2)
+        mean = alpha' x0 + sigma' sqrt(1 - eta^2 (1 - r^2)) noise(x, x0)
+
+    so that the next point has the right marginal for every eta. `eta=0` is the deterministic step
+    (Euler on VE and flow grids), `eta=1` the DDPM posterior. Finite where alpha = 0 (zero terminal
+    SNR, flow at t = 1) and where sigma' = 0. With `eta=0` the next point may also be noisier
+    (inversion).
+
+    Args:
+        step: Where `x` is and where to go.
+        x: Latents `(rows, *latent)`.
+        x0: Clean prediction at `x`, same shape.
+        eta: Share of fresh noise, in [0, 1].
+
+    Returns:
+        The move; mean in the dtype of `x`, computed in float32 at least.
+
+    Raises:
+        ValueError: eta outside [0, 1], or fresh noise wanted on a step that adds noise.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta}: must lie in [0, 1]")
+    ratio = snr_ratio(step)
+    if eta > 0 and ratio > 1 + 1e-6:
+        raise ValueError(
+            f"eta={eta} at step {step.index}: the step goes up in noise; use eta=0 there"
+        )
+    fresh = eta * math.sqrt(max(0.0, 1 - ratio * ratio))
+    kept = math.sqrt(max(0.0, 1 - fresh * fresh))
+    noise = step.noise(wide(x), wide(x0))
+    mean = step.alpha_next * wide(x0) + (step.sigma_next * kept) * noise
+    return Move(mean.to(x.dtype), step.sigma_next * fresh, x0)
+
+
+def snr_ratio(step: Step) -> float:
+    """(alpha / sigma) over (alpha' / sigma') in [0, 1] on a denoising step; 0 at either end."""
+    if step.alpha == 0 or step.sigma_next == 0:
+        return 0.0
+    return (step.alpha * step.sigma_next) / max(step.alpha_next * step.sigma, 1e-30)

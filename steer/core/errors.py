@@ -1,0 +1,99 @@
+"""The library's own errors: each message names the argument, the value and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class SteerError(Exception):
+    """Base of every error that steer raises on purpose."""
+
+
+class UnsupportedPipelineError(SteerError, TypeError):
+    """The pipeline's loop cannot be driven."""
+
+
+class UnsupportedSchedulerError(SteerError, ValueError):
+    """The scheduler cannot do what the method needs (for example per-row state that is lost)."""
+
+
+class RewardError(SteerError, ValueError):
+    """A reward returned the wrong shape or a non-finite score."""
+
+
+class GradientError(SteerError, ArithmeticError):
+    """A gradient that is not finite."""
+
+
+class CheckpointError(SteerError, ValueError):
+    """A checkpoint is missing, corrupt, truncated or does not fit."""
+
+
+class NotAcceptedError(SteerError, RuntimeError):
+    """A gate found no candidate above its threshold and was asked to raise."""
+
+
+class OutOfMemoryError(SteerError, MemoryError):
+    """The call does not fit into memory, with half the lane neither; the cause is torch's error."""
+
+
+class ThresholdError(SteerError, ValueError):
+    """A threshold or calibration cannot be fitted, read, or belongs to something else."""
+
+
+class RecordError(SteerError, ValueError):
+    """A run folder or an image does not hold what it should."""
+
+
+class TuneError(SteerError, ValueError):
+    """A configuration, a dataset or a checkpoint that training cannot use."""
+
+
+class NonFiniteError(SteerError, ArithmeticError):
+    """The loss, or its gradient, became NaN or infinite.
+
+    Attributes:
+        step: The step that failed; its update was not made.
+        ids: The images of its batch.
+        checkpoint: The last one before it, None where none was written yet.
+    """
+
+    def __init__(self, what: str, step: int, ids: Sequence[str], checkpoint: Path | None) -> None:
+        self.step, self.ids, self.checkpoint = step, tuple(ids), checkpoint
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint yet"
+        super().__init__(
+            f"step {step}: {what}; {kept}. The batch: {', '.join(self.ids)}. "
+            "Try a smaller learning rate or beta, precision: bf16 or 'no', or leave these out"
+        )
+
+
+class NotFiniteError(ValueError):
+    """An image holds NaN pixels.
+
+    Attributes:
+        index: Which of the images, counted over all that were passed.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__(
+            f"images[{index}] has NaN pixels: whatever made it overflowed (a VAE in float16 does; "
+            "decode in float32); leave it out"
+        )
+        self.index = index
+
+
+class ComparisonError(SteerError, ValueError):
+    """A configuration that cannot be used: unknown keys, unfair arms, bad values."""
+
+
+class PromptsError(SteerError, ValueError):
+    """Prompts that are missing, empty, given twice, or cannot be fetched."""
+
+
+class FolderError(SteerError, ValueError):
+    """A folder that holds another comparison, or cannot be written (a full disk, for example)."""
+
+
+class PipelineNotFoundError(SteerError, ValueError):
+    """The pipeline's name leads nowhere."""

@@ -1,0 +1,1 @@
+"""Files: atomic writes, images that carry their reproduction data, run folders."""

@@ -1,0 +1,63 @@
+"""Files written in one step: a reader finds the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steer.core.errors import RecordError
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it; non-finite numbers become None, unknown objects their repr."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [plain(v) for v in value]
+    if not isinstance(value, bytes) and hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return repr(value)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step: a reader never sees part of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Put `value` at `path` as JSON, in one step."""
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=1)
+    write_atomic(path, text.encode() + b"\n")
+
+
+def usable(folder: Path) -> None:
+    """See that `folder` is there, or can be made, and be read and written; else RecordError."""
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".steer-", suffix=".tmp"):
+            list(folder.iterdir())
+        if new:
+            folder.rmdir()
+    except OSError as error:
+        raise RecordError(
+            f"--out {str(folder)!r}: not a folder that can be read and written "
+            f"({error.strerror or error}); name another"
+        ) from error

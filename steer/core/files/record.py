@@ -1,0 +1,138 @@
+"""What a run leaves behind: `run.json`, and PNG files that carry their own reproduction data.
+
+Every file is written beside its name and then renamed over it, so a reader finds the old file or
+the new one, never half of one. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steer.core.errors import RecordError
+from steer.core.files.atomic import plain, usable, write_json
+from steer.core.files.versions import versions
+
+
+if TYPE_CHECKING:
+    pass
+
+FORMAT = "steer-run/1"
+RUN_FILE = "run.json"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Run:
+    """A run folder: its `run.json`, kept valid at every moment, one entry per finished prompt.
+
+    Attributes:
+        folder: Where the files are.
+        data: The contents of `run.json`.
+    """
+
+    def __init__(self, folder: Path, data: dict[str, Any]) -> None:
+        self.folder = folder
+        self.data = data
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """The run in `folder`; raises RecordError if there is none or it cannot be read."""
+        folder = Path(folder)
+        path = folder / RUN_FILE
+        if not folder.is_dir():
+            raise RecordError(f"folder {str(folder)!r}: no such folder")
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise RecordError(
+                f"folder {str(folder)!r}: holds no {RUN_FILE}; name a folder that "
+                "`steer sample --out` wrote"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{str(path)!r}: cannot be read ({error})") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise RecordError(f"{str(path)!r}: not a {FORMAT} file; choose another folder")
+        return cls(folder, data)
+
+    @classmethod
+    def create(
+        cls, folder: str | Path, arguments: Mapping[str, Any], *, kind: str, command: str
+    ) -> Run:
+        """A new run in `folder`; raises RecordError when the folder cannot be written."""
+        usable(Path(folder))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        run = cls(Path(folder), _new_run(kind, command, plain(arguments)))
+        run.save()
+        return run
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """Raise RecordError naming the first of `arguments` that is not this run's."""
+        _same_arguments(self.folder, self.data.get("arguments", {}), plain(arguments))
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The finished prompts, by index."""
+        return self.data["prompts"]
+
+    @property
+    def status(self) -> str:
+        """`running`, `interrupted`, `failed` or `finished`."""
+        return self.data["status"]
+
+    def missing(self) -> list[int]:
+        """Indices of the prompts that have no entry yet, or whose images are gone."""
+        there = {e["index"] for e in self.entries if self._has_files(e)}
+        return [i for i in range(len(self.data["arguments"]["prompts"])) if i not in there]
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Record a finished prompt; its images must already be in the folder."""
+        others = [e for e in self.entries if e["index"] != entry["index"]]
+        self.data["prompts"] = sorted([*others, plain(entry)], key=lambda e: e["index"])
+        self.save()
+
+    def close(self, status: str) -> None:
+        """Record how the run ended."""
+        self.data["status"] = status
+        self.save()
+
+    def save(self) -> None:
+        """Write `run.json`, in one step."""
+        self.data["updated"] = _now()
+        write_json(self.folder / RUN_FILE, self.data)
+
+    def _has_files(self, entry: Mapping[str, Any]) -> bool:
+        files = [*entry["images"], *([entry["base"]["image"]] if entry.get("base") else [])]
+        return all((self.folder / name).is_file() for name in files)
+
+
+def _new_run(kind: str, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "status": "running",
+        "command": command,
+        "started": _now(),
+        "arguments": arguments,
+        "configuration": {},
+        "versions": versions(),
+        "platform": platform.platform(),
+        "prompts": [],
+    }
+
+
+def _same_arguments(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise RecordError naming the first argument that differs."""
+    for name in [*new, *(key for key in old if key not in new)]:
+        if old.get(name) != new.get(name):
+            flag = name if name == "prompts" else "--" + name.replace("_", "-")
+            raise RecordError(
+                f"--out {str(folder)!r}: holds a run with other arguments: {flag} was "
+                f"{old.get(name)!r}, now {new.get(name)!r}; use another folder, or the same value"
+            )

@@ -1,0 +1,161 @@
+"""Reading weights safely: no code in a file is ever run, and what does not fit is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from steer.core.errors import CheckpointError
+
+
+_SHOWN = 3
+_SAMPLED = 32
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, on the CPU, in their stored precision.
+
+    `.safetensors`, or a torch pickle, which is read with `weights_only=True` and may keep its
+    tensors under the key `state_dict`. A prefix `module.` or `model.` of all names is removed.
+
+    Raises:
+        CheckpointError: The file is missing, corrupt, truncated, needs code to load, or holds no
+            tensors.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"checkpoint {str(path)!r} {what}: pass a .safetensors or .pt file")
+    state = _read(path)
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"checkpoint {str(path)!r} holds no tensors ({type(state).__name__})")
+    odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is not a state dict: {odd[0]!r} is a "
+            f"{type(state[odd[0]]).__name__}; save model.state_dict(), or it under 'state_dict'"
+        )
+    return _without_prefix({str(name): value for name, value in state.items()})
+
+
+def load_into(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, *, assign: bool = False
+) -> None:
+    """Load `state` into `module`, strictly.
+
+    Args:
+        module: Receives the weights.
+        state: Names and tensors.
+        source: What to call the checkpoint in an error.
+        assign: Take the tensors themselves instead of copying (needed on the meta device).
+
+    Raises:
+        CheckpointError: Missing or unexpected tensors, or other shapes; the first are named.
+    """
+    own = module.state_dict()
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": shapes,
+    }
+    found = [f"{len(v)} {kind} ({_first(v)})" for kind, v in problems.items() if v]
+    if found:
+        raise CheckpointError(
+            f"checkpoint {source} does not fit the model ({type(module).__name__}): "
+            f"{'; '.join(found)}. It was made for another architecture: pass the matching file, or "
+            "the matching model"
+        )
+    module.load_state_dict(state, strict=True, assign=assign)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: The file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the configuration {str(path)!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"configuration {str(path)!r} is not a JSON object")
+    return value
+
+
+def fingerprint(*tensors: Mapping[str, Tensor] | nn.Module) -> str:
+    """Twelve hexadecimal digits that tell weights from other weights.
+
+    A hash of every tensor's name, shape and some of its values, spread over it: cheap for models of
+    any size, equal for equal values in another precision of storage.
+    """
+    digest = hashlib.sha256()
+    for part in tensors:
+        state = part.state_dict() if isinstance(part, nn.Module) else part
+        for name, value in sorted(state.items()):
+            flat = value.detach().flatten()
+            some = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float().cpu()
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(some.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def stamp(path: str | Path) -> tuple[int, int]:
+    """Size and modification time: tells a rewritten file from the one loaded before."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def _read(path: Path) -> Any:
+    way_out = "download or copy it again and compare its size with the original"
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} is corrupt or truncated ({error}): {way_out}"
+            ) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is corrupt, or holds more than tensors, which is not loaded "
+            f"because it would run code from the file ({_line(error)}): {way_out}, or save its "
+            "state dict as .safetensors where you trust it"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is corrupt or truncated ({_line(error)}): {way_out}"
+        ) from error
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in ("module.", "model."):
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _first(items: list[str]) -> str:
+    return ", ".join(items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

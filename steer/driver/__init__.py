@@ -1,0 +1,1 @@
+"""Everything that knows diffusers: the loop, the grid, the solver, decoding, denoisers."""

@@ -1,0 +1,79 @@
+"""Feature caches: hooks on the denoiser that answer from the activations of the call before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from steer.core.errors import UnsupportedPipelineError
+from steer.search.method import Method
+
+
+_PACKAGES = ("DeepCache", "cache_dit", "para_attn")
+"""Packages that put caches of their own in place of a denoiser's or a block's forward."""
+
+
+def check_caches(pipe: Any, method: Method, width: int, steps: int, alone: bool = True) -> None:
+    """Refuse a search that a cache would answer with the activations of another call.
+
+    A cache takes every denoiser call for the next step of the same rows. That is so for one lane
+    that runs once from the first step to the last, as in a plain call; it is not for further lanes,
+    lookahead, short runs, rewinding, or rows that change places.
+
+    Args:
+        pipe: The pipeline; every part of it is looked at.
+        method: What is about to run.
+        width: Particles per returned image in one denoiser call.
+        steps: Denoiser calls of a plain call.
+        alone: Whether the pipeline's own denoiser answers, and no other weights beside it.
+
+    Raises:
+        UnsupportedPipelineError: A part has a cache that does not fit.
+    """
+    in_order = method.populations == (width,) and method.cost(steps) == width * steps
+    in_order &= alone and not getattr(method, "reorders", False)
+    who = repr(method) if alone else "a call with tuned weights"
+    for name, part in vars(pipe).items():
+        if not isinstance(part, nn.Module):
+            continue
+        package = _package(part)
+        if package == "DeepCache":
+            raise UnsupportedPipelineError(
+                f"pipe.{name} is wrapped by DeepCache, which looks its place up in the scheduler's "
+                "list of timesteps, and that follows the search: call helper.disable() on the "
+                "DeepCacheSDHelper first"
+            )
+        if not in_order and (package is not None or _is_cached(part)):
+            off = (
+                f"call pipe.{name}.disable_cache()" if package is None else f"switch {package} off"
+            )
+            raise UnsupportedPipelineError(
+                f"pipe.{name} has a feature cache, which takes every denoiser call for the next "
+                f"step of the same rows; {who} asks in another order: {off} first"
+            )
+
+
+def _is_cached(part: nn.Module) -> bool:
+    """Whether `enable_cache` was called, or one of diffusers' cache hooks was put on by hand."""
+    if getattr(part, "is_cache_enabled", False):
+        return True
+    registries: list[Any] = [getattr(m, "_diffusers_hook", None) for m in part.modules()]
+    hooks = [hook for r in registries for hook in getattr(r, "hooks", {}).values()]
+    return any(_caches(type(hook).__module__) for hook in hooks)
+
+
+def _caches(module: str) -> bool:
+    file = module.rpartition(".")[2]
+    return module.startswith("diffusers.hooks.") and ("cache" in file or "broadcast" in file)
+
+
+def _package(part: nn.Module) -> str | None:
+    """The package whose cache sits in the part, where it is one of those known."""
+    for module in part.modules():
+        forward: Any = vars(module).get("forward")
+        for found in (type(module), getattr(forward, "func", forward)):
+            package = (getattr(found, "__module__", None) or "").partition(".")[0]
+            if package in _PACKAGES:
+                return package
+    return None

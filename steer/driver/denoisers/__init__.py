@@ -1,0 +1,25 @@
+"""Guidance by models: tuned and untuned denoisers combined while sampling."""
+
+from __future__ import annotations
+
+from steer.driver.denoisers.blend import Blend, Mix
+from steer.driver.denoisers.checkpoints.known import Checkpoint
+from steer.driver.denoisers.negative import CHATS, NegativeGuidance
+from steer.driver.denoisers.outputs import RLG, PreferenceGuidance, SwitchAt
+from steer.driver.denoisers.parse import parse
+from steer.driver.denoisers.scales import linear, window
+
+
+__all__ = [
+    "CHATS",
+    "RLG",
+    "Blend",
+    "Checkpoint",
+    "Mix",
+    "NegativeGuidance",
+    "PreferenceGuidance",
+    "SwitchAt",
+    "linear",
+    "parse",
+    "window",
+]

@@ -1,0 +1,180 @@
+"""A blend in the place of a denoiser's `forward`: the pipeline calls it as ever."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from steer.core.errors import UnsupportedPipelineError
+from steer.driver.denoisers.blend import Mix, Weights, shown
+from steer.driver.denoisers.tensors import halves, joined, proxied, rows_of, weighted
+
+
+if TYPE_CHECKING:
+    from steer.driver.denoisers.models import Models
+
+_COND, _UNCOND = "cond", "uncond"
+_CHUNKS = re.compile(r"^\s*(\w+), *(\w+) *= *\w+\.chunk\(2", re.MULTILINE)
+
+
+class Blender:
+    """Answers the pipeline's denoiser calls with a blend.
+
+    Only `forward` of the one module is replaced, and only on the instance: hooks (offloading,
+    layerwise casting), compiled code and all that a pipeline reads off its denoiser stay.
+
+    Args:
+        models: Arms and blend.
+        place: The step that is being asked, and how many there are.
+        lane: Rows of the pipeline's batch, without those that guidance adds.
+        switch: Turns LoRAs on.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        place: Callable[[], tuple[int, int]],
+        lane: int,
+        switch: Callable[[Mapping[str, float]], None],
+    ) -> None:
+        self.models, self.place, self.lane, self.switch = models, place, lane, switch
+        self._site: nn.Module = getattr(models.pipe, models.component)
+        self._inner: Callable[..., Any] = self._site.forward
+        self._compiled: Any = getattr(self._site, "_compiled_call_impl", None)
+        self._context: str | None = None
+        self._order: bool | None = None
+        self._asked = {_COND: 0, _UNCOND: 0}
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The denoiser's `forward` replaced for a while."""
+        wrapped = functools.wraps(self._inner)(functools.partial(self._forward))
+        stand_ins: dict[str, Any] = {"forward": wrapped}
+        if self._compiled is not None:
+            stand_ins["_compiled_call_impl"] = None  # calls of compiled modules pass forward by
+        context = getattr(self._site, "cache_context", None)
+        if callable(context):
+            stand_ins["cache_context"] = self._named(context)
+        with replaced(self._site, stand_ins):
+            yield
+        self._check_asked()
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        mix = self.models.mix(*self.place())
+        if not mix.split:
+            return self._sum(mix.conditional, args, kwargs)
+        unconditional = mix.unconditional or {}
+        match self._slot(args, kwargs):
+            case "cond":
+                return self._sum(mix.conditional, args, kwargs)
+            case "uncond" if not mix.proxy:
+                return self._sum(unconditional, args, kwargs)
+            case "both":
+                return self._apart(mix, unconditional, args, kwargs)
+        kind = type(self.models.pipe).__name__
+        raise UnsupportedPipelineError(
+            f"blend={shown(self.models.blend)}: {kind} asks for the null prompt in a "
+            "call of its own, without the prompt that a proxy is made of; use "
+            "NegativeGuidance, or a pipeline that batches both (Stable Diffusion, XL, 3)"
+        )
+
+    def _apart(self, mix: Mix, unconditional: Weights, args: Any, kwargs: Any) -> Any:
+        """Both slots of one batch, each from its own arms."""
+        total = 2 * self.lane
+        (null_args, args), (null, kwargs) = halves(args, total), halves(kwargs, total)
+        if mix.proxy:
+            null = proxied(null, kwargs, mix.proxy, shown(self.models.blend))
+        low = self._sum(unconditional, null_args, null)
+        return joined(low, self._sum(mix.conditional, args, kwargs))
+
+    def _sum(self, weights: Weights, args: Any, kwargs: Any) -> Any:
+        """The weighted sum of arms; one arm with weight 1 as it is."""
+        parts = [(name, weight) for name, weight in weights.items() if weight]
+        answers = [self._answer(name, args, kwargs) for name, _ in parts]
+        return weighted(answers, [weight for _, weight in parts])
+
+    def _answer(self, name: str, args: Any, kwargs: Any) -> Any:
+        arm = self.models.arms[name]
+        if arm.module is not self.models.denoiser:
+            return arm.module(*args, **kwargs)
+        self.switch(arm.adapters)
+        if self._compiled is None:
+            return self._inner(*args, **kwargs)
+        own = {"forward": self._inner, "_compiled_call_impl": self._compiled}
+        with replaced(self._site, own):
+            return self._site(*args, **kwargs)
+
+    def _slot(self, args: Any, kwargs: Any) -> str:
+        """Which slots of classifier-free guidance a call asks for: cond, uncond, or both."""
+        rows = rows_of(args, kwargs)
+        if rows == 2 * self.lane:
+            if self._order is None:
+                self._order = _null_first(self.models.pipe)
+            if self._order:
+                return "both"
+        elif rows == self.lane and self._context in self._asked:
+            if self._context == _COND:
+                self._check_asked()
+            self._asked[self._context] += 1
+            return self._context
+        elif rows == self.lane and "skip_layers" in kwargs:
+            return _COND
+        raise self._no_null(f"made a call of {rows} rows for {self.lane} images in which it is not")
+
+    def _check_asked(self) -> None:
+        """Raise where prompts have calls of their own, and the null prompt never had one."""
+        if self._asked[_COND] and not self._asked[_UNCOND]:
+            raise self._no_null("never asks for it")
+
+    def _no_null(self, what: str) -> UnsupportedPipelineError:
+        return UnsupportedPipelineError(
+            f"blend={shown(self.models.blend)} answers the null prompt with another model, and "
+            f"{type(self.models.pipe).__name__} {what}: turn classifier-free guidance on "
+            "(guidance_scale above 1; true_cfg_scale and negative_prompt for Flux and Qwen-Image), "
+            "or use steer.RLG, which works without"
+        )
+
+    def _named(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`cache_context`, by which pipelines say which prompt a call is for."""
+
+        @contextmanager
+        def context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            outer, self._context = self._context, name
+            try:
+                with original(name, *args, **kwargs):
+                    yield
+            finally:
+                self._context = outer
+
+        return context
+
+
+def _null_first(pipe: Any) -> bool:
+    """Whether the pipeline batches the null prompt before the prompt: read off its own source."""
+    try:
+        source = inspect.getsource(type(pipe).__call__)
+    except (OSError, TypeError):
+        return False
+    pairs = _CHUNKS.findall(inspect.cleandoc(source))
+    named = [pair for pair in pairs if any("uncond" in name for name in pair)]
+    return bool(named) and all("uncond" in first for first, _ in named)
+
+
+@contextmanager
+def replaced(module: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes of the instance replaced for a while, past torch's bookkeeping."""
+    here = module.__dict__
+    before = {name: here[name] for name in values if name in here}
+    try:
+        here.update(values)
+        yield
+    finally:
+        for name in values:
+            here.pop(name, None)
+        here.update(before)

@@ -1,0 +1,115 @@
+"""A denoiser's arguments and answers, whatever they are packed in: halved, joined, weighed.
+
+Pipelines pass tensors, lists of tensors (one per image), dicts and tuples of these; denoisers
+answer with a tensor, a tuple, a list, or one of diffusers' output classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.core.errors import UnsupportedPipelineError
+from steer.core.types import wide
+
+
+_EMBEDDINGS = ("encoder_hidden_states", "pooled_projections", "text_embeds")
+_MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask", "attention_mask")
+
+
+def rows_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Rows of a denoiser call: those of its latents, the first tensor (or list) it is given."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor | list) and not (isinstance(value, Tensor) and not value.ndim):
+            return len(value)
+    return 0
+
+
+def halves(value: Any, rows: int) -> tuple[Any, Any]:
+    """Everything that has `rows` rows cut in two; the rest for both."""
+    if isinstance(value, Tensor):
+        if value.ndim and len(value) == rows:
+            return value[: rows // 2], value[rows // 2 :]
+        return value, value
+    if isinstance(value, Mapping):
+        pairs = {key: halves(item, rows) for key, item in value.items()}
+        return {k: low for k, (low, _) in pairs.items()}, {k: up for k, (_, up) in pairs.items()}
+    if isinstance(value, list) and len(value) == rows and isinstance(value[0], Tensor):
+        return value[: rows // 2], value[rows // 2 :]
+    if isinstance(value, list | tuple):
+        cut = [halves(item, rows) for item in value]
+        kind = type(value)
+        return kind(low for low, _ in cut), kind(up for _, up in cut)
+    return value, value
+
+
+def joined(first: Any, second: Any) -> Any:
+    """Two answers as one, the rows of the first before those of the second."""
+    if isinstance(first, Tensor):
+        return torch.cat([first, second])
+    if isinstance(first, Mapping):
+        return type(first)(**{key: joined(first[key], second[key]) for key in first})
+    if isinstance(first, list):
+        return [*first, *second]
+    if isinstance(first, tuple):
+        return tuple(joined(a, b) for a, b in zip(first, second, strict=True))
+    return first
+
+
+def weighted(answers: Sequence[Any], weights: Sequence[float]) -> Any:
+    """The weighted sum of answers, in float32 at least; one of weight 1 as it is."""
+    first = answers[0]
+    if len(answers) == 1 and weights[0] == 1:
+        return first
+    if isinstance(first, Tensor):
+        if not first.is_floating_point():
+            return first
+        total = wide(first) * weights[0]
+        for answer, weight in zip(answers[1:], weights[1:], strict=True):
+            total = torch.add(total, wide(answer), alpha=weight)
+        return total.to(first.dtype)
+    if isinstance(first, Mapping):
+        return type(first)(**{k: weighted([a[k] for a in answers], weights) for k in first})
+    if isinstance(first, list | tuple):
+        parts = zip(*answers, strict=True)
+        return type(first)(weighted(part, weights) for part in parts)
+    return first
+
+
+def proxied(
+    null: Mapping[str, Any], prompt: Mapping[str, Any], alpha: float, blend: str
+) -> dict[str, Any]:
+    """A null prompt's arguments with `(1 + alpha) * null - alpha * prompt` for its embeddings.
+
+    Args:
+        null, prompt: Keyword arguments of the two halves of one batch.
+        alpha: The proxy's weight.
+        blend: What to call the blend in an error.
+
+    Raises:
+        UnsupportedPipelineError: No text embeddings are found, or a mask of tokens, which the two
+            prompts would not share.
+    """
+    masks = [name for name in _MASKS if isinstance(null.get(name), Tensor)]
+    if masks or not isinstance(null.get("encoder_hidden_states"), Tensor):
+        why = f"it masks tokens ({masks[0]})" if masks else "it has no encoder_hidden_states"
+        raise UnsupportedPipelineError(
+            f"blend={blend}: a proxy prompt mixes two prompts' embeddings token by token, and this "
+            f"denoiser's cannot be: {why}; use steer.denoisers.NegativeGuidance"
+        )
+    made = dict(null)
+    for name, value in null.items():
+        other = prompt[name]
+        if isinstance(value, Mapping):
+            mixed = {k: _mixed(v, other[k], alpha) for k, v in value.items() if k in _EMBEDDINGS}
+            made[name] = {**value, **mixed}
+        elif name in _EMBEDDINGS:
+            made[name] = _mixed(value, other, alpha)
+    return made
+
+
+def _mixed(null: Any, prompt: Any, alpha: float) -> Any:
+    return weighted([null, prompt], [1.0 + alpha, -alpha])

@@ -1,0 +1,319 @@
+"""The only file that knows diffusers' loop: a scheduler through which a generator drives it.
+
+Every pipeline iterates over `scheduler.timesteps` and calls `scheduler.step`. The wrapped scheduler
+holds a search: `step` sends it the denoiser's output and returns the latents of its next query, and
+`timesteps` emits that query's timestep, until the search returns its winners.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from torch import Tensor
+
+from steer.core.errors import UnsupportedPipelineError
+from steer.core.ledger import Ledger
+from steer.core.types import Query
+from steer.driver.grid import Schedule
+from steer.driver.solver_state import clone
+from steer.driver.timeline import Levels, Timeline
+
+
+Driven: TypeAlias = Generator[Query, Tensor, Tensor]
+"""A search whose return value is what the pipeline shall decode."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """What is known when the pipeline calls `step` for the first time.
+
+    Attributes:
+        latents: The pipeline's own first latents, `(lane rows, *latent)`, scaled and packed.
+        schedule: The grid that the pipeline runs.
+        scheduler: A copy of the user's scheduler after `set_timesteps`, never stepped.
+        step_kwargs: What the pipeline passes to `step` besides the three tensors.
+    """
+
+    latents: Tensor
+    schedule: Schedule
+    scheduler: Any
+    step_kwargs: dict[str, Any]
+
+
+class Loop:
+    """One run of a pipeline's loop, driven by one search.
+
+    Attributes:
+        ledger: Counts every denoiser call as the pipeline made it.
+        evaluations: Denoisers that answer one row at a step `(index, count)`: more than one where
+            tuned and untuned models are blended.
+        started, finished: Whether the search has begun, and returned.
+        interrupted: The pipeline stopped stepping (`pipe._interrupt`).
+        reusable: Whether `set_timesteps` begins another run.
+    """
+
+    def __init__(self, scheduler: Any, search: Callable[[Opening], Driven], ledger: Ledger) -> None:
+        self.scheduler = scheduler
+        self.search_of = search
+        self.ledger = ledger
+        self.reusable = False
+        self.evaluations: Callable[[int, int], int] = lambda index, count: 1
+        self._clear()
+
+    def _clear(self) -> None:
+        self.begin: int | None = None
+        self.finished = self.interrupted = False
+        self._search: Driven | None = None
+        self._query: Query | None = None
+        self._grid: Tensor | None = None
+        self._offset = 0
+        self._asked = False
+        self._iterations = 0
+        self._outer = self._inner = False
+
+    @property
+    def started(self) -> bool:
+        return self._search is not None
+
+    def iterate(self, grid: Tensor) -> Iterator[Tensor]:
+        """The timesteps the search asks for, one at a time."""
+        if self.started or not len(grid):
+            return
+        items = grid.unbind()
+        self._grid = grid
+        self._ask(items[0])
+        yield items[0]
+        if self._search is None:  # nobody stepped: the pipeline is only reading the numbers
+            yield from items[1:]
+            return
+        while self._query is not None:
+            self._ask(self._query.step.t, self._query.grad)
+            yield self._query.step.t
+            if self._asked:
+                self.interrupted = True
+                return
+
+    def _ask(self, t: Tensor, grad: bool = False) -> None:
+        self._asked = True
+        self._iterations += 1
+        self._outer = torch.is_grad_enabled()
+        if grad:
+            torch.set_grad_enabled(True)
+
+    def answer(self, output: Tensor, sample: Tensor, step_kwargs: dict[str, Any]) -> Tensor:
+        """The denoiser's `output` at `sample` into the search; the next latents, or the winners."""
+        if not self._asked:
+            raise UnsupportedPipelineError(
+                "this pipeline's loop cannot be driven: it calls scheduler.step other than once "
+                "per item of scheduler.timesteps; call the pipeline itself, without steer."
+            )
+        self._asked = False
+        torch.set_grad_enabled(self._outer)
+        self.ledger.denoiser_calls += 1
+        self.ledger.denoiser_rows += len(sample) * self.evaluations(*self.asked())
+        if self._search is None:
+            self._open(sample, step_kwargs)
+            opening = self._resume(None)
+            if isinstance(opening, Tensor) or not _is_opening(opening, sample):
+                return opening if isinstance(opening, Tensor) else opening.latents
+        elif self._query is not None:
+            _absorb(self._query, sample)
+        following = self._resume(output)
+        return following if isinstance(following, Tensor) else following.latents
+
+    def _open(self, sample: Tensor, step_kwargs: dict[str, Any]) -> None:
+        self._inner = self._outer
+        schedule = Schedule.from_scheduler(self.scheduler, self._grid)
+        self._offset = schedule.offset
+        opening = Opening(sample, schedule, clone(self.scheduler), step_kwargs)
+        self._search = self.search_of(opening)
+
+    def _resume(self, output: Tensor | None) -> Query | Tensor:
+        """The search's next query, or its winners; grad mode is the search's own inside it."""
+        assert self._search is not None
+        outer = torch.is_grad_enabled()
+        torch.set_grad_enabled(self._inner)
+        try:
+            self._query = next(self._search) if output is None else self._search.send(output)
+            return self._query
+        except StopIteration as stop:
+            self._query, self.finished = None, True
+            return stop.value
+        finally:
+            self._inner = torch.is_grad_enabled()
+            torch.set_grad_enabled(outer)
+
+    def scale(self, sample: Tensor, timestep: Any) -> Tensor:
+        """`scale_model_input` of the scheduler, positioned where the query is."""
+        scaler = clone(self.scheduler)
+        if self._query is None:
+            if hasattr(scaler, "_begin_index"):
+                scaler._begin_index = self.begin
+            return scaler.scale_model_input(sample, timestep)
+        index = self._query.step.index + self._offset
+        if hasattr(scaler, "_step_index"):
+            scaler._step_index = index
+        if hasattr(scaler, "state_in_first_order") and hasattr(scaler, "sample"):
+            scaler.sample = sample if index % 2 else None  # KDPM2 scales its midpoints apart
+        return scaler.scale_model_input(sample, timestep)
+
+    def asked(self) -> tuple[int, int]:
+        """The step that the denoiser is being asked at, and how many there are."""
+        if self._query is None:
+            return 0, 1 if self._grid is None else len(self._grid)
+        return self._query.step.index, self._query.step.count
+
+    def place(self, number: int) -> int:
+        """Where `sigmas[number]`, looked up by the count of iterations, lies for the query."""
+        if self._query is None:
+            return number
+        found = self._query.step.index + self._offset + number - (self._iterations - 1)
+        return min(max(found, 0), len(self.scheduler.sigmas) - 1)
+
+    def rewind(self) -> None:
+        """Ready for the next call of the pipeline, where the scheduler stays in it."""
+        if self.reusable:
+            self.close()
+            self._clear()
+
+    def close(self) -> None:
+        """End a search that was left in the middle."""
+        if self._search is not None:
+            self._search.close()
+
+
+def _is_opening(query: Query, sample: Tensor) -> bool:
+    """Whether the pipeline's first call, which nobody asked for, is the one asked for first."""
+    x = query.latents
+    if query.step.index or query.grad or x.shape != sample.shape:
+        return False
+    return x is sample or torch.equal(x, sample)
+
+
+def _absorb(query: Query, sample: Tensor) -> None:
+    """Latents that a callback or the pipeline changed after `step` are where the call was made."""
+    if sample is not query.latents and not query.grad and sample.shape == query.latents.shape:
+        query.latents.copy_(sample)
+
+
+class SteeredScheduler:
+    """The user's scheduler with a search inside: a drop-in for `pipe.scheduler` during one call.
+
+    Whatever the scheduler has, this has, with the same signatures; the scheduler itself is copied
+    and never touched.
+
+    Args:
+        scheduler: A diffusers scheduler.
+        search: Called at the pipeline's first `step`; returns the search to run.
+        ledger: Where denoiser calls are counted.
+    """
+
+    _inner: Any
+    loop: Loop
+    _bind: Callable[..., inspect.BoundArguments]
+    _made: dict[str, Callable[..., Any]]
+
+    def __init__(
+        self, scheduler: Any, search: Callable[[Opening], Driven], ledger: Ledger | None = None
+    ) -> None:
+        inner = clone(scheduler)
+        object.__setattr__(self, "_inner", inner)
+        loop = Loop(inner, search, Ledger() if ledger is None else ledger)
+        object.__setattr__(self, "loop", loop)
+        object.__setattr__(self, "_bind", inspect.signature(inner.step).bind)
+        object.__setattr__(self, "_made", {})
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self.__dict__["_inner"])
+
+    @staticmethod
+    def wrap(
+        pipe: Any, *, reward: Any, prompt: Any, method: Any = None, compute: float | None = None
+    ) -> SteeredScheduler:
+        """A bare drop-in: `pipe.scheduler = SteeredScheduler.wrap(pipe, reward=..., prompt=...)`.
+
+        The pipeline is then called as ever, any number of times, always for this prompt, with its
+        own batch as the lane. `steer.guided` does more: it widens the batch, reports, and leaves
+        the pipeline as it was.
+
+        Args:
+            pipe: A diffusers pipeline.
+            reward: What to maximise, as for `steer.guided`.
+            prompt: What the reward reads; a list if the pipeline is called with one.
+            method, compute: As for `steer.guided`.
+        """
+        from steer.pipeline.drop_in import drop_in
+
+        return drop_in(pipe, reward, prompt, method, compute)
+
+    def __getattr__(self, name: str) -> Any:
+        if "_inner" not in self.__dict__:  # half-built copies
+            raise AttributeError(name)
+        value = getattr(self._inner, name)
+        own = _OWN.get(name)
+        if own is None:
+            return value
+        if name == "timesteps":
+            return Timeline.of(value, self.loop.iterate) if isinstance(value, Tensor) else value
+        if name == "sigmas":
+            return Levels.of(value, self.loop.place) if isinstance(value, Tensor) else value
+        if name not in self._made:
+            self._made[name] = functools.wraps(value)(functools.partial(own, self))
+        return self._made[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._inner, name, value)
+
+    def __copy__(self) -> Any:
+        return clone(self._inner)  # a second scheduler (for audio, say) is a plain one
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._inner, memo)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __repr__(self) -> str:
+        return f"SteeredScheduler({type(self._inner).__name__})"
+
+
+def _step(scheduler: SteeredScheduler, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+    given = scheduler._bind(*args, **kwargs).arguments
+    given.pop("timestep", None)
+    given |= given.pop("kwargs", {})
+    output, sample = given.pop("model_output"), given.pop("sample")
+    latents = scheduler.loop.answer(output, sample, given)
+    if not return_dict:  # some schedulers return the clean sample as a second item
+        return latents, latents
+    return DDIMSchedulerOutput(prev_sample=latents, pred_original_sample=latents)
+
+
+def _set_timesteps(scheduler: SteeredScheduler, *args: Any, **kwargs: Any) -> None:
+    scheduler._inner.set_timesteps(*args, **kwargs)
+    scheduler.loop.rewind()
+
+
+def _scale_model_input(scheduler: SteeredScheduler, sample: Tensor, timestep: Any = None) -> Tensor:
+    return scheduler.loop.scale(sample, timestep)
+
+
+def _set_begin_index(scheduler: SteeredScheduler, begin_index: int = 0) -> None:
+    scheduler.loop.begin = begin_index  # positions come from the query, not from counting
+
+
+_OWN: dict[str, Callable[..., Any]] = {
+    "step": _step,
+    "set_timesteps": _set_timesteps,
+    "timesteps": Timeline.of,
+    "sigmas": Levels.of,
+    "scale_model_input": _scale_model_input,
+    "set_begin_index": _set_begin_index,
+}

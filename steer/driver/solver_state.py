@@ -1,0 +1,100 @@
+"""A scheduler's state and noise per row, and what its `step` takes: the ground of `Solver`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim_parallel import DDIMParallelScheduler
+from torch import Tensor
+
+from steer.core.errors import UnsupportedSchedulerError
+
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def clone(scheduler: Any) -> Any:
+    """A scheduler whose lists are its own; tensors are shared, never written in place."""
+    twin = copy.copy(scheduler)
+    for name, value in vars(twin).items():
+        if type(value) in (list, dict):
+            setattr(twin, name, value.copy())
+    return twin
+
+
+def row_tensors(scheduler: Any, shape: tuple[int, ...]) -> Iterator[tuple[tuple[str, int], Tensor]]:
+    """The per-row tensors among a scheduler's attributes and lists, by (name, position)."""
+    for name, value in vars(scheduler).items():
+        for i, item in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(item, Tensor) and item.ndim == len(shape) and len(item) == shape[0]:
+                yield (name, i), item
+
+
+def map_rows(
+    scheduler: Any, shape: tuple[int, ...], change: Callable[[tuple[str, int], Tensor], Tensor]
+) -> Any:
+    """A copy in which every per-row tensor is replaced."""
+    twin = clone(scheduler)
+    for (name, i), value in list(row_tensors(scheduler, shape)):
+        held = getattr(twin, name)
+        if isinstance(held, list):
+            held[i] = change((name, i), value)
+        else:
+            setattr(twin, name, change((name, i), value))
+    return twin
+
+
+def take(value: Tensor, index: Tensor, padded: bool = False) -> Tensor:
+    """Rows by index; when padded, one past the end is a row of zeros."""
+    if padded:
+        value = torch.cat([value, value.new_zeros(1, *value.shape[1:])])
+    return value.index_select(0, index)
+
+
+def fork(generator: Generators, device: torch.device) -> Generators:
+    """A generator in the same state; for None, of the device's global one."""
+    if isinstance(generator, list):
+        return [g.clone_state() for g in generator]
+    if generator is None and device.type == "cuda":
+        current = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[current]
+    return (generator or torch.default_generator).clone_state()
+
+
+def step_parameters(scheduler: Any) -> set[str]:
+    """Names that `scheduler.step` takes; raises if it needs more than the pipeline's three."""
+    parameters = inspect.signature(scheduler.step).parameters.values()
+    names = {p.name for p in parameters}
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    unknown = needed - {"model_output", "timestep", "sample"}
+    if unknown or getattr(scheduler, "solver_p", None) is not None:
+        more = ", ".join(sorted(unknown)) or "a second solver (solver_p)"
+        raise UnsupportedSchedulerError(
+            f"{type(scheduler).__name__}.step needs {more}, which steer cannot carry per row; use "
+            "DDIMScheduler or DPMSolverMultistepScheduler where the model allows it."
+        )
+    return names
+
+
+def negative_variance(scheduler: Any, eta: float) -> frozenset[int]:
+    """Steps at which DDIM takes the root of a rounding error below zero and returns NaN.
+
+    With eta near 1 and alpha near 0 (zero terminal SNR), `1 - alpha' - std^2` is zero but for
+    rounding (diffusers DDIMScheduler.step).
+    """
+    if eta == 0 or not isinstance(scheduler, DDIMScheduler | DDIMParallelScheduler):
+        return frozenset()
+    stride = scheduler.config["num_train_timesteps"] // scheduler.num_inference_steps
+    bad = set()
+    for i, t in enumerate(scheduler.timesteps.tolist()):
+        before = t - stride
+        alpha = scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod
+        std = eta * scheduler._get_variance(t, before) ** 0.5
+        if not bool(1 - alpha - std**2 >= 0):
+            bad.add(i)
+    return frozenset(bad)

@@ -1,0 +1,70 @@
+"""A pipeline by name or path, as commands and configuration files give it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+import steer
+from steer.core.errors import PipelineNotFoundError
+from steer.jobs.device import first_line
+
+
+_SHAPES_STEPS = 20
+
+
+def load_pipeline(name: str, device: str, dtype: torch.dtype) -> Any:
+    """The bundled world's pipeline, one from a folder, or one from the hub.
+
+    Raises:
+        PipelineNotFoundError: There is none, or it cannot be loaded.
+    """
+    if name == "shapes":
+        pipe = steer.shapes.pipeline(device)
+        return pipe if dtype == torch.float32 else pipe.to(dtype)
+    import diffusers
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise PipelineNotFoundError(
+            f"pipeline={name!r}: this folder holds no model_index.json; name the folder that "
+            "`save_pretrained` wrote"
+        )
+    if not folder.is_dir() and name.count("/") != 1:
+        raise PipelineNotFoundError(
+            f"pipeline={name!r}: unknown; there is 'shapes', a folder with a model_index.json, or "
+            "a hub id such as 'stabilityai/stable-diffusion-xl-base-1.0'"
+        )
+    key = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            str(folder) if folder.is_dir() else name, **{key: dtype}
+        )
+    except (OSError, ValueError, KeyError) as error:
+        where = "cannot be loaded" if folder.is_dir() else "neither a folder nor found on the hub"
+        raise PipelineNotFoundError(f"pipeline={name!r}: {where} ({first_line(error)})") from error
+    return pipe.to(device)
+
+
+def dtype_of(name: str, device: str, pipeline: str) -> torch.dtype:
+    """The precision a pipeline runs in: as named, or half on a GPU for `"auto"`."""
+    if name == "auto":
+        half = device.startswith("cuda") and pipeline != "shapes"
+        return torch.float16 if half else torch.float32
+    known = ("float32", "float16", "bfloat16")
+    if name not in known:
+        raise ValueError(f"dtype={name!r}: must be auto, {', '.join(known)}")
+    return getattr(torch, name)
+
+
+def default_steps(pipe: Any, name: str) -> int:
+    """The steps of a plain call that names none."""
+    if name == "shapes":
+        return _SHAPES_STEPS
+    known = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    return known.default if known is not None and isinstance(known.default, int) else 50

@@ -1,0 +1,224 @@
+"""A list of prompts through a guided pipeline into a run folder, resumable prompt by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import steer
+from steer.core.errors import SteerError
+from steer.core.files.atomic import plain
+from steer.core.files.png import save_png
+from steer.core.files.record import Run
+from steer.core.files.versions import versions
+from steer.core.seeds import prompt_seed
+from steer.driver.denoisers import parse as parse_blend
+from steer.driver.denoisers.blend import cost as blend_cost
+from steer.jobs.device import usable_device
+from steer.jobs.job import Job
+from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
+from steer.methods.parse import parse_method
+from steer.pipeline.guided import guided
+from steer.pipeline.report.call import Report
+from steer.rewards.combine.weighted import is_relative
+from steer.rewards.parse import parse_reward
+
+
+IMAGES = "images"
+
+
+class Sampler:
+    """A loaded job: draws one prompt at a time.
+
+    Args:
+        job: What to do.
+        pipe: Its pipeline; loaded when left out.
+
+    Raises:
+        SteerError, ValueError: The pipeline, reward, method or device is not to be had.
+    """
+
+    def __init__(self, job: Job, pipe: Any = None) -> None:
+        if job.method:
+            parse_method(job.method)  # a mistake is told before anything is loaded
+        blend = parse_blend(job.blend) if job.blend is not None else None
+        reward, judge = parse_reward(job.reward), job.judge and parse_reward(job.judge)
+        device = usable_device(job.device)
+        dtype = dtype_of(job.dtype, device, job.pipeline)
+        self.job = job
+        self.reward = steer.reward(reward, device=device)
+        self.judge = steer.reward(judge, device=device) if judge else None
+        self.pipe = pipe if pipe is not None else load_pipeline(job.pipeline, device, dtype)
+        self.steps = job.steps or default_steps(self.pipe, job.pipeline)
+        compute, method = job.compute, None
+        if job.method:
+            calls = 1 if blend is None else blend_cost(blend, self.steps)
+            paid = max((compute or 4.0) / calls, 1.0)
+            compute, method = None, parse_method(job.method, paid, self.steps)
+        self.blended = job.tuned is not None or job.blend is not None
+        self.guided = guided(
+            self.pipe,
+            self.reward,
+            method=method,
+            compute=compute,
+            judge=self.judge,
+            width=job.width,
+            keep_images=True,
+            tuned=job.tuned,
+            blend=blend,
+        )
+        self.device, self.dtype = device, dtype
+
+    def configuration(self) -> dict[str, Any]:
+        """What the job's arguments came to, for `run.json`."""
+        return {
+            "pipeline_class": type(self.pipe).__name__,
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "steps": self.steps,
+            "device": self.device,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def draw(self, index: int, folder: Path) -> dict[str, Any]:
+        """Draw prompt `index`, put its images into `folder`, and return its entry."""
+        job = self.job
+        prompt, seed = job.prompts[index], prompt_seed(job.seed, index)
+        out = self._call(self.guided, prompt, seed, job.images_per_prompt)
+        report, trace = out.report, plain(out.report.trace.events)
+        images = {f"{IMAGES}/{index:04d}-{k}.png": im for k, im in enumerate(out.images)}
+        entry: dict[str, Any] = {
+            "index": index,
+            "prompt": prompt,
+            "seed": seed,
+            "method": repr(report.method),
+            "steps": report.steps,
+            "images": list(images),
+            "rewards": plain(out.rewards),
+            "accepted": all(out.accepted),
+            "judges": plain(report.judges),
+            "verdicts": self._verdicts(out.images, prompt),
+            "base": None,
+            "ledger": report.ledger.to_dict(),
+        }
+        (folder / IMAGES).mkdir(exist_ok=True)
+        for rank, (name, image) in enumerate(images.items()):
+            reward = entry["rewards"][rank]
+            save_png(folder / name, image, self._metadata(entry, reward=reward, rank=rank))
+        if job.base:
+            same = report.chosen == [(0, 0)] and not self.blended
+            image = out.images[0] if same else self._plain(prompt, seed)
+            name = f"{IMAGES}/{index:04d}-plain.png"
+            entry["base"] = {"image": name, **self._judged(image, prompt, report)}
+            reward = entry["base"]["reward"]
+            save_png(folder / name, image, self._metadata(entry, reward=reward, method=None))
+        entry["previews"] = _save_previews(folder, index, report.trace.images)
+        return {**entry, "trace": trace}
+
+    def _call(self, pipe: Any, prompt: str, seed: int, images: int) -> Any:
+        scale = self.job.guidance_scale
+        return pipe(
+            prompt,
+            num_inference_steps=self.steps,
+            num_images_per_prompt=images,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            **({} if scale is None else {"guidance_scale": scale}),
+        )
+
+    def _plain(self, prompt: str, seed: int) -> Image.Image:
+        """The image of the plain call from the same seed: particle 0 without a search."""
+        bar = getattr(self.pipe, "_progress_bar_config", {})
+        self.pipe.set_progress_bar_config(**{**bar, "disable": True})
+        try:
+            return self._call(self.pipe, prompt, seed, 1).images[0]
+        finally:
+            self.pipe.set_progress_bar_config(**bar)
+
+    def _judged(self, image: Image.Image, prompt: str, report: Report) -> dict[str, Any]:
+        """The plain image's scores: those of particle 0 where the search finished it untuned."""
+        verdicts, judges = self._verdicts([image], prompt), {}
+        if self.judge:
+            known = None if self.blended else next(iter(report.base_judges.values()), [None])[0]
+            judges[self.judge.name] = self._score(self.judge, image, prompt, known)
+        known = None if self.blended else report.base_reward[0]
+        return {
+            "reward": self._score(self.reward, image, prompt, known),
+            "judges": judges,
+            "verdict": verdicts[0] if verdicts else None,
+        }
+
+    def _score(
+        self, reward: Any, image: Image.Image, prompt: str, known: float | None
+    ) -> float | None:
+        if known is not None or is_relative(reward):  # which no image alone can be given
+            return known
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+        with torch.no_grad():
+            return float(reward(pixels.to(self.device), [prompt])[0])
+
+    def _verdicts(self, images: Sequence[Image.Image], prompt: str) -> list[dict[str, Any]] | None:
+        """The oracle's word, where the world is its own and the prompt is one of its captions."""
+        if self.job.pipeline != "shapes":
+            return None
+        try:
+            return [asdict(verdict) for verdict in steer.shapes.oracle(list(images), prompt)]
+        except ValueError:
+            return None
+
+    def _metadata(self, entry: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """What an image's file says of itself; `method` None marks the plain call's image."""
+        job = {k: v for k, v in self.job.to_dict().items() if k != "prompts"}
+        kept = {k: entry[k] for k in ("prompt", "index", "seed", "method")}
+        kept |= {"steps": self.steps, **more}
+        return {
+            **kept,
+            "arguments": job,
+            "configuration": self.configuration(),
+            "versions": versions(),
+        }
+
+
+def _save_previews(
+    folder: Path, index: int, images: Mapping[tuple[int, int, int], Any]
+) -> dict[str, Any] | None:
+    """One sheet of all previews of a prompt, side by side, and which is where."""
+    tiles = {(p, step): np.asarray(im) for (_, p, step), im in images.items()}
+    if not tiles:
+        return None
+    height, width = next(iter(tiles.values())).shape[:2]
+    tiles = {key: tile for key, tile in tiles.items() if tile.shape[:2] == (height, width)}
+    name = f"{IMAGES}/{index:04d}-previews.png"
+    save_png(folder / name, Image.fromarray(np.concatenate(list(tiles.values()), axis=1)), {})
+    return {"file": name, "size": [width, height], "tiles": [list(key) for key in tiles]}
+
+
+def draw_all(run: Run, sampler: Sampler) -> Iterator[Mapping[str, Any]]:
+    """Draw the prompts that `run` lacks, one entry at a time; the run is valid at every moment.
+
+    Raises:
+        KeyboardInterrupt: As it came, after the run's status says `interrupted`.
+    """
+    run.data["configuration"] = sampler.configuration()
+    run.close("running")
+    status = "interrupted"
+    missing = run.missing()
+    try:
+        for position, index in enumerate(missing):
+            sampler.pipe.set_progress_bar_config(
+                desc=f"prompt {position + 1}/{len(missing)}", leave=False
+            )
+            entry = sampler.draw(index, run.folder)
+            run.data["configuration"]["method"] = entry["method"]
+            run.add(entry)
+            yield entry
+        status = "finished"
+    except SteerError:
+        status = "failed"
+        raise
+    finally:
+        run.close(status)

@@ -1,0 +1,1 @@
+"""Corrections of the model output on the way: gradients, best-of-N, lookahead."""

@@ -1,0 +1,1 @@
+"""Search and optimisation of the initial noise."""

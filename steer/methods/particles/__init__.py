@@ -1,0 +1,1 @@
+"""Weighted or branching particles along the trajectory: SMC, beams, trees."""

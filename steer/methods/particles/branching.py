@@ -1,0 +1,197 @@
+"""Populations that branch: moves with fresh noise, children's names, and who goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from steer.core.checks import one_of, share
+from steer.core.ddim import ddim
+from steer.core.errors import UnsupportedSchedulerError
+from steer.core.types import Name, Population, Step
+from steer.driver.solver import Solver
+from steer.search.context import Context
+from steer.search.kernels import DDIM, Draw, Kernel, finished, kernel_named
+from steer.search.short_runs import Asking, short_grid
+
+
+def check_moves(kernel: object, eta: object) -> None:
+    """Raise ValueError unless these are a kernel and a share of fresh noise."""
+    share("eta", eta, "fresh noise")
+    if not callable(kernel):
+        one_of("kernel", kernel, ("auto", "solver", "ddim"))
+    elif getattr(kernel, "grad", False):
+        raise ValueError(
+            f"kernel={kernel!r} needs recorded denoiser calls, which searches do not make; use "
+            "SMC(proposal=...) with it"
+        )
+
+
+@dataclass(eq=False)
+class Mover:
+    """Reverse steps with fresh noise, for rows that branch and drop out.
+
+    The law of a step is chosen as `SMC` does: the pipeline's own scheduler where it draws noise,
+    else a DDIM move with a share `eta` of fresh noise. What a row draws depends on its prompt's
+    seed, its particle and the step.
+
+    Attributes:
+        ctx: The call.
+        solver: The user's scheduler.
+        kernel: What moves rows; `None` for `solver`.
+        roots: Initial latents of every particle's line, by name.
+    """
+
+    ctx: Context
+    solver: Solver
+    kernel: Kernel | None
+    roots: dict[Name, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        ctx: Context,
+        start: Population,
+        method: str,
+        kernel: str | Kernel,
+        eta: float,
+        *,
+        jumps: bool = False,
+    ) -> tuple[Mover, Population]:
+        """A mover for `start`, and `start` with the names that its rows have from now on.
+
+        Where the pipeline's own scheduler does not move them, no row is the plain call's.
+
+        Args:
+            ctx: The call.
+            start: Initial latents.
+            method: Who asks, for messages.
+            kernel: `"auto"`, `"solver"`, `"ddim"`, or a `Kernel`.
+            eta: Share of fresh noise in our own moves.
+            jumps: Rows will begin in the middle, where a solver with history cannot follow.
+
+        Raises:
+            UnsupportedSchedulerError: No stochastic law (a flow model), or one that cannot jump.
+        """
+        solver = ctx.solver(start)
+        chosen = _kernel(ctx, solver, method, kernel, eta, jumps)
+        self = cls(ctx, solver, chosen, dict(zip(start.ids, start.x.unbind(), strict=True)))
+        if chosen is None:
+            return self, start
+        plain = [row for row, (_, k) in enumerate(start.ids) if k < ctx.images]
+        return self, self._renamed(start, plain)
+
+    def again(self) -> Mover:
+        """The same law from the start, for rows none of which is the plain call's."""
+        return replace(self, solver=self.ctx.make_solver(False))
+
+    def adopt(self, drawn: Population) -> None:
+        """Further initial latents."""
+        self.roots |= dict(zip(drawn.ids, drawn.x.unbind(), strict=True))
+
+    def step(self, step: Step, population: Population, output: Tensor) -> Asking[Population]:
+        """Every row at the step's next point, given the denoiser's output."""
+        if self.kernel is None:
+            x = self.solver.step(step, population.x, output, population.ids)
+            return population.at(x)
+        move = yield from finished(self.kernel(self.ctx, step, population, output))
+        if move.std == 0:
+            return population.at(move.mean)
+        noise = self.ctx.starts.noise(population.ids, (step.index,), population.x)
+        return population.at(Draw(move, move).sample(noise)[0])
+
+    def branch(self, parents: Population, count: int, step: Step) -> tuple[list[int], Population]:
+        """`count` children of every row, about to move from `step`: parents' rows, and children.
+
+        The first child keeps its parent's name (and draws what the parent alone would have drawn),
+        the others are new particles.
+        """
+        if count == 1:
+            return list(range(len(parents))), parents
+        rows = [row for row in range(len(parents)) for _ in range(count)]
+        self.solver.gather(rows)
+        taken = parents.take(rows)
+        children = self._renamed(taken, [at for at in range(len(rows)) if at % count])
+        self.ctx.tell_descent("select", children.ids, step, taken.ids)
+        return rows, children
+
+    def born(self, parents: Sequence[Name]) -> tuple[Name, ...]:
+        """New particles, each of one parent's line."""
+        names = self.ctx.starts.names([prompt for prompt, _ in parents])
+        line = {name: self.roots[old] for name, old in zip(names, parents, strict=True)}
+        self.roots |= line
+        self.ctx.starts.latents |= line
+        return names
+
+    def keep(self, population: Population, rows: Sequence[int], step: Step) -> Population:
+        """These rows only, with the solver's history; the trace is told."""
+        chosen = set(rows)
+        for prompt in population.prompts:
+            own = [row for row, name in enumerate(population.ids) if name[0] == prompt]
+            self.ctx.log(
+                "select",
+                step=step.index,
+                prompt=prompt,
+                kept=[population.ids[row][1] for row in own if row in chosen],
+                dropped=[population.ids[row][1] for row in own if row not in chosen],
+            )
+        self.solver.gather(rows)
+        return population.take(rows)
+
+    def _renamed(self, population: Population, places: Sequence[int]) -> Population:
+        names = list(population.ids)
+        for at, name in zip(places, self.born([names[at] for at in places]), strict=True):
+            names[at] = name
+        return Population(population.x, tuple(names))
+
+
+def look_ahead(
+    ctx: Context, population: Population, output: Tensor, here: Step, count: int
+) -> Asking[Population]:
+    """Clean latents of every row after `count` deterministic DDIM steps to the end.
+
+    The steps are spread evenly over the grid from `here` on, of which the first needs no denoiser
+    call: its output is known. One step is the x0 preview.
+
+    Args:
+        ctx: Where the denoiser is asked.
+        population: Latents at `here`.
+        output: The denoiser's output there.
+        here: A step of the grid.
+        count: Steps, at least 1; fewer where no more are left.
+    """
+    grid, now = short_grid(ctx.steps[here.index :], count), population
+    for number, step in enumerate(grid):
+        if number:
+            output = yield from ctx.denoise(now, step)
+        x0 = step.x0(now.x, output)
+        last = number + 1 == len(grid)
+        now = now.at(x0 if last else ddim(step, now.x, x0).mean)
+    return now
+
+
+def joined(
+    one: tuple[Population, Tensor], other: tuple[Population, Tensor]
+) -> tuple[Population, Tensor]:
+    """Two populations with their outputs as one, prompt by prompt."""
+    ids = one[0].ids + other[0].ids
+    rows = sorted(range(len(ids)), key=lambda row: ids[row][0])
+    whole = Population(torch.cat([one[0].x, other[0].x]), ids).take(rows)
+    return whole, torch.cat([one[1], other[1]])[rows]
+
+
+def _kernel(
+    ctx: Context, solver: Solver, method: str, kernel: str | Kernel, eta: float, jumps: bool
+) -> Kernel | None:
+    """The law of the moves; `None` is the pipeline's own solver."""
+    jumpy = jumps and solver.remembers
+    if kernel == "solver" and jumpy:
+        raise UnsupportedSchedulerError(
+            f"{method} begins in the middle of the run, and {solver.name} keeps history from "
+            "step to step; use kernel='auto', or EulerAncestralDiscreteScheduler"
+        )
+    chosen = kernel_named(ctx, solver, method, kernel, eta)
+    return DDIM(eta) if chosen is None and jumpy else chosen

@@ -1,0 +1,107 @@
+"""The reward's gradient as a proposal: particle filtering that is guided and still unbiased."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steer.core.checks import one_of, positive, predicate, share
+from steer.core.ddim import ddim
+from steer.core.potentials import tempered
+from steer.core.sphere import radius, unit
+from steer.core.types import Move, Population, Step, wide
+from steer.core.when import When, every
+from steer.search.context import Context
+from steer.search.guidance import check_finite, check_gradient, largest, reward_gradient
+
+
+_ALWAYS = every(1)
+
+
+@dataclass(frozen=True)
+class GradientProposal:
+    """A DDIM move whose mean is shifted up the reward: `SMC(n, proposal=GradientProposal())`.
+
+        x' = mu + std z + std^2 gamma lam G,    G = grad_x r(decode(x0(x)))
+
+    The filter weights every particle by the density of the unshifted move over that of this one,
+    so the weighted population follows the same law as without a proposal; only the weights are
+    less unequal. With `lam` as that of the filter, `temper` and no `pull` this is DAS (Kim et al.
+    2025, arXiv:2501.05803).
+
+    Args:
+        lam: In the reward's own units, as in `SMC(lam=..., standardise=False)`. `None` takes the
+            gradient's direction only.
+        pull: Length of the shift in standard deviations of the move's noise: exactly so without
+            `lam`, at most so with it; `None` is no limit. A step adds up to `pull`^2 to the
+            variance of the log-weights, so keep it well below 1 over many steps.
+        through: `"denoiser"` is the gradient above, at two more rows per row; `"x0"` takes
+            dx0/dx = alpha / (alpha^2 + sigma^2) (white data of variance 1) for the denoiser's
+            derivative, at no denoiser row: a worse proposal, corrected all the same.
+        temper: A rate g for gamma = min((1 + g)^i - 1, 1) with i in hundredths of the way, as in
+            `SMC(temper=...)`; `None` for 1.
+        eta: Share of fresh noise, as that of the filter.
+        when: Steps at which the mean is shifted.
+
+    Raises:
+        ValueError: Arguments of the wrong kind, neither `lam` nor `pull`.
+        RewardError: When called: the reward is not differentiable.
+        GradientError: When called: a gradient that is not finite.
+    """
+
+    lam: float | None = None
+    pull: float | None = 0.5
+    through: Literal["denoiser", "x0"] = "denoiser"
+    temper: float | None = None
+    eta: float = 1.0
+    when: When = _ALWAYS
+
+    def __post_init__(self) -> None:
+        example = "GradientProposal(pull=0.5) or GradientProposal(lam=2.0, pull=None)"
+        positive("lam", self.lam)
+        positive("pull", self.pull)
+        positive("temper", self.temper)
+        share("eta", self.eta, "fresh noise")
+        one_of("through", self.through, ("denoiser", "x0"))
+        if self.lam is None and self.pull is None:
+            raise ValueError(f"lam=None and pull=None: nothing says how far; write {example}")
+        predicate(self.when, "every(1)")
+
+    @property
+    def grad(self) -> bool:
+        """Whether the denoiser's call must be recorded."""
+        return self.through == "denoiser"
+
+    def __call__(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Move:
+        """The shifted move of every row; the plain one where there is no noise to shift."""
+        x = population.x
+        move = ddim(step, x.detach(), step.x0(x, output).detach(), self.eta)
+        if move.std == 0 or not self.when(step):
+            return move
+        check_gradient(ctx, type(self).__name__)
+        shift = self._shift(step, self._gradient(ctx, step, population, output), move.std)
+        return Move((wide(move.mean) + shift).to(move.mean.dtype), move.std, move.x0)
+
+    def _gradient(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Tensor:
+        with torch.enable_grad() if self.grad else nullcontext():
+            x0 = step.x0(wide(population.x), wide(output))
+        _, slope = reward_gradient(ctx, population.at(x0.detach()))
+        if not self.grad:
+            return slope * (step.alpha / (step.alpha**2 + step.sigma**2))
+        size = largest(slope).view(-1, *(1,) * (slope.ndim - 1))
+        (gradient,) = torch.autograd.grad(x0, population.x, slope / size)
+        gradient = wide(gradient) * size
+        check_finite(ctx, population, gradient)
+        return gradient
+
+    def _shift(self, step: Step, gradient: Tensor, std: float) -> Tensor:
+        if self.pull is not None and self.lam is None:
+            return self.pull * std * unit(gradient)
+        shift = (std**2 * (self.lam or 0.0) * tempered(step, self.temper)) * gradient
+        if self.pull is None:
+            return shift
+        return shift * (self.pull * std / radius(shift).clamp(min=1e-30)).clamp(max=1.0)

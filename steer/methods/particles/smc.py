@@ -1,0 +1,230 @@
+"""Particle filtering: weight, resample, move, and weight again."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from steer.core.checks import one_of, plain_calls, positive, predicate, share, whole
+from steer.core.potentials import POTENTIALS, Potential, finish, tempered
+from steer.core.resampling import RESAMPLERS
+from steer.core.types import Population, Query, Search, Step
+from steer.core.when import When, at
+from steer.driver.solver import Solver
+from steer.search.cloud import Cloud
+from steer.search.context import Context
+from steer.search.kernels import DDIM, Draw, Kernel, asked, drawn, kernel_named
+
+
+_EXAMPLE = "SMC(8, lam=2.0, when=at(0.2, 0.4, 0.6, 0.8))"
+_USUAL = at(0.2, 0.4, 0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class SMC:
+    """Sequential Monte Carlo towards p(x) exp(lam r(x)): steering by Feynman-Kac potentials.
+
+    `n` particles per returned image move side by side with fresh noise at every step. At the steps
+    `when` their x0 previews are scored and weighted by a potential of the reward; where the weights
+    have become too unequal (effective sample size at most `ess` of the population) the population
+    is resampled: promising particles are copied, hopeless ones dropped. Weights are log-weights,
+    accumulate from one resampling to the next, and are per prompt: all particles of a prompt
+    (`n` times its images) compete with each other and with no others. At the end final rewards
+    make up for what the potentials on the way said, so that the weighted population follows
+    p(x) exp(lam r(x)) for any of them (Singhal et al. 2025, FK steering, arXiv:2501.06848).
+
+    *Which law moves them.* The pipeline's own scheduler where it draws noise (ancestral, DDPM, LCM,
+    sde-dpm++, DDIM called with eta); under any deterministic one DDIM moves with a share `eta` of
+    fresh noise on the pipeline's own grid. Flow models have no such law here yet, and raise.
+
+    *What `lam` means.* With `standardise`, rewards are divided by their standard deviation, the
+    largest that the particles of the prompt have had at any scoring so far: so `lam=2` makes a
+    standard deviation of the most varied scoring worth a factor exp(2), whatever the reward's
+    units. A prompt whose rewards are all equal has weights all equal. Without it `lam` multiplies
+    the reward itself.
+
+    *Proposals.* `proposal` is any other move, such as one that follows a gradient; its particles
+    are weighted by the kernel's density over its own, so the law stays the same. With gradients of
+    the reward and `temper` that is DAS (Kim et al. 2025, arXiv:2501.05803).
+
+    Args:
+        n: Particles per returned image.
+        lam: Inverse temperature of the tilt, at least 0.
+        when: Steps at which previews are scored; the last step is left to the final reward.
+        potential: `"difference"`, `"max"`, `"sum"`, `"last"`, or a `steer.potentials.Potential`.
+        resample: `"systematic"`, `"stratified"`, `"ssp"`, `"residual"` or `"multinomial"`.
+        ess: Resample where the effective sample size is at most this share of the population;
+            `None` resamples at every scoring, 0 never.
+        temper: `None` for lam at once; a rate g for lam * min((1 + g)^i - 1, 1) with i in
+            hundredths of the way (DAS takes 0.008); `"adaptive"` for as much of lam as keeps the
+            effective sample size at `ess`. The final weight is always that of lam.
+        standardise: Divide rewards by their standard deviation per prompt.
+        eta: Share of fresh noise in our own moves, in (0, 1].
+        kernel: `"auto"` as above, `"solver"` or `"ddim"` to insist, or a `Kernel`.
+        proposal: A `Kernel` to draw from instead.
+        choose: Return the `"best"` final rewards, or `"sample"` from the final weights.
+
+    Raises:
+        ValueError: Arguments of the wrong kind; when called: `when` holds at no step of the run.
+        UnsupportedSchedulerError: When called: no stochastic law, see above.
+    """
+
+    n: int
+    lam: float = 2.0
+    when: When = _USUAL
+    potential: str | Potential = "difference"
+    resample: Literal["systematic", "stratified", "ssp", "residual", "multinomial"] = "systematic"
+    ess: float | None = 0.5
+    temper: float | Literal["adaptive"] | None = None
+    standardise: bool = True
+    eta: float = 1.0
+    kernel: str | Kernel = "auto"
+    proposal: Kernel | None = None
+    choose: Literal["best", "sample"] = "best"
+
+    reorders: ClassVar[bool] = True
+    """Rows change places between steps: caches of activations per row cannot follow."""
+
+    def __post_init__(self) -> None:
+        whole("n", self.n, _EXAMPLE)
+        positive("lam", self.lam, zero=True, none=False)
+        predicate(self.when, _EXAMPLE)
+        if not callable(self.potential):
+            one_of("potential", self.potential, tuple(POTENTIALS))
+        one_of("resample", self.resample, tuple(RESAMPLERS))
+        positive("ess", self.ess, zero=True)
+        if self.ess is not None and self.ess > 1:
+            raise ValueError(f"ess={self.ess!r}: a share of the population, at most 1")
+        if self.temper != "adaptive":
+            positive("temper", self.temper)
+        share("eta", self.eta, "fresh noise")
+        if not callable(self.kernel):
+            one_of("kernel", self.kernel, ("auto", "solver", "ddim"))
+        if self.proposal is not None and (self.kernel == "solver" or not callable(self.proposal)):
+            raise ValueError(
+                f"proposal={self.proposal!r} with kernel={self.kernel!r}: must be a function "
+                "(ctx, step, population, output) -> Move, corrected towards kernel='ddim' or a "
+                "kernel that is such a function"
+            )
+        one_of("choose", self.choose, ("best", "sample"))
+
+    @classmethod
+    def for_compute(cls, compute: float, steps: int) -> SMC:
+        """As many particles as `compute` plain calls pay for. Raises ValueError below 1."""
+        plain_calls(compute)
+        return cls(int(compute + 1e-9))
+
+    @property
+    def populations(self) -> tuple[int, ...]:
+        """Population sizes per returned image."""
+        return (self.n,)
+
+    def cost(self, steps: int) -> int:
+        """Denoiser-row equivalents per returned image; a row differentiated counts two more."""
+        # where calls are recorded, the pipeline's own first one, which is not, comes on top
+        return self.n * (3 * steps + 1 if self._differentiates else steps)
+
+    @property
+    def _differentiates(self) -> bool:
+        return bool(getattr(self.proposal or self.kernel, "grad", False))
+
+    def __call__(self, ctx: Context, start: Population) -> Search:
+        """Filter, then choose among the final particles."""
+        cloud = yield from self.filter(ctx, start)
+        if self.choose == "best" or cloud.size <= ctx.images:
+            return ctx.winners(cloud.population)
+        return cloud.draw(ctx, ctx.images)
+
+    def filter(self, ctx: Context, start: Population) -> Generator[Query, Tensor, Cloud]:
+        """The weighted population at the end: `(P, N)` log-weights, and the evidence.
+
+        `cloud.log_evidence + log_mean_exp(cloud.log_weights)` estimates log E[exp(lam r)] per
+        prompt; its exponential is unbiased where `standardise` is off.
+        """
+        judged = self._judged(len(ctx.steps))
+        cloud, solver = Cloud.of(start), ctx.solver(start)
+        kernel = self._kernel(ctx, solver)
+        if kernel is not None:
+            cloud.leave_plain(ctx)
+        for step in ctx.steps:
+            here, output = yield from asked(ctx, cloud.population, step, self._differentiates)
+            draw = None
+            if kernel is not None:
+                draw = yield from drawn(ctx, kernel, self.proposal, step, here, output)
+            here, output = here.at(here.x.detach()), output.detach()
+            if step.index in judged and cloud.size > 1:
+                self._weigh(ctx, cloud, here.at(step.x0(here.x, output)), step)
+                rows = self._resample(ctx, cloud, step)
+                if rows is not None:
+                    solver.gather(rows)
+                    output = output[rows]
+                    draw = draw and draw.take(rows)
+            self._move(ctx, cloud, step, solver, output, draw)
+        if cloud.size > 1:
+            self._weigh(ctx, cloud, cloud.population, None)
+        return cloud
+
+    def _judged(self, steps: int) -> list[int]:
+        """Steps at which previews are scored."""
+        found = [index for index in self.when.indices(steps) if index + 1 < steps]
+        if not found and self.n > 1:
+            raise ValueError(
+                f"when={self.when!r} holds at no step of {steps} before the last, so nothing would "
+                "be selected on the way; name other steps, run more of them, or use BestOfN"
+            )
+        return found
+
+    def _kernel(self, ctx: Context, solver: Solver) -> Kernel | None:
+        """The law of the moves; `None` is the pipeline's own solver."""
+        kernel = kernel_named(ctx, solver, type(self).__name__, self.kernel, self.eta)
+        return DDIM(self.eta) if kernel is None and self.proposal is not None else kernel
+
+    def _move(
+        self,
+        ctx: Context,
+        cloud: Cloud,
+        step: Step,
+        solver: Solver,
+        output: Tensor,
+        draw: Draw | None,
+    ) -> None:
+        """The next latents of every particle, and the correction of their weights."""
+        now = cloud.population
+        if draw is None:
+            cloud.population = now.at(solver.step(step, now.x, output, now.ids))
+            return
+        x, ratio = draw.sample(ctx.starts.noise(now.ids, (step.index,), now.x))
+        cloud.population = now.at(x)
+        if ratio is not None:
+            cloud.log_weights = cloud.log_weights + cloud.grid(ratio)
+
+    def _weigh(self, ctx: Context, cloud: Cloud, clean: Population, step: Step | None) -> None:
+        """Score, weight and tell; `step` is `None` at the end."""
+        rewards = cloud.grid(ctx.evaluate(clean, step))
+        scale = self.lam * (cloud.widen(rewards) if self.standardise else torch.ones(1, 1))
+        scale = scale.expand(len(rewards), 1).double()
+        potential: Potential = finish
+        if step is not None:
+            potential = self.potential if callable(self.potential) else POTENTIALS[self.potential]
+            scale = scale * self._warmth(cloud, potential, rewards, scale, step)
+        cloud.weigh(potential, rewards, scale)
+        cloud.tell(ctx, step, scale)
+
+    def _warmth(
+        self, cloud: Cloud, potential: Potential, rewards: Tensor, scale: Tensor, step: Step
+    ) -> Tensor:
+        """How much of `lam` counts at this step, `(P, 1)` in (0, 1]."""
+        if self.temper != "adaptive":
+            return torch.full_like(scale, tempered(step, self.temper))
+        least = (0.5 if self.ess is None else self.ess) * cloud.size
+        cloud.warmth = cloud.warmest(potential, rewards, scale, least)
+        return cloud.warmth
+
+    def _resample(self, ctx: Context, cloud: Cloud, step: Step) -> list[int] | None:
+        share = 1.0 if self.ess is None else self.ess
+        least = share * cloud.size * (1 + 1e-6)
+        return cloud.resample(ctx, step, RESAMPLERS[self.resample], lambda size: size <= least)

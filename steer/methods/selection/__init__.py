@@ -1,0 +1,1 @@
+"""Draw several, keep the best: best-of-N, pruning, gates, budgets."""

@@ -1,0 +1,194 @@
+"""A hard limit on what a method may spend: the best so far when it runs out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from steer.core.checks import plain_calls
+from steer.core.errors import SteerError
+from steer.core.ledger import Ledger
+from steer.core.types import Name, Population, Query, Search, Step
+from steer.methods.selection.gate import draws
+from steer.search.context import Context
+from steer.search.method import Method
+from steer.search.sampling import sample_all
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Run `method` until it is done or the next query would cost more than `compute` plain calls.
+
+    A row counts one, a row that is differentiated two more; padding counts, and so does the
+    pipeline's first call where the method has no use for it. When the budget ends the search is
+    closed and the best finished particles are returned. Where the method costs more than the
+    budget, enough is held back for the plain call until something is finished; that is the answer
+    where nothing else is. A method may ask `ctx.left()` to end in good time, as NoiseOptimization
+    does to sample what it found.
+
+    How far a search gets may depend on the lane width: wide lanes finish together, narrow ones
+    one after the other.
+
+    Args:
+        compute: Plain calls' worth of denoiser rows, at least 1.
+        method: What to run.
+
+    Raises:
+        ValueError: Arguments of the wrong kind; when called: one lane costs more than `compute`.
+    """
+
+    compute: float
+    method: Method
+
+    def __post_init__(self) -> None:
+        plain_calls(self.compute)
+        if not isinstance(self.method, Method):
+            raise ValueError(
+                f"method={self.method!r}: must be a method; write Budget(8, BestOfN(16))"
+            )
+
+    @property
+    def populations(self) -> tuple[int, ...]:
+        """Population sizes per returned image; the last keeps a lane within half the budget."""
+        return (*self.method.populations, max(1, math.floor(self.compute / 2)))
+
+    @property
+    def draws(self) -> int:
+        """Particles per returned image that are drawn."""
+        return draws(self.method)
+
+    def cost(self, steps: int) -> int:
+        """Denoiser-row equivalents per returned image, at most."""
+        return min(self.method.cost(steps), math.floor(self.compute * steps + 1e-9))
+
+    def __call__(self, ctx: Context, start: Population) -> Search:
+        """The inner search, as long as there is budget; then the best so far."""
+        purse, best = Purse.of(ctx, self.compute), Finished(ctx)
+        rows = ctx.images * len(ctx.prompts)
+        dearest = max(map(ctx.evaluations, ctx.steps))
+        fits = self.method.cost(len(ctx.steps)) * rows * dearest <= purse.limit
+        plain = ctx.width * rows * sum(map(ctx.evaluations, ctx.steps))
+        if plain > purse.limit:
+            raise ValueError(
+                f"width={ctx.width} with compute={self.compute!r}: one lane costs "
+                f"{plain / rows / len(ctx.steps):g} plain calls; lower width or raise compute"
+            )
+
+        def reserve() -> int:
+            return 0 if fits or best.complete(start.prompts) else plain
+
+        outer, watch = ctx.left, best.see
+        ctx.left = lambda: min((purse.limit - purse.spent) / dearest, outer())
+        ctx.watchers.append(watch)
+        try:
+            winners = yield from purse.spend(self.method(ctx, start), reserve)
+        finally:
+            ctx.left = outer
+            ctx.watchers.remove(watch)
+        if winners is not None:
+            return winners
+        ctx.log("budget", compute=self.compute, spent=purse.spent)
+        if best.complete(start.prompts):
+            return best.population(start.prompts)
+        if purse.spent + plain > purse.limit:
+            raise SteerError(
+                f"compute={self.compute!r}: spent before {self.method!r} finished anything, since "
+                f"its lanes are padded (width={ctx.width}); give a width that divides "
+                f"{self.method.populations}, or raise compute"
+            )
+        return (yield from sample_all(ctx, start.take(_first_rows(start, ctx.images))))
+
+
+@dataclass(eq=False)
+class Purse:
+    """What may be spent, and what was.
+
+    Attributes:
+        ledger: Counts the rows as the pipeline makes them.
+        limit: Denoiser-row equivalents of all prompts and images together.
+        before: Rows that are not ours.
+        first: Rows of the pipeline's first call, made before anybody asked and not yet counted:
+            the first query takes them as its answer, or they are lost.
+        evaluations: Denoisers that answer one row at a step.
+        recorded: Rows that were differentiated here.
+    """
+
+    ledger: Ledger
+    limit: float
+    before: int
+    first: int
+    evaluations: Callable[[Step], int]
+    recorded: int = 0
+
+    @classmethod
+    def of(cls, ctx: Context, compute: float) -> Purse:
+        """For one run of a method."""
+        rows = ctx.images * len(ctx.prompts)
+        first = ctx.ledger.denoiser_rows if ctx.ledger.denoiser_calls == 1 else 0
+        limit = compute * rows * len(ctx.steps) + 1e-6
+        return cls(ctx.ledger, limit, ctx.ledger.denoiser_rows, first, ctx.evaluations)
+
+    @property
+    def spent(self) -> int:
+        """Denoiser-row equivalents so far."""
+        return self.ledger.denoiser_rows - self.before + 2 * self.recorded
+
+    def price(self, query: Query) -> int:
+        """What a query would add."""
+        rows = len(query.latents) * self.evaluations(query.step)
+        served = query.step.index == 0 and not query.grad
+        return rows * (3 if query.grad else 1) + (0 if served else self.first)
+
+    def spend(
+        self, search: Search, reserve: Callable[[], int]
+    ) -> Generator[Query, Tensor, Population | None]:
+        """The search's own result, or `None` where it was closed for lack of budget."""
+        try:
+            query = next(search)
+            while self.spent + self.price(query) + reserve() <= self.limit:
+                answer = yield query
+                self.before, self.first = self.before - self.first, 0
+                rows = len(query.latents) * self.evaluations(query.step)
+                self.recorded += rows if query.grad else 0
+                query = search.send(answer)
+            return None
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            search.close()
+
+
+@dataclass(eq=False)
+class Finished:
+    """The best finished particles per prompt, with their clean latents."""
+
+    ctx: Context
+    rows: dict[int, dict[Name, Tensor]] = field(default_factory=dict)
+
+    def see(self, population: Population, values: Tensor) -> None:
+        """More of them; only the best `ctx.images` per prompt are kept."""
+        for name, x in zip(population.ids, population.x.unbind(), strict=True):
+            self.rows.setdefault(name[0], {})[name] = x
+        for prompt, own in self.rows.items():
+            names = sorted(own, key=lambda name: -self.ctx.finals[name])
+            self.rows[prompt] = {name: own[name] for name in names[: self.ctx.images]}
+
+    def complete(self, prompts: Sequence[int]) -> bool:
+        """Whether every prompt has as many as it shall return."""
+        return all(len(self.rows.get(prompt, ())) >= self.ctx.images for prompt in prompts)
+
+    def population(self, prompts: Sequence[int]) -> Population:
+        """The best, prompt by prompt."""
+        names = [name for prompt in prompts for name in self.rows[prompt]]
+        return Population(torch.stack([self.rows[n[0]][n] for n in names]), tuple(names))
+
+
+def _first_rows(start: Population, images: int) -> list[int]:
+    rows: dict[int, list[int]] = {}
+    for row, (prompt, _) in enumerate(start.ids):
+        rows.setdefault(prompt, []).append(row)
+    return [row for own in rows.values() for row in own[:images]]

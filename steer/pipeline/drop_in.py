@@ -1,0 +1,42 @@
+"""The bare drop-in scheduler: `pipe.scheduler = SteeredScheduler.wrap(pipe, ...)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steer.core.errors import SteerError
+from steer.driver.noise import Source, call_seeds
+from steer.driver.scheduler import Driven, Opening, SteeredScheduler
+from steer.methods.default import for_compute
+from steer.pipeline.guided import COMPUTE, check_effort, resolve_reward
+from steer.pipeline.run import Run
+from steer.search.method import Method
+
+
+def drop_in(
+    pipe: Any, reward: Any, prompt: Any, method: Method | None, compute: float | None
+) -> SteeredScheduler:
+    """See `SteeredScheduler.wrap`."""
+    check_effort(method, compute)
+    judge = resolve_reward(reward, pipe)
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+
+    def search(opening: Opening) -> Driven:
+        images, rest = divmod(len(opening.latents), len(texts))
+        if rest:
+            raise SteerError(
+                f"prompt has {len(texts)} texts, and the pipeline's batch of "
+                f"{len(opening.latents)} rows is no multiple of that"
+            )
+        generator = opening.step_kwargs.get("generator")
+        seeds = call_seeds(generator, len(texts), images, opening.latents.device)
+        source = Source(pipe, prompts=len(texts), images=images, width=1, seeds=seeds)
+        source.prepare = None  # its arguments were not seen
+        chosen = method or for_compute(compute or COMPUTE, len(opening.schedule))
+        ledger = steered.loop.ledger
+        run = Run(pipe, texts, images, judge, [], chosen, source, seeds[0], ledger=ledger)
+        return run.search(opening)
+
+    steered = SteeredScheduler(pipe.scheduler, search)
+    steered.loop.reusable = True
+    return steered

@@ -1,0 +1,341 @@
+"""`guided(pipe, reward)`: a diffusers pipeline that spends extra compute on better images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from steer.core.errors import SteerError, UnsupportedPipelineError
+from steer.core.ledger import Ledger
+from steer.core.trace import Trace
+from steer.core.types import Reward
+from steer.driver.call import Call, check_pipeline
+from steer.driver.noise import Source, call_seeds, can_widen
+from steer.driver.scheduler import SteeredScheduler
+from steer.methods.default import for_compute
+from steer.pipeline.memory import Randomness, with_room
+from steer.pipeline.plan import affordable
+from steer.pipeline.report.call import Report
+from steer.pipeline.result import finish
+from steer.pipeline.run import Run
+from steer.search.method import Method
+
+
+if TYPE_CHECKING:
+    from steer.driver.denoisers.blend import Blend
+    from steer.driver.denoisers.models import Models
+
+COMPUTE = 4.0
+"""Plain calls' worth of denoiser rows, unless told otherwise."""
+
+
+class Guided:
+    """A pipeline with a search in its loop: call it as the pipeline, read it as the pipeline.
+
+    Attributes that it does not have itself are the pipeline's (`guided.unet`,
+    `guided.enable_model_cpu_offload()`); assigning to them assigns to the pipeline.
+
+    Attributes:
+        pipe: The pipeline.
+        reward, method, compute, judges, lane_width, keep_images: As given to `guided`.
+        models: Tuned and untuned denoisers and their blend; `None` without `tuned` and `blend`.
+        report: Of the latest call, also where that returned a tuple.
+    """
+
+    _own = frozenset(
+        ("pipe", "reward", "method", "compute", "judges", "lane_width", "keep_images")
+    ) | {"models", "report"}
+
+    def __init__(
+        self,
+        pipe: Any,
+        reward: Any,
+        *,
+        method: Method | None = None,
+        compute: float | None = None,
+        judge: Any = None,
+        width: int | None = None,
+        keep_images: bool = False,
+        tuned: Any = None,
+        blend: Blend | str | None = None,
+    ) -> None:
+        self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
+        check_pipeline(self.pipe)
+        self.reward = resolve_reward(reward, self.pipe)
+        judges = judge if isinstance(judge, list | tuple) else [] if judge is None else [judge]
+        self.judges = [resolve_reward(j, self.pipe) for j in judges]
+        self.method, self.compute = method, compute
+        self.report: Report | None = None
+        self.lane_width, self.keep_images = width, keep_images
+        check_effort(method, compute)
+        if width is not None and (type(width) is not int or width < 1):
+            raise ValueError(f"width={width!r}: particles per denoiser call, at least 1")
+        self.models: Models | None = None
+        if tuned is not None or blend is not None:
+            from steer.driver.denoisers.models import models_for
+
+            self.models = models_for(self.pipe, tuned, blend)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "pipe" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.pipe, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._own:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.pipe, name, value)
+
+    def __repr__(self) -> str:
+        effort = self.method if self.method is not None else f"compute={self.compute or COMPUTE:g}"
+        return f"Guided({type(self.pipe).__name__}, {self.reward.name!r}, {effort})"
+
+    def to(self, *args: Any, **kwargs: Any) -> Guided:
+        """`pipe.to(...)`; returns the guided pipeline."""
+        self.pipe.to(*args, **kwargs)
+        return self
+
+    def __call__(
+        self,
+        *args: Any,
+        method: Method | None = None,
+        compute: float | None = None,
+        reward_prompt: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The pipeline's call; its arguments, its output class, and a search in its loop.
+
+        Args:
+            *args, **kwargs: The pipeline's own.
+            method, compute: For this call instead of those given to `guided`.
+            reward_prompt: What the reward reads instead of the prompt; needed where the call gives
+                `prompt_embeds` without text.
+
+        Returns:
+            The pipeline's output (a tuple with `return_dict=False`) with `rewards` (one float per
+            image), `accepted` (one bool per image) and `report` (a `Report`) on it.
+
+        Raises:
+            SteerError: Under `torch.inference_mode`; a loop that cannot be driven
+                (`UnsupportedPipelineError`), a scheduler that cannot (`UnsupportedSchedulerError`),
+                a reward that is not one finite score per image (`RewardError`), nothing above a
+                gate's threshold where it was asked to raise (`NotAcceptedError`), memory that is
+                short with half the lane too (`OutOfMemoryError`).
+            ValueError: Arguments out of range; the message names them.
+
+        What a reward raises goes through as it is, with a note that says which prompt, particle and
+        step were at hand.
+        """
+        if torch.is_inference_mode_enabled():
+            raise SteerError(
+                "torch.inference_mode is on: searches need ordinary tensors; use torch.no_grad "
+                "(the pipeline does so itself)"
+            )
+        call, start = Call(self.pipe, args, kwargs), time.perf_counter()
+        call.warn_of_cut_prompts()
+        before = Randomness.of(call.generator, call.device)
+
+        def again(run: Run) -> Run:
+            before.restore()
+            half = self._prepare(call, run.method, None, reward_prompt, width=run.width // 2)
+            half.planned = None if run.context is not None else run.planned
+            half.trace.log("memory", width=half.width, rows=run.ledger.denoiser_rows)
+            return half
+
+        first = self._prepare(call, method, compute, reward_prompt)
+        run, (output, ended), failed = with_room(partial(self._drive, call), first, again)
+        output, self.report = finish(
+            run, output, interrupted=not ended, latent=call.latent_output, start=start
+        )
+        if failed is not None:
+            run.ledger.add(failed.ledger)
+        return output
+
+    def _drive(self, call: Call, run: Run) -> tuple[Any, bool]:
+        """The pipeline's output with a search in its loop, and whether the search came to its end.
+
+        Raises:
+            UnsupportedPipelineError: The loop was not driven.
+        """
+        scheduler = SteeredScheduler(self.pipe.scheduler, run.search, run.ledger)
+        loop = scheduler.loop
+        stand_ins: dict[str, Any] = {"scheduler": scheduler}
+        if run.source.prepare is not None:
+            stand_ins["prepare_latents"] = run.source
+        if hasattr(self.pipe, "progress_bar"):
+            stand_ins["progress_bar"] = run.progress_bar
+        models = nullcontext()
+        if run.models is not None:
+            loop.evaluations = run.evaluations
+            models = run.models.answering(loop.asked, run.rows * run.width)
+        with models, _standing_in(self.pipe, stand_ins):
+            try:
+                output = call.run(run.width)
+            finally:
+                loop.close()
+        interrupted = loop.interrupted or bool(getattr(self.pipe, "_interrupt", False))
+        if not loop.finished and not interrupted:
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__}: its loop cannot be driven (it does not iterate over "
+                "scheduler.timesteps and call scheduler.step); call it without steer"
+            )
+        return output, loop.finished
+
+    def _prepare(
+        self,
+        call: Call,
+        method: Method | None,
+        compute: float | None,
+        reward_prompt: Any,
+        width: int | None = None,
+    ) -> Run:
+        check_effort(method, compute)
+        if method is None and compute is None:
+            method, compute = self.method, self.compute
+        planned = None
+        if method is None:
+            planned = COMPUTE if compute is None else compute
+            method = affordable(planned, call.steps, self.models, self.lane_width)
+        width = width or self.lane_width or call.widest(method.populations)
+        if width > 1 and not can_widen(call.pipe):
+            raise UnsupportedPipelineError(
+                f"width={width}: {type(call.pipe).__name__} has no prepare_latents(batch_size, "
+                "generator) to widen its batch with; leave width out"
+            )
+        seeds = call_seeds(call.generator, call.prompts, call.images, call.device)
+        return Run(
+            call.pipe,
+            _reward_texts(call, [self.reward, *self.judges], reward_prompt),
+            call.images,
+            self.reward,
+            self.judges,
+            method,
+            Source(call.pipe, prompts=call.prompts, images=call.images, width=width, seeds=seeds),
+            seeds[0],
+            width,
+            call.size,
+            call.steps,
+            planned,
+            models=self.models,
+            ledger=Ledger(cfg_rows=call.guidance_rows),
+            trace=Trace(keep_images=self.keep_images),
+        )
+
+
+def guided(
+    pipe: Any,
+    reward: Any,
+    *,
+    method: Method | None = None,
+    compute: float | None = None,
+    judge: Any = None,
+    width: int | None = None,
+    keep_images: bool = False,
+    tuned: Any = None,
+    blend: Blend | str | None = None,
+) -> Guided:
+    """Wrap a diffusers pipeline so that its calls search for images with a higher reward.
+
+    Args:
+        pipe: Any diffusers pipeline whose loop iterates over its scheduler's timesteps. It is left
+            as it is; only for the time of a call does a search sit in `pipe.scheduler`.
+        reward: What to maximise: a name (`steer.available_rewards()`), a function
+            `(images, prompts) -> (B,)`, a dict of weights, or a `Reward`.
+        method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out.
+        compute: Denoiser rows to spend at most, in plain calls (default 4).
+        judge: One or more further rewards that nobody optimises, for the report.
+        width: Particles per returned image in one denoiser call; by default up to 4, such that no
+            row is padding. Results do not depend on it.
+        keep_images: Keep small previews in the trace.
+        tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
+            `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a UNet or
+            transformer, a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module. All else
+            stays the pipeline's.
+        blend: How tuned and untuned denoisers combine, such as `steer.RLG(2.0)`; the tuned one
+            alone if left out. `compute` goes on counting plain calls of the base.
+
+    Returns:
+        A `Guided`: call it with the pipeline's own arguments.
+
+    Raises:
+        UnsupportedPipelineError: Not a pipeline with a scheduler.
+        CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit.
+        ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `width` below 1,
+            a blend without its tuned denoiser.
+    """
+    return Guided(
+        pipe,
+        reward,
+        method=method,
+        compute=compute,
+        judge=judge,
+        width=width,
+        keep_images=keep_images,
+        tuned=tuned,
+        blend=blend,
+    )
+
+
+def resolve_reward(reward: Any, pipe: Any) -> Reward:
+    from steer.rewards.frames import resolve_for
+
+    return resolve_for(pipe, reward)
+
+
+def check_effort(method: Any, compute: Any) -> None:
+    if method is not None and not isinstance(method, Method):
+        raise ValueError(
+            f"method={method!r}: unknown; pass a method such as steer.BestOfN(4), steer.Prune() or "
+            "steer.Gate(steer.BestOfN(4), threshold=0.6)"
+        )
+    if method is not None and compute is not None:
+        raise ValueError(
+            f"compute={compute!r} beside method={method!r}: the method sets its own cost; give one"
+        )
+    if compute is not None:
+        for_compute(compute, 1)
+
+
+def _reward_texts(
+    call: Call, rewards: list[Reward], given: str | Sequence[str] | None
+) -> list[str]:
+    """One text per prompt for the rewards."""
+    if given is not None:
+        texts = [given] * call.prompts if isinstance(given, str) else list(given)
+        if len(texts) != call.prompts:
+            raise ValueError(
+                f"reward_prompt has {len(texts)} texts for {call.prompts} prompts: give one each"
+            )
+        return texts
+    if call.texts:
+        return call.texts
+    needy = [reward.name for reward in rewards if reward.needs_prompt]
+    if needy:
+        raise ValueError(
+            f"reward {needy[0]!r} reads the prompt, and the call gives none as text: pass "
+            "reward_prompt='...' beside prompt_embeds"
+        )
+    return [""] * call.prompts
+
+
+@contextmanager
+def _standing_in(pipe: Any, stand_ins: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes of `pipe` replaced for a while, past its config; put back whatever happens."""
+    before = {name: pipe.__dict__[name] for name in stand_ins if name in pipe.__dict__}
+    try:
+        for name, value in stand_ins.items():
+            object.__setattr__(pipe, name, value)
+        yield
+    finally:
+        for name in stand_ins:
+            if name in before:
+                object.__setattr__(pipe, name, before[name])
+            else:
+                with suppress(AttributeError):
+                    object.__delattr__(pipe, name)

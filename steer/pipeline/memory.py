@@ -1,0 +1,147 @@
+"""Out of memory in a call: the lane is halved once, then the numbers are told."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from steer.core.errors import OutOfMemoryError
+from steer.driver.solver_state import Generators
+from steer.pipeline.run import Run
+
+
+T = TypeVar("T")
+_log = logging.getLogger("steer")
+_SHORTAGES = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on an accelerator or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
+
+
+@dataclass(frozen=True, eq=False)
+class Randomness:
+    """The states of all that a call may draw from: the user's generators and the global ones."""
+
+    generators: tuple[tuple[torch.Generator, Tensor], ...]
+    cpu: Tensor
+    cuda: tuple[torch.device, Tensor] | None
+
+    @classmethod
+    def of(cls, generator: Generators, device: Any) -> Randomness:
+        """As they are now."""
+        given = generator if isinstance(generator, list | tuple) else [generator]
+        states = tuple((g, g.get_state()) for g in given if isinstance(g, torch.Generator))
+        place = torch.device(device)
+        cuda = (place, torch.cuda.get_rng_state(place)) if place.type == "cuda" else None
+        return cls(states, torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        """As they were then."""
+        for generator, state in self.generators:
+            generator.set_state(state)
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda[1], self.cuda[0])
+
+
+def with_room(
+    attempt: Callable[[Run], T], run: Run, again: Callable[[Run], Run]
+) -> tuple[Run, T, Run | None]:
+    """What `attempt` returns; where memory is short, of a second attempt with half the lane.
+
+    Args:
+        attempt: Runs the pipeline.
+        run: The first attempt's.
+        again: Puts everything back as it was, and makes the run with half the lane.
+
+    Returns:
+        The run that succeeded, what came of it, and the run that failed, if one did.
+
+    Raises:
+        OutOfMemoryError: The lane cannot be halved, or half of it does not fit either.
+    """
+    try:
+        return run, attempt(run), None
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        if run.width == 1:
+            raise OutOfMemoryError(_complaint(run, error, [])) from error
+        message = (
+            f"out of memory with {_lane(run)} ({_line(error)}): the call begins again with half as "
+            f"wide a lane, width={run.width // 2}; callbacks see its steps a second time, and "
+            f"giving width={run.width // 2} saves the first attempt"
+        )
+    warnings.warn(message, UserWarning, stacklevel=3)
+    _log.warning(message)
+    _free(run.pipe)
+    half = again(run)
+    try:
+        return half, attempt(half), run
+    except Exception as error:
+        if is_shortage(error):
+            raise OutOfMemoryError(_complaint(half, error, [run])) from error
+        raise
+
+
+def _free(pipe: Any) -> None:
+    """Let go of what the first attempt left on the device."""
+    if hasattr(pipe, "maybe_free_model_hooks"):  # offloaded parts go back, feature caches empty
+        pipe.maybe_free_model_hooks()
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _complaint(run: Run, error: Exception, before: list[Run]) -> str:
+    """The numbers, and the ways out."""
+    tried = "".join(f", and before that with {_lane(other)}" for other in before)
+    prompts = f"one prompt at a time instead of {len(run.texts)}, " if len(run.texts) > 1 else ""
+    images = "fewer images per prompt, " if run.images > 1 else ""
+    return (
+        f"out of memory with {_lane(run)}{tried} ({_line(error)}){_device(run.pipe)}: use {prompts}"
+        f"{images}a smaller image, pipe.vae.enable_slicing(), pipe.enable_model_cpu_offload(), or "
+        "a method that records no gradients through the denoiser"
+    )
+
+
+def _lane(run: Run) -> str:
+    """A lane in numbers."""
+    rows = f"a lane of {run.rows * run.width} rows ({len(run.texts)} prompts x {run.images} images"
+    rows += f" x width {run.width})"
+    height, width = run.size
+    size = f", images of {height}x{width}" if height and width else ""
+    lane = run.source.lane
+    latents = "" if lane is None else f", latents of {'x'.join(map(str, lane.shape[1:]))}"
+    return rows + size + latents
+
+
+def _line(error: Exception) -> str:
+    """The first line of what the allocator said, which has the bytes it was asked for."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def _device(pipe: Any) -> str:
+    """Bytes of the device, where it tells."""
+    device = torch.device(getattr(pipe, "_execution_device", "cpu"))
+    if device.type != "cuda":
+        return ""
+    with suppress(RuntimeError):
+        free, total = torch.cuda.mem_get_info(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        gib = [f"{value / 2**30:.1f} GiB" for value in (free, total, peak)]
+        return f", {gib[0]} of {gib[1]} free, {gib[2]} in use at the peak"
+    return ""

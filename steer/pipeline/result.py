@@ -1,0 +1,149 @@
+"""What a guided call hands back: the pipeline's own output, with rewards and a report on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steer.core.types import Name, Reward
+from steer.pipeline.report.call import Report
+from steer.pipeline.run import Run
+from steer.rewards.combine.weighted import unique
+from steer.search.context import Context
+
+
+def finish(
+    run: Run, output: Any, *, interrupted: bool, latent: bool, start: float
+) -> tuple[Any, Report]:
+    """Score what was not scored, and hang the report on the pipeline's output."""
+    ctx = run.context
+    rewards: list[float] = []
+    images: Tensor | None = None
+    if interrupted:
+        output = _plain_rows(output, run)
+        rewards = [float("nan")] * run.rows
+        accepted = [False] * len(rewards)
+    else:
+        assert ctx is not None
+        rewards, images = _scores(run, ctx, output, latent)
+        flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
+        accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
+    finals = {} if ctx is None else ctx.finals
+    base = [finals.get((prompt, 0)) for prompt in range(len(run.texts))]
+    judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
+    if not latent:
+        run.ledger.decodes += run.rows
+    run.ledger.seconds["total"] = time.perf_counter() - start
+    run.ledger.read_peak()
+    report = Report(
+        run.method,
+        run.reward.name,
+        run.seed,
+        run.steps,
+        run.width,
+        rewards,
+        accepted,
+        judges,
+        base,
+        base_judges,
+        run.chosen,
+        run.trace,
+        run.ledger,
+        interrupted,
+        "base" if run.models is None else run.models.name,
+        run.texts,
+    )
+    if not isinstance(output, tuple):
+        output.rewards, output.accepted, output.report = rewards, accepted, report
+    return output, report
+
+
+def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[float], Tensor | None]:
+    """Rewards of the returned images, and the images where judges want them."""
+    missing = any(name not in ctx.finals for name in run.chosen)
+    images = None
+    if missing or run.judges:
+        with torch.no_grad():
+            images = _images(ctx, output, latent)
+            if missing:
+                ctx.record(images, run.chosen)
+    return [ctx.finals[name] for name in run.chosen], images
+
+
+def _judged(
+    run: Run, ctx: Context, images: Tensor | None
+) -> tuple[dict[str, list[float]], dict[str, list[float | None]]]:
+    """Judges' scores of the returned images, and of particle 0 per prompt where it was finished.
+
+    A judge that compares candidates compares these with each other.
+    """
+    chosen = [] if images is None else run.chosen
+    bases = [(prompt, 0) for prompt in ctx.base if (prompt, 0) not in chosen]
+    groups = [] if images is None else [(images, chosen)]
+    if bases:
+        groups.append((torch.stack([ctx.base[prompt] for prompt, _ in bases]), bases))
+    judges: dict[str, list[float]] = {}
+    base: dict[str, list[float | None]] = {}
+    for name, judge in zip(unique([judge.name for judge in run.judges]), run.judges, strict=True):
+        found = _score_together(ctx, groups, judge)
+        base[name] = [found.get((prompt, 0)) for prompt in range(len(run.texts))]
+        if images is not None:
+            judges[name] = [found[particle] for particle in chosen]
+    return judges, base
+
+
+def _score_together(
+    ctx: Context, groups: Sequence[tuple[Tensor, Sequence[Name]]], judge: Reward
+) -> dict[Name, float]:
+    """A judge's scores of several batches of images, combined as one population."""
+    if not groups:
+        return {}
+    with torch.no_grad():
+        pieces = [ctx.parts(images, ids, judge) for images, ids in groups]
+        parts = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+        names = [name for _, ids in groups for name in ids]
+        return dict(zip(names, ctx.combine(parts, names, judge).tolist(), strict=True))
+
+
+def _images(ctx: Context, output: Any, latent: bool) -> Tensor:
+    """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1]."""
+    first = output[0]
+    if latent:
+        return ctx.decode(first)
+    if isinstance(first, Tensor):
+        return first.float()
+    if not isinstance(first, np.ndarray):
+        first = np.stack([_pixels(image) for image in first]) / np.float32(255)
+    device = getattr(ctx.pipe, "_execution_device", "cpu")
+    return torch.from_numpy(np.ascontiguousarray(first)).to(device).movedim(-1, -3).float()
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """A PIL image, or a list of frames, as `(H, W, 3)` or `(F, H, W, 3)` uint8."""
+    if isinstance(image, list):
+        return np.stack([_pixels(frame) for frame in image])
+    return np.asarray(image.convert("RGB"))
+
+
+def _plain_rows(output: Any, run: Run) -> Any:
+    """An interrupted call's output, cut to as many rows as the plain call has."""
+    rows = run.rows * run.width
+    keep = [row for row in range(rows) if row % (run.images * run.width) < run.images]
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, list) and len(value) == rows:
+            return [value[row] for row in keep]
+        if isinstance(value, Tensor | np.ndarray) and len(value) == rows:
+            return value[keep]
+        return value
+
+    if isinstance(output, tuple):
+        return tuple(cut(value) for value in output)
+    for key in list(output.keys()):
+        output[key] = cut(output[key])
+    return output

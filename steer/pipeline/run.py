@@ -1,0 +1,126 @@
+"""One search inside one run of a pipeline's loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from steer.core.ledger import Ledger
+from steer.core.trace import Trace
+from steer.core.types import Name, Reward
+from steer.driver.caches import check_caches
+from steer.driver.noise import Source
+from steer.driver.scheduler import Driven, Opening
+from steer.driver.solver import Solver
+from steer.pipeline.plan import affordable, per_row
+from steer.pipeline.progress import Progress
+from steer.search.context import Context
+from steer.search.method import Method
+from steer.search.starts import Starts
+
+
+if TYPE_CHECKING:
+    from steer.driver.denoisers.models import Models
+
+
+@dataclass(eq=False)
+class Run:
+    """A method, its reward and its books, waiting for the pipeline's first step.
+
+    Attributes:
+        pipe: The pipeline.
+        texts: One per prompt, for the reward.
+        images: Returned images per prompt.
+        width: Particles per returned image in one denoiser call.
+        size: Image height and width, where the call names them.
+        steps: Denoiser calls that the plain call was thought to make.
+        planned: The compute that `method` was chosen for; chosen again where `steps` is wrong.
+        seed: Of what lies beyond the plain call.
+        chosen: The winners, once there are any.
+        progress: What the pipeline's progress bar shows.
+        models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
+    """
+
+    pipe: Any
+    texts: list[str]
+    images: int
+    reward: Reward
+    judges: list[Reward]
+    method: Method
+    source: Source
+    seed: int
+    width: int = 1
+    size: tuple[int | None, int | None] = (None, None)
+    steps: int = 0
+    planned: float | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    trace: Trace = field(default_factory=Trace)
+    context: Context | None = None
+    chosen: list[Name] = field(default_factory=list)
+    models: Models | None = None
+    progress: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.progress = Progress(self.ledger, self.trace)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the plain call."""
+        return len(self.texts) * self.images
+
+    def evaluations(self, index: int, steps: int) -> int:
+        """Denoisers that answer one row at a step."""
+        return 1 if self.models is None else self.models.rows(index, steps)
+
+    def search(self, opening: Opening) -> Driven:
+        """The method as the pipeline's loop runs it; returns the winners' latents."""
+        steps = len(opening.schedule)
+        if self.planned is not None and steps != self.steps:
+            self.method = affordable(self.planned, steps, self.models, self.width)
+        self.steps = steps
+        self.source.lane, self.source.scheduler = opening.latents, opening.scheduler
+        if getattr(self.pipe, "do_classifier_free_guidance", False):
+            self.ledger.cfg_rows = 2
+        ctx = self.context = self._context(opening)
+        check_caches(self.pipe, self.method, self.width, steps, alone=self.models is None)
+        size = self.method.populations[0] * self.images
+        ctx.solver().check(size * len(self.texts))
+        self.progress.planned = self.method.cost(steps) * self.rows * per_row(self.models, steps)
+        winners = yield from self.progress.follow(self.method(ctx, ctx.draw(range(size))))
+        self.chosen = list(winners.ids)
+        for prompt in winners.prompts:
+            ctx.log("final", prompt=prompt, chosen=[k for p, k in winners.ids if p == prompt])
+        return winners.x
+
+    def _context(self, opening: Opening) -> Context:
+        return Context(
+            pipe=self.pipe,
+            steps=opening.schedule,
+            prompts=self.texts,
+            images=self.images,
+            width=self.width,
+            seed=self.seed,
+            reward=self.reward,
+            judges=self.judges,
+            source=self.source.draw,
+            make_solver=lambda plain: self._solver(opening, plain),
+            ledger=self.ledger,
+            trace=self.trace,
+            size=self.size,
+            evaluations=lambda step: self.evaluations(step.index, step.count),
+            starts=Starts(self.source.seeds),
+        )
+
+    def _solver(self, opening: Opening, plain: bool) -> Solver:
+        return Solver(
+            opening.scheduler,
+            plain_rows=self.rows if plain else 0,
+            images=self.images,
+            step_kwargs=opening.step_kwargs,
+            seed=self.source.seeds,
+            offset=opening.schedule.offset,
+        )
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """The pipeline's own bar, over all planned denoiser calls."""
+        return self.progress.bar(self.pipe, self.method, self.width, iterable, total)

@@ -1,0 +1,1 @@
+"""CLIP encoders for rewards: loading, preprocessing, the fused tower."""

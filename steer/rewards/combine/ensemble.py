@@ -1,0 +1,152 @@
+"""Rewards on one scale by comparing the candidates of a prompt: mean ranks, or z-scores."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor
+
+from steer.core.types import Reward
+from steer.rewards.combine.weighted import Composite, Parts, weighted_parts
+from steer.rewards.inputs import Images
+
+
+Scores = NDArray[np.float64]
+
+NOISE = 2.0**-20
+"""Scores that differ by less than this share of their size differ by rounding: they are equal."""
+
+
+class Ensemble(Composite):
+    """Parts that are brought to a common scale within each prompt's candidates, then weighed.
+
+    Scores are relative: they compare candidates of one prompt with each other and are not
+    differentiable. A candidate with a non-finite score stays NaN, the others are compared
+    without it.
+
+    Args:
+        terms: `(reward, weight)` pairs; a part of negative weight counts against, one of weight
+            zero is only reported.
+        names: How the parts are called in `parts`; default their own names.
+
+    Raises:
+        ValueError: No parts, a weight that is not a finite number, or none but zeros.
+    """
+
+    relative = True
+    differentiable = False
+    title = ""
+
+    def __init__(
+        self, terms: Sequence[tuple[Reward, float]], names: Sequence[str] | None = None
+    ) -> None:
+        self.rewards, self.weights = weighted_parts(terms, names)
+        if not any(self.weights.values()):
+            raise ValueError(f"{self.title} of weights {self.weights}: one must not be zero")
+        equal = set(self.weights.values()) == {1.0}
+        inside = [n if equal else f"{n}={weight:g}" for n, weight in self.weights.items()]
+        self.name = f"{self.title}({','.join(inside)})"
+        self.needs_prompt = any(r.needs_prompt for n, r in self.rewards.items() if self.weights[n])
+
+    def parts(self, images: Images, prompts: str | Sequence[str]) -> Parts:
+        """Every part's own, unweighted scores `(B,)`, by name; without gradient."""
+        with torch.no_grad():
+            return super().parts(images, prompts)
+
+    def combine(
+        self, parts: Mapping[str, Tensor], groups: Sequence[Hashable] | None = None
+    ) -> Tensor:
+        """Compare within each group, and weigh; `(B,)` float32."""
+        example = next(iter(parts.values()))
+        total = np.zeros(len(example))
+        together = rows_by_group(groups, len(example))
+        for name, weight in self.weights.items():
+            if weight:
+                scores = self.own(name, parts, groups).detach().double().cpu().numpy()
+                total += self._weighed(scores, weight, together)
+        return torch.from_numpy(total).to(example.device, torch.float32)
+
+    def _weighed(self, scores: Scores, weight: float, groups: Sequence[NDArray[np.intp]]) -> Scores:
+        """One part's share of the total."""
+        share = np.full(len(scores), np.nan)
+        for rows in groups:
+            rows = rows[np.isfinite(scores[rows])]
+            if len(rows):
+                share[rows] = self.scaled(np.sign(weight) * scores[rows])
+        return abs(weight) * share / self._norm
+
+    @property
+    def _norm(self) -> float:
+        return 1.0
+
+    @staticmethod
+    @abstractmethod
+    def scaled(scores: Scores) -> Scores:
+        """Finite scores of one group, at least one, on the common scale."""
+
+
+class RankEnsemble(Ensemble):
+    """Weighted mean of per-prompt ranks, in [0, 1]: 1 is best under every part, 0 worst.
+
+    Ranks know no scale, so no part can drown the others and no outlier counts for more than its
+    place: the verifier ensemble of Ma et al. 2025 (arXiv:2501.09732). Equal scores share the mean
+    of their ranks; a single candidate gets 0.5.
+    """
+
+    title = "rank"
+    range = (0.0, 1.0)
+
+    @property
+    def _norm(self) -> float:
+        return sum(map(abs, self.weights.values()))
+
+    @staticmethod
+    def scaled(scores: Scores) -> Scores:
+        """Mean ranks from 0 (worst) to 1 (best)."""
+        if len(scores) == 1:
+            return np.array([0.5])
+        order = np.argsort(scores, kind="stable")
+        ascending = scores[order]
+        size = np.maximum(np.abs(ascending[1:]), np.abs(ascending[:-1]))
+        level = np.zeros(len(scores))
+        level[order[1:]] = np.cumsum(np.diff(ascending) > NOISE * size)
+        return (rankdata(level) - 1) / (len(scores) - 1)
+
+
+class Standardised(Ensemble):
+    """Weighted sum of per-prompt z-scores: `(score - mean) / std` over a prompt's candidates.
+
+    Weights are then in units of each part's own spread. The standard deviation is that of the
+    candidates themselves (division by n). Equal scores, and a single candidate, get 0.
+    """
+
+    title = "standardise"
+
+    @staticmethod
+    def scaled(scores: Scores) -> Scores:
+        """Mean 0, standard deviation 1; zeros where there is no spread."""
+        spread = scores.std()
+        if spread <= NOISE * np.abs(scores).max():
+            return np.zeros(len(scores))
+        return (scores - scores.mean()) / spread
+
+
+def rows_by_group(groups: Sequence[Hashable] | None, count: int) -> list[NDArray[np.intp]]:
+    """Row indices of every group, in order of appearance; all rows where `groups` is None.
+
+    Raises:
+        ValueError: Not one key per row.
+    """
+    if groups is None:
+        return [np.arange(count)]
+    if len(groups) != count:
+        raise ValueError(f"len(groups)={len(groups)} for {count} images: pass one key per image")
+    rows: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(groups):
+        rows.setdefault(key, []).append(row)
+    return [np.array(found) for found in rows.values()]

@@ -1,0 +1,138 @@
+"""Reward mixtures with published weights, by name: `"reno"`, `"carinox"`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from steer.rewards.combine.weighted import WeightedReward
+
+
+CLIP_H = "clip:ViT-H-14:laion2b_s32b_b79k"
+CLIP_H_SCALE = 100.0
+"""`exp(logit_scale)` of that model: its published score is this times the cosine."""
+
+VQA = "vqa:Qwen/Qwen2.5-VL-3B-Instruct"
+
+CATEGORIES = {
+    "none": (1.0, 1.0, 1.0),
+    "color": (0.40, 1.06, 1.14),
+    "shape": (0.95, 1.12, 0.92),
+    "texture": (0.90, 1.10, 0.93),
+    "2d_spatial": (1.06, 1.02, 1.10),
+    "3d_spatial": (0.96, 0.92, 1.43),
+    "non_spatial": (1.01, 0.96, 1.17),
+    "complex": (0.67, 1.05, 1.06),
+    "numeracy": (1.02, 1.05, 0.93),
+    "overall": (0.59, 0.94, 1.34),
+}
+"""CARINOX's multipliers of the HPS, ImageReward and VQA weights by kind of prompt."""
+
+Checkpoints = Mapping[str, str | Path] | None
+
+
+def reno(
+    *,
+    checkpoint: Checkpoints = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    clip_gradient: float | None = None,
+) -> WeightedReward:
+    """ReNO's mixture: 5 HPSv2.1 + 1 ImageReward + 0.05 PickScore + 0.01 CLIP ViT-H/14 logit.
+
+    Eyring et al. 2024 (arXiv:2406.04312), weights as in its code's defaults
+    (github.com/ExplainableML/ReNO), whose loss is 9.5 minus this: `5 (1 - HPS) + (2 - ImageReward)
+    + 0.05 (30 - PickScore) + 0.01 (100 - CLIP)`. PickScore and CLIP are logits there (100 times
+    the cosine). Each model has its own preprocessing here; ReNO gives all of them one shortest-side
+    crop. Its regulariser of the noise is the method's, not the reward's.
+
+    Args:
+        checkpoint: Local weights by part, such as `{"hpsv2.1": "HPS_v2.1_compressed.pt"}`.
+        device: Default: the accelerator if there is one.
+        dtype: Precision of the weights; default float32.
+        clip_gradient: As in `WeightedReward`.
+
+    Raises:
+        ValueError: A checkpoint for a part that there is not.
+        CheckpointError: Weights that cannot be found, read, or do not fit.
+    """
+    weights = {
+        "hpsv2.1": 5.0,
+        "imagereward": 1.0,
+        "pickscore": 0.05,
+        CLIP_H: 0.01 * CLIP_H_SCALE,
+    }
+    return _mixture(weights, checkpoint, device, dtype, clip_gradient)
+
+
+def carinox(
+    *,
+    category: str = "none",
+    vqa: str = VQA,
+    checkpoint: Checkpoints = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    clip_gradient: float | None = None,
+) -> WeightedReward:
+    """CARINOX's mixture: 5 (2 HPSv2.1) + 5 (ImageReward + 3) / 6 + 1 VQA probability.
+
+    Kasaei et al. 2025 (arXiv:2509.17458), base weights and rescalings of its code; the additive
+    constant 2.5 is left out. Its fourth part, the decompositional alignment score (weight 5), is
+    left out too: it needs a language model that takes the prompt apart, and no public checkpoint
+    stands for it. The VQA model is the caller's choice; the paper used CLIP-FlanT5. The `vqa:`
+    rewards have no gradient, so neither has this mixture: search with it, or optimise
+    `{"hpsv2.1": 10.0, "imagereward": 5 / 6}`.
+
+    Args:
+        category: Kind of prompts, whose multipliers apply: one of `CATEGORIES`.
+        vqa: The name of the VQA reward.
+        checkpoint: Local weights by part, such as `{"hpsv2.1": "HPS_v2.1_compressed.pt"}`.
+        device: Default: the accelerator if there is one.
+        dtype: Precision of the weights; default float32.
+        clip_gradient: As in `WeightedReward`.
+
+    Raises:
+        ValueError: An unknown category, or a checkpoint for a part that there is not.
+        CheckpointError: Weights that cannot be found, read, or do not fit.
+    """
+    if category not in CATEGORIES:
+        raise ValueError(f"category={category!r}: one of {', '.join(map(repr, CATEGORIES))}")
+    hps, image_reward, question = CATEGORIES[category]
+    weights = {
+        "hpsv2.1": hps * 5.0 * 2.0,
+        "imagereward": image_reward * 5.0 / 6.0,
+        vqa: question * 1.0,
+    }
+    return _mixture(weights, checkpoint, device, dtype, clip_gradient)
+
+
+def _mixture(
+    weights: Mapping[str, float],
+    checkpoint: Checkpoints,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    clip_gradient: float | None,
+) -> WeightedReward:
+    from steer.rewards.registry import reward
+
+    files = _files(checkpoint, weights)
+    parts = [
+        (reward(name, device=device, dtype=dtype, checkpoint=files.get(name)), weight)
+        for name, weight in weights.items()
+    ]
+    return WeightedReward(parts, list(weights), clip_gradient=clip_gradient)
+
+
+def _files(checkpoint: Checkpoints, weights: Mapping[str, float]) -> Mapping[str, str | Path]:
+    files = checkpoint if checkpoint is not None else {}
+    example = {"hpsv2.1": "HPS_v2.1_compressed.pt"}
+    if not isinstance(files, Mapping):
+        raise ValueError(f"checkpoint={files!r}: give files by part, such as {example}")
+    strange = [name for name in files if name not in weights]
+    if strange:
+        raise ValueError(
+            f"checkpoint has {strange[0]!r}: no such part, there are {', '.join(weights)}"
+        )
+    return files

@@ -1,0 +1,384 @@
+"""One threshold for gating at inference and for labels in training."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steer.core.errors import ThresholdError
+from steer.core.files.atomic import write_json
+from steer.core.files.versions import versions
+from steer.core.types import Reward
+from steer.rewards.thresholds.scores import (
+    Floats,
+    Numbers,
+    Scores,
+    gathered,
+    identity,
+    log_mean_exp,
+)
+
+
+Rule: TypeAlias = Literal["quantile", "mean", "log-mean-exp"]
+Prompts: TypeAlias = str | Sequence[str] | None
+_FORMAT = "steer-threshold/1"
+_EXAMPLE = "Threshold.fit(scores, quantile=0.5, reward=reward)"
+
+
+@dataclass(frozen=True, repr=False)
+class Threshold:
+    """A level `tau` that rewards are held against, and how it was found.
+
+    Threshold-guided optimisation (arXiv:2605.04653) splits samples at a percentile of the untuned
+    model's scores: label 1[r >= tau], weight 1 + c |r - tau|. The same rule tells a search when to
+    stop. The paper's one tau for all prompts stands in for the exact tau*(x) = beta log Z(x); with
+    a few untuned samples per prompt, tau(x) can be had by prompt (`per_prompt=True`).
+
+    Usually made by `Threshold.fit` or `Threshold.load`; `Threshold(0.31)` is a bare number.
+
+    Args:
+        tau: The level over all prompts.
+        spread: Standard deviation of the fitted scores, the unit of `confidence`; with levels per
+            prompt, of the scores about their prompt's mean.
+        reward, version: What the scores are of; empty where unknown, which is then not checked.
+        model: What made the images.
+        rule: How the level follows from the scores: their `"quantile"`, their `"mean"`, or the
+            Monte-Carlo baseline `"log-mean-exp"`, beta log mean exp(r / beta).
+        quantile: Of the rule `"quantile"`, with linear interpolation as in numpy.
+        beta: Of the rule `"log-mean-exp"`, in the reward's own units.
+        count: How many scores.
+        prompts: Level by prompt; empty for one level for all.
+        unknown: What a prompt without a level of its own gets: an error (`"raise"`) or `tau`
+            (`"global"`).
+        steer: The version that fitted it.
+        scores: What it was fitted on, for `merge`; not part of its repr or equality.
+
+    Raises:
+        ThresholdError: Values out of range.
+    """
+
+    tau: float
+    spread: float = 0.0
+    reward: str = ""
+    version: str = ""
+    model: str = ""
+    rule: Rule = "quantile"
+    quantile: float | None = None
+    beta: float | None = None
+    count: int = 0
+    prompts: Mapping[str, float] = field(default_factory=dict, hash=False)
+    unknown: Literal["raise", "global"] = "raise"
+    steer: str = field(default="", compare=False)
+    scores: Scores | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, value in {"tau": self.tau, "spread": self.spread, **self.prompts}.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ThresholdError(f"{name}={value!r}: must be a number; write {_EXAMPLE}")
+            if not math.isfinite(value) or (name == "spread" and value < 0):
+                raise ThresholdError(f"{name}={value!r}: must be finite; write {_EXAMPLE}")
+        _check_rule(self.rule, self.quantile, self.beta)
+        if self.unknown not in ("raise", "global"):
+            raise ThresholdError(f"unknown={self.unknown!r}: must be 'raise' or 'global'")
+
+    @classmethod
+    def fit(
+        cls,
+        scores: Scores | Mapping[str, Numbers] | Numbers,
+        quantile: float | None = None,
+        per_prompt: bool = False,
+        *,
+        reward: str | Reward = "",
+        model: str = "",
+        rule: Rule = "quantile",
+        beta: float | None = None,
+        unknown: Literal["raise", "global"] = "raise",
+    ) -> Threshold:
+        """The level that `rule` finds in scores of untuned samples.
+
+        Args:
+            scores: Numbers of any shape; or `{prompt: numbers}`; or `Scores`, filled bit by bit.
+            quantile: Of the scores, in [0, 1]; default the median.
+            per_prompt: Also a level for every prompt, from its own scores.
+            reward: What the scores are of (the reward itself, so that its version is known).
+            model: What made the images.
+            rule, beta, unknown: See the class.
+
+        Raises:
+            ThresholdError: No scores, scores that are not finite or have no prompt where
+                `per_prompt` needs them, a rule's parameter missing or out of range, a `reward`
+                that is not the one that `scores` name.
+        """
+        found = gathered(scores)
+        if quantile is None and rule == "quantile":
+            quantile = 0.5
+        _check_rule(rule, quantile, beta)
+        if not len(found):
+            raise ThresholdError(f"scores: none; a threshold needs at least one, as in {_EXAMPLE}")
+        name, version = identity(reward)
+        if name and found.reward and (name, version) != (found.reward, found.version):
+            raise ThresholdError(
+                f"reward={_label(name, version)}, and the scores are of "
+                f"{_label(found.reward, found.version)}: leave reward out"
+            )
+        found = found.copy(name, version, model)
+        everything = found.all()
+        by_prompt = found.by_prompt() if per_prompt else {}
+        groups = list(by_prompt.values()) or [everything]
+        squares = sum(float(((own - own.mean()) ** 2).sum()) for own in groups)
+        return cls(
+            _level(everything, rule, quantile, beta),
+            math.sqrt(squares / len(everything)),
+            found.reward,
+            found.version,
+            found.model,
+            rule,
+            quantile,
+            beta,
+            len(everything),
+            {p: _level(own, rule, quantile, beta) for p, own in by_prompt.items()},
+            unknown,
+            _version(),
+            found,
+        )
+
+    def merge(self, other: Threshold) -> Threshold:
+        """The threshold of both sets of scores together, as if fitted on them at once.
+
+        Raises:
+            ThresholdError: One has no scores, or rules, rewards, versions or models differ.
+        """
+        if self.scores is None or other.scores is None:
+            raise ThresholdError("merge: a threshold without its scores; use Threshold.fit or load")
+        if self._how() != other._how():
+            raise ThresholdError(f"merge: fitted differently, {self._how()} and {other._how()}")
+        both = self.scores.merge(other.scores)
+        return Threshold.fit(
+            both,
+            self.quantile,
+            bool(self.prompts),
+            rule=self.rule,
+            beta=self.beta,
+            unknown=self.unknown,
+        )
+
+    def at(self, prompt: str | None = None) -> float:
+        """The level for a prompt.
+
+        Raises:
+            ThresholdError: Levels are by prompt, and this one has none or was not named.
+        """
+        if not self.prompts:
+            return float(self.tau)
+        if prompt is not None and prompt in self.prompts:
+            return float(self.prompts[prompt])
+        if self.unknown == "global":
+            return float(self.tau)
+        raise ThresholdError(
+            f"prompt={prompt!r}: the threshold has levels for {len(self.prompts)} prompts and none "
+            "for this one; fit it with samples of this prompt, or with unknown='global'"
+        )
+
+    @overload
+    def margin(self, r: Tensor, prompt: Prompts = None) -> Tensor: ...
+    @overload
+    def margin(self, r: float, prompt: Prompts = None) -> float: ...
+    @overload
+    def margin(self, r: Sequence[float] | NDArray[Any], prompt: Prompts = None) -> NDArray[Any]: ...
+    def margin(self, r: Any, prompt: Prompts = None) -> Any:
+        """`r - tau`, in float64 (float32 on devices without it).
+
+        Args:
+            r: Rewards: a number, a tensor, or an array or list of them, of any shape.
+            prompt: Whose they are, where levels are by prompt: one text for all, or one per entry
+                of the first dimension.
+
+        Returns:
+            As `r`: a number, a tensor on its device, or an array.
+        """
+        tau = self._levels(prompt)
+        if isinstance(r, Tensor):
+            wide = r.to(torch.float32 if r.device.type == "mps" else torch.float64)
+            return wide - torch.as_tensor(_beside(tau, tuple(r.shape))).to(wide)
+        array = np.asarray(r, dtype=np.float64)
+        margins = array - _beside(tau, array.shape)
+        return margins if margins.ndim else float(margins)
+
+    def accept(self, r: Any, prompt: Prompts = None) -> Any:
+        """Whether rewards reach the level, `r >= tau`: a bool, a bool tensor or a bool array.
+
+        NaN is not accepted. Arguments as in `margin`.
+        """
+        return self.margin(r, prompt) >= 0
+
+    def label(self, r: Any, prompt: Prompts = None) -> Any:
+        """1 where `r >= tau` (ties are positive), else 0: a float, a float32 tensor or array."""
+        accepted = self.accept(r, prompt)
+        if isinstance(accepted, Tensor):
+            return accepted.float()
+        return accepted.astype(np.float32) if isinstance(accepted, np.ndarray) else float(accepted)
+
+    def confidence(self, r: Any, prompt: Prompts = None, *, c: float = 5.0) -> Any:
+        """`1 + c |r - tau| / spread`: how far from the level rewards are, as a training weight.
+
+        The paper's weight 1 + c |r - tau| with c = 5 is in the reward's raw units: about 1.1 on
+        HPS cosines (spread 0.02), about 5 on ImageReward (spread 1). Here c counts spreads, so that
+        one value means the same for every reward; `c=5 * threshold.spread` is the paper's weight.
+
+        Returns:
+            A number, a float32 tensor or an array, as `r`.
+
+        Raises:
+            ThresholdError: A negative `c`, or the spread is 0 or unknown.
+        """
+        if not c >= 0:
+            raise ThresholdError(f"c={c!r}: must be a number of at least 0, such as 5")
+        if self.spread == 0:
+            raise ThresholdError(
+                "confidence needs the scores' spread, which is 0 here: fit the threshold on scores "
+                "that differ (with per_prompt=True, on several per prompt)"
+            )
+        distance = 1 + c * abs(self.margin(r, prompt)) / self.spread
+        return distance.float() if isinstance(distance, Tensor) else distance
+
+    def check(self, reward: Reward) -> None:
+        """Refuse another reward than the one whose scores were fitted, or another version of it.
+
+        Names and versions that either side leaves empty are not compared.
+
+        Raises:
+            ThresholdError: They differ; both are named.
+        """
+        self.check_name(*identity(reward))
+
+    def check_name(self, name: str, version: str = "") -> None:
+        """`check` by name and version."""
+        other = self.version and version and self.version != version
+        if self.reward and name and (self.reward != name or other):
+            raise ThresholdError(
+                f"threshold={self.tau:.6g} was fitted on reward {_label(self.reward, self.version)}"
+                f", and the reward in use is {_label(name, version)}: scores of different rewards "
+                f"do not compare; fit a threshold on scores of {name!r}, or use {self.reward!r}"
+            )
+
+    def to_dict(self, scores: bool = True) -> dict[str, Any]:
+        """JSON-ready, with or without the scores it was fitted on."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scores"}
+        kept = self.scores.to_list() if scores and self.scores is not None else None
+        return {"format": _FORMAT, **known, "prompts": dict(self.prompts), "scores": kept}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Threshold:
+        """What `to_dict` gave; ThresholdError for anything else."""
+        values = dict(data)
+        if values.pop("format", None) != _FORMAT:
+            raise ThresholdError(f"not a {_FORMAT} file: write one with Threshold.save")
+        rows = values.pop("scores", None)
+        try:
+            made = cls(**values)
+            if rows is None:
+                return made
+            kept = Scores(made.reward, version=made.version, model=made.model)
+            for prompt, own in rows:
+                kept.add(own, prompt)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ThresholdError(f"a damaged threshold file: {error}") from error
+        return cls(**values, scores=kept)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Threshold:
+        """Read what `save` wrote; ThresholdError if it cannot be read."""
+        return cls.from_dict(read_file(path, "threshold", f"{_EXAMPLE}.save(path)"))
+
+    def __repr__(self) -> str:
+        """A call that makes an equal threshold; what has its default value is left out."""
+        given = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.compare and f.name != "tau" and getattr(self, f.name) not in (f.default, {})
+        ]
+        return f"Threshold({', '.join([repr(self.tau), *given])})"
+
+    def _how(self) -> dict[str, Any]:
+        names = ("rule", "quantile", "beta", "unknown")
+        return {n: getattr(self, n) for n in names} | {"per_prompt": bool(self.prompts)}
+
+    def _levels(self, prompt: Prompts) -> Floats:
+        if not self.prompts or prompt is None or isinstance(prompt, str):
+            return np.array(self.at(prompt if isinstance(prompt, str) else None), dtype=np.float64)
+        return np.array([self.at(text) for text in prompt], dtype=np.float64)
+
+
+@functools.cache
+def _version() -> str:
+    return versions()["steer"]
+
+
+def read_file(path: str | Path, what: str, example: str) -> Mapping[str, Any]:
+    """The JSON object in a file; ThresholdError names `what` and the path."""
+    try:
+        data = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ThresholdError(
+            f"{what}={str(path)!r}: cannot be read ({reason}); write one with {example}"
+        ) from error
+    if not isinstance(data, Mapping):
+        raise ThresholdError(f"{what}={str(path)!r}: not a {what} file; write one with {example}")
+    return data
+
+
+def _beside(tau: Floats, shape: tuple[int, ...]) -> Floats:
+    """Levels along the first dimension of rewards of this shape."""
+    if not tau.ndim:
+        return tau
+    if shape[:1] != tau.shape:
+        raise ThresholdError(f"{len(tau)} prompts for rewards of shape {shape}: give one per row")
+    return tau.reshape(-1, *[1] * (len(shape) - 1))
+
+
+def _check_rule(rule: str, quantile: float | None, beta: float | None) -> None:
+    if rule not in get_args(Rule):
+        raise ThresholdError(f"rule={rule!r}: one of {', '.join(map(repr, get_args(Rule)))}")
+    if quantile is not None and (
+        rule != "quantile" or not isinstance(quantile, int | float) or not 0 <= quantile <= 1
+    ):
+        raise ThresholdError(
+            f"quantile={quantile!r} with rule={rule!r}: a number in [0, 1], of the rule 'quantile'"
+        )
+    if rule == "log-mean-exp" and not (isinstance(beta, int | float) and 0 < beta < math.inf):
+        raise ThresholdError(
+            f"beta={beta!r}: rule 'log-mean-exp' needs a positive number in the reward's units"
+        )
+    if rule != "log-mean-exp" and beta is not None:
+        raise ThresholdError(f"beta={beta!r} with rule={rule!r}: of the rule 'log-mean-exp' only")
+
+
+def _level(scores: Floats, rule: Rule, quantile: float | None, beta: float | None) -> float:
+    match rule:
+        case "quantile":
+            assert quantile is not None
+            return float(np.quantile(scores, quantile))
+        case "mean":
+            return float(scores.mean())
+        case "log-mean-exp":
+            assert beta is not None
+            return log_mean_exp(scores, beta)
+
+
+def _label(name: str, version: str) -> str:
+    return f"{name!r} version {version!r}" if version else repr(name)

@@ -1,0 +1,1 @@
+"""What methods are made of: the context, lanes, kernels, weighted populations."""

@@ -1,0 +1,196 @@
+"""What guidance is made of: shifts of the clean prediction, their reach, and the reward's slope."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from steer.core.ddim import ddim
+from steer.core.errors import GradientError, RewardError, UnsupportedSchedulerError
+from steer.core.types import Population, Step, wide
+from steer.core.when import When
+from steer.driver.freeze import frozen
+from steer.rewards.combine.weighted import check_absolute
+from steer.search.context import Context
+from steer.search.starts import FIRST_MADE
+
+
+_DEAD = 1e-3  # a step that passes on less of a shift than this passes on none
+
+
+def shifted(step: Step, output: Tensor, shift: Tensor) -> Tensor:
+    """The model output whose clean prediction lies `shift` further: `Step.x0` backwards.
+
+    Computed in float32 at least. Given to any solver, it makes that solver's own step from the
+    shifted prediction; a shift of zero leaves the output as it is, bit for bit.
+
+    Args:
+        step: Where the output was asked for; its prediction type is kept.
+        output: `(rows, *latent)`.
+        shift: In units of clean latents, same shape.
+    """
+    sigma = max(step.sigma, 1e-8)
+    match step.prediction:
+        case "sample":
+            gain = 1.0
+        case "epsilon":
+            gain = -max(step.alpha, 1e-8) / sigma
+        case "v_prediction":
+            gain = -math.hypot(step.alpha, step.sigma) / sigma
+        case "flow":
+            gain = -1.0 / sigma
+    return (wide(output) + gain * shift).to(output.dtype)
+
+
+def reach(ctx: Context, step: Step) -> float:
+    """How much of a shift of x0 arrives in the next latents, as a share of what x0 is there.
+
+    With x' = alpha' x0 + ... a shift of x0 by d moves x' by `reach * alpha' * d`: 1 - r for DDIM
+    without noise, 1 - r^2 for ancestral steps, with r the ratio of signal-to-noise (`steer.moves`);
+    1 on the last step. It is asked of the user's scheduler itself, as configured and called.
+    Solvers with memory answer for their first-order step: what they extrapolate from a shift now
+    they take back at the next step. Where they cannot begin at `step`, DDIM answers for them.
+    """
+    zero = torch.zeros(1, 1, 1, 1, device=step.t.device)
+    name = [(0, FIRST_MADE)]
+    try:
+        plain, moved = (
+            ctx.make_solver(False).step(step, zero, shifted(step, zero, zero + far), name)
+            for far in (0.0, 1.0)
+        )
+    except UnsupportedSchedulerError:
+        plain, moved = (ddim(step, zero, zero + far).mean for far in (0.0, 1.0))
+    share = float(moved - plain) / max(step.alpha_next, 1e-8)
+    return share if share > _DEAD else 0.0
+
+
+def window(when: When, steps: int, method: str) -> list[int]:
+    """Steps at which `when` holds; warns where there are none."""
+    found = when.indices(steps)
+    if not found:
+        message = (
+            f"{method}: when={when!r} holds at no step of {steps}, so nothing is guided; name "
+            "other steps, or run more of them"
+        )
+        warnings.warn(message, UserWarning, stacklevel=2)
+    return found
+
+
+def check_gradient(ctx: Context, method: str) -> None:
+    """Raise unless the reward can be differentiated.
+
+    Raises:
+        RewardError: It declares that it cannot.
+        ValueError: It only ranks candidates.
+    """
+    check_absolute(ctx.reward, method)
+    if not ctx.reward.differentiable:
+        raise RewardError(
+            f"{method}: reward {ctx.reward.name!r} is not differentiable (it declares so): use a "
+            "method without gradients, such as NoiseSearch(), "
+            "NoiseOptimization(gradient='zero-order'), BestOfNGuidance(4), LookaheadGuidance() or "
+            "BestOfN(4), or set differentiable=True on a function through which gradients do flow"
+        )
+
+
+def reward_gradient(ctx: Context, clean: Population) -> tuple[Tensor, Tensor]:
+    """Rewards of clean latents, and their gradient through reward and decoder.
+
+    A lane at a time. The gradient is carried back row by row at a largest entry of 1, so that a
+    decoder in half precision neither under- nor overflows.
+
+    Args:
+        ctx: Where to decode and score.
+        clean: Clean predictions, float32 at least.
+
+    Returns:
+        Rewards `(rows,)` and gradients `(rows, *latent)`, float32 at least.
+
+    Raises:
+        RewardError: The scores carry no gradient.
+        GradientError: A gradient that is not finite.
+    """
+    chunk, rewards, gradients = ctx.lane * len(ctx.prompts), [], []
+    with frozen(ctx.pipe):
+        for first in range(0, len(clean), chunk):
+            part = clean.take(range(first, min(first + chunk, len(clean))))
+            reward, gradient, size = scaled_gradient(ctx, part)
+            rewards.append(reward)
+            gradients.append(gradient * size.to(gradient.dtype))
+    gradient = torch.cat(gradients)
+    check_finite(ctx, clean, gradient)
+    return torch.cat(rewards), gradient
+
+
+def scaled_gradient(
+    ctx: Context, clean: Population, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards of at most one lane, and their gradient before the decoder's part is scaled back.
+
+    Args:
+        ctx: Where to decode and score.
+        clean: Clean predictions, float32 at least.
+        dtype: What they are rounded to before they are decoded; `None` leaves that to the decoder.
+
+    Returns:
+        Rewards `(rows,)`, gradients `(rows, *latent)` of rewards whose gradient in the pixels has
+        a largest entry of 1, and what to multiply them by, `(rows, 1, ...)`.
+
+    Raises:
+        RewardError: The scores carry no gradient.
+    """
+    with torch.enable_grad():
+        leaf = clean.x.detach().requires_grad_()
+        images = ctx.decode(leaf if dtype is None else leaf.to(dtype), grad=True)
+        reward = ctx.score(images, clean.ids)
+    if not reward.requires_grad:
+        raise RewardError(
+            f"reward {ctx.reward.name!r} says that it is differentiable, and its scores carry no "
+            "gradient (detached, or under no_grad): mend the reward, or use a method without "
+            "gradients, such as NoiseSearch() or NoiseOptimization(gradient='zero-order')"
+        )
+    (pixels,) = torch.autograd.grad(reward, images, torch.ones_like(reward))
+    size = largest(pixels)
+    pixels = pixels / size.view(-1, *(1,) * (pixels.ndim - 1))
+    (gradient,) = torch.autograd.grad(images, leaf, pixels)
+    return reward.detach(), gradient, size.view(-1, *(1,) * (leaf.ndim - 1))
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest absolute entry of every row, `(rows,)`; 1 for rows of zeros."""
+    size = x.detach().flatten(1).abs().amax(1)
+    return torch.where(size == 0, 1.0, size)
+
+
+def check_finite(ctx: Context, population: Population, gradient: Tensor) -> None:
+    """Raise GradientError where a row's gradient is not finite; prompt and particle are named."""
+    finite = gradient.flatten(1).isfinite().all(1).tolist()
+    if all(finite):
+        return
+    prompt, particle = population.ids[finite.index(False)]
+    raise GradientError(
+        f"the gradient of reward {ctx.reward.name!r} is not finite for prompt {prompt} "
+        f"({ctx.prompts[prompt]!r}), particle {particle}: run the pipeline or its VAE in float32 "
+        "or bfloat16, or use a method without gradients, such as NoiseSearch() or "
+        "NoiseOptimization(gradient='zero-order')"
+    )
+
+
+def apart(ctx: Context, start: Population) -> Population:
+    """The same rows, those of the plain call under new names: guided, they are that no more.
+
+    Solvers are still asked under the old names, so that the noise is the plain call's.
+    """
+    names = list(start.ids)
+    plain = [row for row, (_, particle) in enumerate(names) if particle < ctx.images]
+    given = ctx.starts.names([names[row][0] for row in plain])
+    ctx.starts.latents |= {name: start.x[row] for name, row in zip(given, plain, strict=True)}
+    for row, name in zip(plain, given, strict=True):
+        names[row] = name
+    renamed = Population(start.x, tuple(names))
+    if plain:
+        ctx.tell_descent("select", names, None, start.ids)
+    return renamed

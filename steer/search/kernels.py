@@ -1,0 +1,229 @@
+"""What a population moves by when every step draws fresh noise: kernels, proposals, corrections.
+
+A *kernel* is the law that counts as the model's own: the pipeline's scheduler where that is
+stochastic, else a DDIM move with fresh noise on the pipeline's own grid. A *proposal* is any other
+move made in its place; particles are then weighted by the ratio of the two densities at the point
+that was drawn, so that the weighted population still follows the kernel's law.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from steer.core.ddim import ddim
+from steer.core.errors import UnsupportedSchedulerError
+from steer.core.types import Move, Population, Query, Step, wide
+from steer.driver.solver import Solver
+from steer.search.context import Context
+
+
+_FEW = 8  # as many steps as distilled models take at most
+
+Moving: TypeAlias = Move | Generator[Query, Tensor, Move]
+"""A move, or a generator that asks the denoiser further questions before it returns one."""
+
+
+class Kernel(Protocol):
+    """A reverse step as a distribution; proposals have the same signature.
+
+    Attributes:
+        grad: Optional. True asks for a recorded denoiser call: gradients of what is computed from
+            `output` reach `population.x`.
+    """
+
+    def __call__(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Moving:
+        """The move of every row from `step` to its next point, given the denoiser's output."""
+        ...
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """`steer.moves.ddim` with a share `eta` of fresh noise; `eta=1` is the DDPM posterior.
+
+    On variance-exploding grids it is Euler's ancestral step. Solvers of higher order lose their
+    order: it is one model evaluation per step, whatever the scheduler.
+    """
+
+    eta: float = 1.0
+
+    def __call__(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Move:
+        """One step of every row."""
+        return ddim(step, population.x, step.x0(population.x, output), self.eta)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A move to draw from, and the kernel's own move that it stands in for (maybe the same).
+
+    Raises:
+        ValueError: A proposal without noise at a step where the kernel has some.
+    """
+
+    base: Move
+    move: Move
+
+    def __post_init__(self) -> None:
+        if self.move.std <= 0 < self.base.std:
+            raise ValueError(
+                "proposal: returned a move without noise (std=0) where the kernel's has "
+                f"std={self.base.std:.4g}; no weight can correct that: return a move with noise"
+            )
+
+    def detach(self) -> Draw:
+        """Without gradients."""
+        return self._map(Tensor.detach)
+
+    def take(self, rows: Sequence[int]) -> Draw:
+        """The moves of these rows."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.base.mean.device)
+        return self._map(lambda value: value[index])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Draw:
+        moves = [self.base] if self.move is self.base else [self.base, self.move]
+        new = [Move(change(move.mean), move.std, change(move.x0)) for move in moves]
+        return Draw(new[0], new[-1])
+
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The points drawn with this noise, and log p - log q there.
+
+        At a step without noise the kernel's own move is made, as no weight could correct another.
+
+        Args:
+            noise: Standard normal, `(rows, *latent)`.
+
+        Returns:
+            Points in the latents' dtype, and `(rows,)` float64 log-weights, `None` for zeros.
+        """
+        if self.base.std == 0:
+            return self.base.mean, None
+        x = wide(self.move.mean) + self.move.std * noise
+        x = x.to(self.move.mean.dtype)
+        if self.move is self.base:
+            return x, None
+        z = noise.double().flatten(1)
+        shift = (self.move.mean.double() - self.base.mean.double()).flatten(1)
+        other = (shift + self.move.std * z) / self.base.std
+        ratio = 0.5 * ((z - other) * (z + other)).sum(1)
+        return x, ratio + z.shape[1] * math.log(self.move.std / self.base.std)
+
+
+def finished(moving: Moving) -> Generator[Query, Tensor, Move]:
+    """The move of a kernel, whether it asked questions or not."""
+    if isinstance(moving, Move):
+        return moving
+    return (yield from moving)
+
+
+def kernel_named(
+    ctx: Context, solver: Solver, method: str, kernel: str | Kernel, eta: float
+) -> Kernel | None:
+    """The law of the moves as a method's `kernel` names it; `None` is the pipeline's own solver.
+
+    Args:
+        ctx, solver: The call, and the user's scheduler.
+        method: Who asks, for messages.
+        kernel: `"auto"`, `"solver"`, `"ddim"`, or a `Kernel`.
+        eta: Share of fresh noise in our own moves.
+
+    Raises:
+        UnsupportedSchedulerError: `"solver"` where the scheduler draws no noise, `"auto"` on a
+            flow model whose scheduler draws none.
+    """
+    if kernel == "solver":
+        return own_kernel(ctx, solver, method)
+    if kernel == "ddim":
+        return ddim_kernel(ctx, solver, method, eta)
+    return kernel_for(ctx, solver, method, eta) if isinstance(kernel, str) else kernel
+
+
+def kernel_for(ctx: Context, solver: Solver, method: str, eta: float) -> Kernel | None:
+    """The default kernel: `None` is the pipeline's own solver, if it draws noise; else DDIM moves.
+
+    Warns where these would be few, as with distilled models.
+
+    Raises:
+        UnsupportedSchedulerError: A flow model whose scheduler draws no noise.
+    """
+    flow = ctx.steps[0].prediction == "flow"
+    if solver.draws_noise(ctx.steps):
+        if flow:
+            _warn(solver.name, method)
+        return None
+    if flow:
+        raise UnsupportedSchedulerError(
+            f"{method} needs a stochastic sampler, and {solver.name} on a flow model has none "
+            "that keeps the model's law; use Prune or BestOfN there, or kernel='ddim' to draw "
+            "DDPM-like steps all the same"
+        )
+    if len(ctx.steps) <= _FEW:
+        message = (
+            f"{method} in {len(ctx.steps)} steps of {solver.name}, which draws no noise: its moves "
+            "add fresh noise at every step, which models made for few steps do not expect; run "
+            "more steps, use a scheduler that draws noise itself (LCMScheduler, "
+            "EulerAncestralDiscreteScheduler), or search the first noise with NoiseSearch, "
+            "NoiseOptimization or BestOfN (kernel='ddim' says that it is meant)"
+        )
+        warnings.warn(message, UserWarning, stacklevel=2)
+    return DDIM(eta)
+
+
+def ddim_kernel(ctx: Context, solver: Solver, method: str, eta: float) -> Kernel:
+    """DDIM moves on any grid, with a warning on flow models."""
+    if ctx.steps[0].prediction == "flow":
+        _warn(solver.name, method)
+    return DDIM(eta)
+
+
+def own_kernel(ctx: Context, solver: Solver, method: str) -> None:
+    """Insist on the pipeline's own solver.
+
+    Raises:
+        UnsupportedSchedulerError: It draws no noise.
+    """
+    if not solver.draws_noise(ctx.steps):
+        raise UnsupportedSchedulerError(
+            f"{method}: {solver.name} draws no noise, so copies of a particle would stay equal; "
+            "use EulerAncestralDiscreteScheduler or DDIMScheduler with eta=1, or kernel='ddim'"
+        )
+
+
+def _warn(scheduler: str, method: str) -> None:
+    message = (
+        f"{method} on a flow model with fresh noise at every step ({scheduler}): few-step samples "
+        "are worse for it, and best of N has often been better; compare with BestOfN at the same "
+        "compute"
+    )
+    warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def asked(
+    ctx: Context, population: Population, step: Step, grad: bool
+) -> Generator[Query, Tensor, tuple[Population, Tensor]]:
+    """The denoiser's output, recorded where a kernel needs gradients through it."""
+    if not grad:
+        return population, (yield from ctx.denoise(population, step))
+    here = population.at(population.x.detach().requires_grad_())
+    return here, (yield from ctx.denoise(here, step, grad=True))
+
+
+def drawn(
+    ctx: Context,
+    kernel: Kernel,
+    proposal: Kernel | None,
+    step: Step,
+    here: Population,
+    output: Tensor,
+) -> Generator[Query, Tensor, Draw]:
+    """A kernel's move, to be drawn from the proposal where there is one; without gradients."""
+    base = yield from finished(kernel(ctx, step, here, output))
+    if proposal is None:
+        return Draw(base, base).detach()
+    move = yield from finished(proposal(ctx, step, here, output))
+    return Draw(base, move).detach()

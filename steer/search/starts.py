@@ -1,0 +1,66 @@
+"""Initial latents that a method made itself: their names, where they came from, and their noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from steer.core.seeds import row_seed
+from steer.core.types import Name, Population, wide
+
+
+FIRST_MADE = 100_000
+"""Particles from this number on were made by a method, not drawn by the pipeline."""
+
+
+@dataclass(eq=False)
+class Starts:
+    """Names for particles that no draw has, and what is known of them.
+
+    Attributes:
+        seeds: One per prompt; all randomness of a row hangs on its prompt's.
+        latents: Initial latents by name, of particles that begin at the first step.
+        origin: For a copy of another particle's initial latents, that particle.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    latents: dict[Name, Tensor] = field(default_factory=dict)
+    origin: dict[Name, Name] = field(default_factory=dict)
+    _given: dict[int, int] = field(default_factory=dict)
+
+    def names(self, prompts: Sequence[int]) -> tuple[Name, ...]:
+        """A new particle per entry, numbered per prompt: other prompts do not change the names."""
+        names = []
+        for prompt in prompts:
+            count = self._given.get(prompt, 0)
+            self._given[prompt] = count + 1
+            names.append((prompt, FIRST_MADE + count))
+        return tuple(names)
+
+    def adopt(
+        self, x: Tensor, prompts: Sequence[int], origin: Sequence[Name] | None = None
+    ) -> Population:
+        """Initial latents `(rows, *latent)` as new particles of these prompts.
+
+        Ask once for all rows and not lane by lane: the names follow the order of the rows.
+        """
+        names = self.names(prompts)
+        self.latents |= dict(zip(names, x.unbind(), strict=True))
+        self.origin |= dict(zip(names, origin or (), strict=False))
+        return Population(x, names)
+
+    def noise(self, names: Sequence[Name], salt: tuple[int, ...], like: Tensor) -> Tensor:
+        """Standard normal rows `(len(names), *latent)`, float32 at least, each from its own seed.
+
+        A row depends on (its prompt's seed, particle, salt) and on nothing else.
+        """
+        dtype, rows = wide(like[:0]).dtype, []
+        for prompt, particle in names:
+            generator = torch.Generator().manual_seed(
+                row_seed(self.seeds[prompt], -1, particle, *salt)
+            )
+            rows.append(torch.randn(like.shape[1:], generator=generator, dtype=dtype))
+        return torch.stack(rows).to(like.device)

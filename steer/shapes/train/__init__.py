@@ -1,1 +1,0 @@
-"""Training of the bundled world, from nothing: `python -m steer.shapes.train`."""
