@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import steer.cli.sampling
 import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import steer.jobs.sampling
 from steer.cli.app import app
 from steer.core.files import record
 from steer.core.files.record import Run
@@ -97,8 +97,8 @@ class Guided:
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Pipe:
     made = Pipe()
-    monkeypatch.setattr(steer.cli.sampling, "load_pipeline", lambda *_: made)
-    monkeypatch.setattr(steer.cli.sampling, "guided", Guided)
+    monkeypatch.setattr(steer.jobs.sampling, "load_pipeline", lambda *_: made)
+    monkeypatch.setattr(steer.jobs.sampling, "guided", Guided)
     return made
 
 
@@ -295,7 +295,7 @@ def test_demo_with_a_stand_in(
     tmp_path: Path, pipe: Pipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = FunctionReward(brightness, name="shapes")
-    monkeypatch.setattr(steer.cli.sampling.steer, "reward", lambda *_, **__: made)
+    monkeypatch.setattr(steer.jobs.sampling.steer, "reward", lambda *_, **__: made)
     from steer.cli import demo
 
     with pytest.raises(SystemExit) as stop:

@@ -12,6 +12,7 @@ import torch
 from families import SCHEDULERS, arguments, build, redness, seeded, shared
 from torch import Tensor
 
+import steer
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.ledger import Ledger
 from steer.core.types import Population, Query
@@ -247,9 +248,7 @@ def test_bare_drop_in() -> None:
     pipe = build("sd", "dpm++2m")
     kept = pipe.scheduler
     expected = guided(pipe, redness, method=BestOfN(3), width=1)(**arguments("sd"))
-    pipe.scheduler = SteeredScheduler.wrap(
-        pipe, reward=redness, prompt="a red circle", method=BestOfN(3)
-    )
+    pipe.scheduler = steer.drop_in(pipe, reward=redness, prompt="a red circle", method=BestOfN(3))
     for _ in range(2):  # any number of calls
         best = pipe(**arguments("sd")).images
         assert best.shape == expected.images.shape

@@ -6,10 +6,10 @@ from typing import Any
 
 import diffusers
 import pytest
-import steer.errors as errors
 import torch
 from families import BETAS, arguments, build, redness, shared
 
+import steer.core.errors as errors
 from steer.methods import BestOfN, Gate, Prune
 from steer.pipeline.guided import guided
 

@@ -11,6 +11,7 @@ import torch
 from families import arguments, build, redness, seeded, shared
 from torch import Tensor
 
+import steer
 from steer.core.errors import RewardError, UnsupportedPipelineError
 from steer.driver.decode import decode
 from steer.driver.timeline import Levels
@@ -168,10 +169,9 @@ def test_levels_are_a_tensor_whose_entries_follow_the_search() -> None:
 
 
 def test_the_bare_drop_in_scores_frames_too() -> None:
-    from steer.driver.scheduler import SteeredScheduler
 
     pipe = build("wan")
     plain = pipe(**arguments("wan")).frames
-    wrapped = SteeredScheduler.wrap(pipe, reward=redness, prompt="a red circle", method=BestOfN(1))
+    wrapped = steer.drop_in(pipe, reward=redness, prompt="a red circle", method=BestOfN(1))
     pipe.scheduler = wrapped
     assert torch.equal(pipe(**arguments("wan")).frames, plain)

@@ -1,7 +1,7 @@
 """`python -m recipes.shapes_world`: the stages, in order or one at a time.
 
-Several processes: `torchrun --nproc-per-node 2 -m recipes.shapes_world` (on the CPU two processes of
-one thread are faster than one of two).
+Several processes: `torchrun --nproc-per-node 2 -m recipes.shapes_world` (on the CPU two processes
+of one thread are faster than one of two).
 """
 
 from __future__ import annotations

@@ -101,9 +101,9 @@ def main(
 ) -> None:
     """Better images from diffusers pipelines, for a little extra compute."""
     if version:
-        from steer import __version__
+        from steer.core.files.versions import versions
 
-        typer.echo(__version__)
+        typer.echo(versions()["steer"])
         raise typer.Exit
 
 

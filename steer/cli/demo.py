@@ -1,4 +1,4 @@
-"""`python -m steer.demo`: the bundled world, plain and guided, on captions it never trained on."""
+"""`python -m steer.cli.demo`: the bundled world, plain and guided, on captions it never saw."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def demo(out: Path, captions: int = 8, compute: float = 8.0, seed: int = 0) -> R
         SteerError: The world's weights are not there, or `out` cannot be written.
         ValueError: `captions` or `compute` is below 1.
     """
-    import steer
     from steer.core.files.atomic import usable
     from steer.core.files.record import Run
     from steer.jobs.job import Job
     from steer.jobs.sampling import IMAGES, Sampler, draw_all
     from steer.pipeline.report.page import write_report
+    from steer.shapes import prompts as shape_prompts
 
     if captions < 1:
         raise ValueError(f"captions={captions}: give at least 1")
-    prompts = tuple(steer.shapes.prompts(split="held_out", count=captions, seed=seed))
+    prompts = tuple(shape_prompts(split="held_out", count=captions, seed=seed))
     job = Job(prompts, compute=compute, seed=seed, guidance_scale=GUIDANCE)
     usable(out)
     sampler = Sampler(job)
     shutil.rmtree(out / IMAGES, ignore_errors=True)
     words = f"--out {out} --captions {captions} --compute {compute:g} --seed {seed}"
-    run = Run.create(out, job.to_dict(), kind=KIND, command=f"python -m steer.demo {words}")
+    run = Run.create(out, job.to_dict(), kind=KIND, command=f"python -m steer.cli.demo {words}")
     for _ in draw_all(run, sampler):
         pass
     write_report(run)
@@ -117,7 +117,7 @@ def run_main(arguments: Sequence[str] | None = None) -> None:
     """The program: `main` with `arguments`, or with the command line's."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    app(args=None if arguments is None else list(arguments), prog_name="python -m steer.demo")
+    app(args=None if arguments is None else list(arguments), prog_name="python -m steer.cli.demo")
 
 
 if __name__ == "__main__":

@@ -234,26 +234,6 @@ class SteeredScheduler:
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         return type(self.__dict__["_inner"])
 
-    @staticmethod
-    def wrap(
-        pipe: Any, *, reward: Any, prompt: Any, method: Any = None, compute: float | None = None
-    ) -> SteeredScheduler:
-        """A bare drop-in: `pipe.scheduler = SteeredScheduler.wrap(pipe, reward=..., prompt=...)`.
-
-        The pipeline is then called as ever, any number of times, always for this prompt, with its
-        own batch as the lane. `steer.guided` does more: it widens the batch, reports, and leaves
-        the pipeline as it was.
-
-        Args:
-            pipe: A diffusers pipeline.
-            reward: What to maximise, as for `steer.guided`.
-            prompt: What the reward reads; a list if the pipeline is called with one.
-            method, compute: As for `steer.guided`.
-        """
-        from steer.pipeline.drop_in import drop_in
-
-        return drop_in(pipe, reward, prompt, method, compute)
-
     def __getattr__(self, name: str) -> Any:
         if "_inner" not in self.__dict__:  # half-built copies
             raise AttributeError(name)

@@ -17,8 +17,8 @@ from open_clip.convert import convert_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from steer import __version__
 from steer.core.errors import CheckpointError
+from steer.core.files.versions import versions
 from steer.core.weights.reading import load_into, load_state_dict
 from steer.rewards.clip.encoder import quiet
 from steer.rewards.clip.layout import to_open_clip
@@ -87,7 +87,12 @@ def convert(
     check_weights(state, reward, str(source), model_config)
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    metadata = {"format": "pt", "source": source.name, "sha256": digest, "steer": __version__}
+    metadata = {
+        "format": "pt",
+        "source": source.name,
+        "sha256": digest,
+        "steer": versions()["steer"],
+    }
     _save(state, target, metadata | {"reward": reward})
     return Converted(
         path=target,

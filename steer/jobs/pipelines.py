@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-import steer
 from steer.core.errors import PipelineNotFoundError
 from steer.jobs.device import first_line
+from steer.shapes import pipeline as shapes_pipeline
 
 
 _SHAPES_STEPS = 20
@@ -24,7 +24,7 @@ def load_pipeline(name: str, device: str, dtype: torch.dtype) -> Any:
         PipelineNotFoundError: There is none, or it cannot be loaded.
     """
     if name == "shapes":
-        pipe = steer.shapes.pipeline(device)
+        pipe = shapes_pipeline(device)
         return pipe if dtype == torch.float32 else pipe.to(dtype)
     import diffusers
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline

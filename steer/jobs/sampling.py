@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import steer
 from steer.core.errors import SteerError
 from steer.core.files.atomic import plain
 from steer.core.files.png import save_png
@@ -26,8 +25,10 @@ from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
 from steer.methods.parse import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
+from steer.rewards import registry
 from steer.rewards.combine.weighted import is_relative
 from steer.rewards.parse import parse_reward
+from steer.shapes import oracle
 
 
 IMAGES = "images"
@@ -52,8 +53,8 @@ class Sampler:
         device = usable_device(job.device)
         dtype = dtype_of(job.dtype, device, job.pipeline)
         self.job = job
-        self.reward = steer.reward(reward, device=device)
-        self.judge = steer.reward(judge, device=device) if judge else None
+        self.reward = registry.reward(reward, device=device)
+        self.judge = registry.reward(judge, device=device) if judge else None
         self.pipe = pipe if pipe is not None else load_pipeline(job.pipeline, device, dtype)
         self.steps = job.steps or default_steps(self.pipe, job.pipeline)
         compute, method = job.compute, None
@@ -166,7 +167,7 @@ class Sampler:
         if self.job.pipeline != "shapes":
             return None
         try:
-            return [asdict(verdict) for verdict in steer.shapes.oracle(list(images), prompt)]
+            return [asdict(verdict) for verdict in oracle(list(images), prompt)]
         except ValueError:
             return None
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from steer import __version__
 from steer.core.files.score_log import Key, Row, ScoreLog, stamped
+from steer.core.files.versions import versions
 from steer.jobs.images import ImageFile, find_images
 from steer.jobs.prompts import by_file, carried
 
@@ -70,7 +70,11 @@ class ScoreJob:
 
     def _setup(self, name: str) -> str:
         weights = self.checkpoints.get(name)
-        parts = [f"steer {__version__}", self.dtype, *([stamped(weights)] if weights else [])]
+        parts = [
+            f"steer {versions()['steer']}",
+            self.dtype,
+            *([stamped(weights)] if weights else []),
+        ]
         return ", ".join(parts)
 
 

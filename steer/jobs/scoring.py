@@ -18,10 +18,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-import steer
 from steer.core.types import Reward
 from steer.jobs.device import usable_device
 from steer.jobs.images import reason
+from steer.rewards import registry
 from steer.rewards.base import BaseReward, as_scores
 
 
@@ -72,7 +72,9 @@ def load_rewards(
     precision = None if dtype == "auto" else dtype
     made = {}
     for name in names:
-        reward = steer.reward(name, checkpoint=checkpoints.get(name), device=where, dtype=precision)
+        reward = registry.reward(
+            name, checkpoint=checkpoints.get(name), device=where, dtype=precision
+        )
         if getattr(reward, "relative", False):
             raise ValueError(
                 f"reward {name!r} compares the images of one call, so it gives no image a score of "

@@ -38,7 +38,7 @@ def parse_method(text: str, compute: float = 4.0, steps: int = 20) -> Any:
 
 
 def _known() -> dict[str, Any]:
-    from steer import methods
+    import steer.methods as methods
 
     return {name: getattr(methods, name) for name in methods.__all__ if name[0].isupper()}
 

@@ -1,7 +1,8 @@
-"""The bare drop-in scheduler: `pipe.scheduler = SteeredScheduler.wrap(pipe, ...)`."""
+"""The bare drop-in scheduler: `pipe.scheduler = steer.drop_in(pipe, ...)`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from steer.core.errors import SteerError
@@ -14,9 +15,31 @@ from steer.search.method import Method
 
 
 def drop_in(
-    pipe: Any, reward: Any, prompt: Any, method: Method | None, compute: float | None
+    pipe: Any,
+    *,
+    reward: Any,
+    prompt: str | Sequence[str],
+    method: Method | None = None,
+    compute: float | None = None,
 ) -> SteeredScheduler:
-    """See `SteeredScheduler.wrap`."""
+    """A scheduler with a search inside: `pipe.scheduler = steer.drop_in(pipe, reward=..., ...)`.
+
+    The pipeline is then called as ever, any number of times, always for this prompt, with its own
+    batch as the lane. `steer.guided` does more: it widens the batch, reports, and leaves the
+    pipeline as it was.
+
+    Args:
+        pipe: A diffusers pipeline.
+        reward: What to maximise, as for `steer.guided`.
+        prompt: What the reward reads; a list if the pipeline is called with one.
+        method, compute: As for `steer.guided`.
+
+    Returns:
+        A stand-in for `pipe.scheduler`.
+
+    Raises:
+        ValueError: An unknown reward or method, or `compute` out of range.
+    """
     check_effort(method, compute)
     judge = resolve_reward(reward, pipe)
     texts = [prompt] if isinstance(prompt, str) else list(prompt)

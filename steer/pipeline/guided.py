@@ -255,8 +255,8 @@ def guided(
         keep_images: Keep small previews in the trace.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a UNet or
-            transformer, a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module. All else
-            stays the pipeline's.
+            transformer, a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
+            All else stays the pipeline's.
         blend: How tuned and untuned denoisers combine, such as `steer.RLG(2.0)`; the tuned one
             alone if left out. `compute` goes on counting plain calls of the base.
 

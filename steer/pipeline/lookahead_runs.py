@@ -54,7 +54,8 @@ def lookaheads(
 
         ahead = steer.pipeline.lookaheads(guided, prompts, n=32, num_inference_steps=20)
         ahead.save("ahead.safetensors")
-        guided(prompt, method=steer.methods.LookaheadGuidance(4, lookahead=ahead), num_inference_steps=20)
+        method = steer.methods.LookaheadGuidance(4, lookahead=ahead)
+        guided(prompt, method=method, num_inference_steps=20)
 
     The pipeline may be another one than the calls', such as a few-step model that shares their
     latent space.

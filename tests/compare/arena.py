@@ -14,10 +14,10 @@ from typing import Any
 import accelerate  # noqa: F401  imported before the fork, for all children at once
 import jinja2  # noqa: F401
 import scipy.stats  # noqa: F401
-import steer.compare.page  # noqa: F401
 import torch
 from families import build
 
+import steer.jobs.compare.page  # noqa: F401
 from steer.jobs.compare.config import Comparison, from_dict
 from steer.jobs.compare.run import run
 from steer.rewards import register_reward

@@ -19,6 +19,7 @@ from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
 from steer.methods.parse import is_bare, parse_method
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.guided import guided
+from steer.rewards import registry
 from steer.rewards.parse import parse_reward
 
 
@@ -224,13 +225,11 @@ def make_scheduler(name: str, like: Any) -> Any:
 
 def load_reward(text: str, checkpoints: Mapping[str, str], device: str) -> Any:
     """A reward by name or written weights, with local checkpoints for its parts."""
-    import steer
-
     spec = parse_reward(text)
     if isinstance(spec, str):
-        return steer.reward(spec, checkpoint=checkpoints.get(spec), device=device)
+        return registry.reward(spec, checkpoint=checkpoints.get(spec), device=device)
     parts = {
-        steer.reward(name, checkpoint=checkpoints.get(name), device=device): weight
+        registry.reward(name, checkpoint=checkpoints.get(name), device=device): weight
         for name, weight in spec.items()
     }
-    return steer.reward(parts, device=device)
+    return registry.reward(parts, device=device)

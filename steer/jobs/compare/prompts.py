@@ -109,7 +109,7 @@ def _by_name(name: str, options: Mapping[str, Any] | None = None) -> PromptSet:
 
 
 def _shapes(options: Mapping[str, Any]) -> PromptSet:
-    from steer import shapes
+    from steer.shapes import prompts as shape_prompts
 
     _refuse_options(options, ("limit", "split", "seed"), "shapes")
     split, seed = options.get("split", "held_out"), options.get("seed", 0)
@@ -119,7 +119,7 @@ def _shapes(options: Mapping[str, Any]) -> PromptSet:
     if type(seed) is not int or seed < 0:
         raise PromptsError(f"prompts: seed={seed!r}: a whole number, not negative")
     try:
-        texts = shapes.prompts(split, count, seed)
+        texts = shape_prompts(split, count, seed)
     except ValueError as error:
         raise PromptsError(f"prompts: limit={count}: {error}") from error
     source = f"captions of the shapes world, split {split!r}, seed {seed}"

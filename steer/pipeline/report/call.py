@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,9 +22,6 @@ from steer.pipeline.report.plots import number
 from steer.pipeline.report.views import CostView, ImageView, JudgeView, PromptView, RunView
 from steer.search.method import Method
 
-
-if TYPE_CHECKING:
-    from steer.pipeline.report.call import Report
 
 _MOST_STAGES = 16
 
@@ -236,8 +233,6 @@ class Report:
     prompts: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        from steer.pipeline.report.call import text
-
         return text(self)
 
     def save(self, path: str | Path, images: Any = None) -> Path:
@@ -255,6 +250,4 @@ class Report:
             ValueError: No images given and none kept, latents, or as many as the call did not
                 return.
         """
-        from steer.pipeline.report.call import save
-
         return save(self, path, images)

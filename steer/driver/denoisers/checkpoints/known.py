@@ -22,7 +22,7 @@ _BUNDLED = Path(__file__).parents[3] / "shapes" / "weights" / "tuned"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a tuned denoiser lies: `tuned=steer.denoisers.Checkpoint("org/name", subfolder="unet")`.
+    """Where a tuned denoiser is: `tuned=steer.denoisers.Checkpoint("org/name", subfolder="unet")`.
 
     A plain string stands for `Checkpoint(string)`; all else is looked for.
 
