@@ -1,0 +1,169 @@
+"""`steer tune CONFIG.yaml`: the file, the command, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from families import build
+from safetensors.torch import load_file, save_file
+from tiny_sets import write_set
+from typer.testing import CliRunner
+
+from steer.cli.app import app
+from steer.tune import TuneConfig, TuneError, trainer
+from steer.tune.goals import CSFT, GOALS, KTO, TGO, DiffusionDPO, PolyDPO
+
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+LEAST: dict[str, Any] = {"data": "d", "out": "o", "objective": "tgo"}
+
+
+def run(*arguments: Any) -> Any:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def written(folder: Path, **values: Any) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_configuration_comes_back_from_its_own_values(tmp_path: Path) -> None:
+    objective = {"name": "tgo", "c": 2, "per_prompt": True, "positive_share": 0.8}
+    config = TuneConfig.from_dict(
+        {
+            **LEAST,
+            "objective": objective,
+            "lr": "1e-4",  # what YAML makes of 1e-4
+            "lora": {"rank": 4, "targets": ["to_q"]},
+            "validation": {"every": 5, "prompts": ["a"]},
+        }
+    )
+    assert config.lr == 1e-4 and config.lora is not None and config.lora.targets == ("to_q",)
+    assert config.objective == TGO(c=2, per_prompt=True, positive_share=0.8)
+    path = written(tmp_path, **json.loads(json.dumps(config.to_dict())))
+    assert TuneConfig.load(path) == config
+    assert TuneConfig.load(path, out="elsewhere").out == "elsewhere"
+
+
+def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
+    assert set(GOALS) == {"tgo", "kto", "sft", "csft", "poly_dpo", "dpo"}
+    for name, kind in (("dpo", DiffusionDPO), ("kto", KTO), ("csft", CSFT)):
+        assert TuneConfig.from_dict({**LEAST, "objective": name}).objective == kind()
+    poly = {"name": "poly_dpo", "alpha": 8}
+    assert TuneConfig.from_dict({**LEAST, "objective": poly}).objective == PolyDPO(alpha=8)
+    assert TuneConfig.from_dict({**LEAST, "lora": False}).lora is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"siblings": 5}, r"siblings=5: must divide batch=32"),
+        ({"siblings": 0}, r"siblings=0: must be at least 1"),
+        ({"siblings": 2, "objective": "dpo"}, r"siblings=2: is for objectives of single images"),
+        ({"stepz": 5}, "stepz.*did you mean 'steps'"),
+        ({"objective": "ppo"}, "objective='ppo': one of tgo, kto"),
+        ({"objective": {"beta": 1}}, "a name and values"),
+        ({"objective": {"name": "tgo", "alpha": 1}}, "objective.*alpha.*unknown"),
+        ({"objective": {"name": "poly_dpo", "alpha": -2}}, r"alpha=-2.*at least -1"),
+        ({"objective": {"name": "tgo", "beta": "much"}}, "objective.beta='much': must be float"),
+        ({"lora": {"rank": 0}}, "lora.rank=0"),
+        ({"lora": {"alpha": -1.0}}, "lora.alpha"),
+        ({"lora": {"targets": []}}, "lora.targets"),
+        ({"lora": 3}, "lora"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 2.5}, "steps=2.5: must be int"),
+        ({"batch": True}, "batch=True"),
+        ({"lr": 0}, "lr=0"),
+        ({"lr": "fast"}, "lr='fast'"),
+        ({"ema": 1.0}, "ema=1.0"),
+        ({"text_dropout": 1.5}, "text_dropout=1.5"),
+        ({"schedule": "step"}, "schedule='step': one of constant"),
+        ({"precision": "int8"}, "precision='int8'"),
+        ({"weights": "bfloat16", "lora": False}, "weights='bfloat16' with lora: false"),
+        ({"weights": "int4"}, "weights='int4'"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"keep": 0}, "keep=0"),
+        ({"validation": {"every": -1}}, "validation.every=-1"),
+        ({"validation": [1]}, "validation"),
+        ({"data": 3}, "data=3: must be str"),
+    ],
+)
+def test_what_is_wrong_in_a_configuration_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(TuneError, match=message):
+        TuneConfig.from_dict({**LEAST, **values})
+
+
+@pytest.mark.parametrize("missing", ["data", "out", "objective"])
+def test_what_is_missing_is_named(missing: str) -> None:
+    with pytest.raises(TuneError, match=f"'{missing}' is missing"):
+        TuneConfig.from_dict({k: v for k, v in LEAST.items() if k != missing})
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TuneError, match=r"none\.yaml.*cannot be read"):
+        TuneConfig.load(tmp_path / "none.yaml")
+    for text in ("a: [", "just text"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(TuneError, match="config="):
+            TuneConfig.load(tmp_path / "bad.yaml")
+
+
+def test_the_example_is_valid() -> None:
+    config = TuneConfig.load(EXAMPLES / "tune_shapes.yaml")
+    assert config.pipeline == "shapes" and config.lora is not None
+
+
+def test_the_command_trains_continues_and_says_where_the_weights_are(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    build("sd").save_pretrained(pipe)
+    data = write_set(tmp_path / "data")
+    path = written(
+        tmp_path,
+        **{**LEAST, "data": str(data), "out": "unused", "pipeline": str(pipe)},
+        steps=2,
+        batch=2,
+        cpu=True,
+    )
+    out = tmp_path / "run"
+    result = run("tune", path, "--out", out, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert str(out / "tuned") in result.output.replace("\n", "")
+    assert load_file(out / "tuned" / "pytorch_lora_weights.safetensors")
+    assert yaml.safe_load((out / "config.yaml").read_text())["steps"] == 2
+    same = run("tune", "run", path, "--out", out, "--quiet")
+    assert same.exit_code == 0
+    path.write_text(path.read_text().replace("steps: 2", "steps: 2\nlr: 0.5"))
+    other = run("tune", path, "--out", out, "--quiet")
+    assert other.exit_code == 2 and "lr: 1e-05 -> 0.5" in other.output
+
+
+def test_bad_input_and_a_loss_that_is_not_finite_end_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "load_pipeline", lambda config: build("sd"))
+    values = {**LEAST, "out": str(tmp_path / "run"), "steps": 2, "batch": 2, "cpu": True}
+    lost = run("tune", written(tmp_path, **{**values, "data": str(tmp_path / "no")}), "--quiet")
+    assert lost.exit_code == 2 and "no such folder" in lost.output
+    flat = write_set(tmp_path / "flat", scores=[0.25] * 16)
+    refused = run("tune", written(tmp_path, **{**values, "data": str(flat)}), "--quiet")
+    assert refused.exit_code == 2 and "0.25: 12" in refused.output
+    broken = write_set(tmp_path / "broken")
+    for path in broken.glob("latents-*"):
+        save_file({"latents": torch.full_like(load_file(path)["latents"], torch.nan)}, path)
+    failed = run("tune", written(tmp_path, **{**values, "data": str(broken)}), "--quiet")
+    assert failed.exit_code == 1 and "step 1: the loss is nan" in failed.output
+    assert run("tune", tmp_path / "none.yaml").exit_code == 2
+
+
+def test_the_group_knows_its_other_commands() -> None:
+    shown = run("tune", "--help").output
+    assert "data" in shown and "run" in shown
+    assert "Sample, score and pair" in run("tune", "data", "--help").output
