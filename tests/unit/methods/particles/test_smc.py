@@ -23,7 +23,7 @@ def test_lanes_do_not_matter(scheduler: str) -> None:
     pipe = shared("sd", scheduler)
     method = SMC(8, lam=4.0, when=every(2), ess=None)
     outs = [
-        guided(pipe, redness, method=method, width=width)(
+        guided(pipe, redness, method=method, lane_width=width)(
             **arguments("sd", num_inference_steps=6, prompt=["a", "b"])
         )
         for width in (1, 3, 8)
@@ -137,7 +137,7 @@ def test_feature_caches_are_refused() -> None:
     pipe = build("sd", "euler_a")
     pipe.unet.is_cache_enabled = True
     with pytest.raises(UnsupportedPipelineError, match="feature cache"):
-        guided(pipe, redness, method=SMC(4, when=every(2)), width=4)(**arguments("sd"))
+        guided(pipe, redness, method=SMC(4, when=every(2)), lane_width=4)(**arguments("sd"))
 
 
 @pytest.mark.parametrize(
