@@ -81,7 +81,7 @@ def test_width(width: Any) -> None:
 
 
 def test_width_beyond_compute() -> None:
-    with pytest.raises(ValueError, match="lower width or raise compute"):
+    with pytest.raises(ValueError, match="lower lane_width or raise compute"):
         guided(shared("sd"), redness, compute=2, lane_width=4)(**arguments("sd"))
 
 

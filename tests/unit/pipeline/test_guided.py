@@ -415,7 +415,7 @@ def test_the_name_stays_a_function() -> None:
 
     import steer
 
-    for module in ("pipeline", "dropin", "rewards", "methods"):
+    for module in ("pipeline", "pipeline.guided", "rewards", "methods"):
         importlib.import_module(f"steer.{module}")
     for name in steer.__all__:
         assert getattr(steer, name) is getattr(steer, name)

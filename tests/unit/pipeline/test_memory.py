@@ -79,7 +79,7 @@ def test_what_the_first_attempt_cost_is_counted(caplog: pytest.LogCaptureFixture
     with small(pipe, 4, after=2) as seen, pytest.warns(UserWarning):
         out = guided(pipe, redness, method=BestOfN(4), lane_width=4)(**arguments("sd"))
     (event,) = out.report.trace.of("memory")
-    assert event["width"] == 2 and event["rows"] == 2 * 4
+    assert event["lane_width"] == 2 and event["rows"] == 2 * 4
     assert seen[:3] == [8, 8, 8] and set(seen[3:]) == {4}
     finished = sum(seen) - seen[2]  # the third call never ended
     assert out.report.ledger.denoiser_rows * out.report.ledger.cfg_rows == finished

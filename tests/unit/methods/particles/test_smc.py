@@ -9,7 +9,7 @@ import torch
 from families import arguments, build, redness, seeded, shared
 
 from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerError
-from steer.core.when import at, every
+from steer.core.when import at, between, every
 from steer.methods import SMC, BestOfN, Gate
 from steer.pipeline.guided import guided
 
@@ -168,9 +168,7 @@ def test_bad_input(options: dict[str, Any], match: str) -> None:
 
 def test_repr_and_size() -> None:
     assert "when=(every(4) & between(0.25, 0.75))" in repr(
-        SMC(
-            4, when=eval("every(4) & between(0.25, 0.75)", vars(__import__("steer.core.when").when))
-        )
+        SMC(4, when=every(4) & between(0.25, 0.75))
     )
     assert SMC.for_compute(8.9, 20).n == 8
     assert SMC(8).cost(20) == 160
