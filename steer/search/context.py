@@ -92,16 +92,15 @@ class Context:
     def denoise(
         self, population: Population, step: Step, grad: bool = False
     ) -> Generator[Query, Tensor, Tensor]:
-        """The denoiser's output for every row, a lane at a time: `out = yield from denoise(...)`.
+        """The model output after CFG for every row: `output = yield from ctx.denoise(...)`.
 
         Args:
-            population: Any rows of any prompts.
-            step: Where they are; any step of `steps`.
-            grad: Record the calls, so that gradients reach `population.x`; what the method
-                computes from the answer it records itself, under `torch.enable_grad()`.
+            population: Rows of any prompts, with latents at `step`; any step, in any order.
+            grad: Record the calls, so that gradients reach `population.x`. What the method
+                computes from the output it records itself, under `torch.enable_grad()`.
 
         Returns:
-            Post-guidance model output, `(rows, *latent)`.
+            `(rows, *latent)`, one denoiser call for each lane.
         """
         self.judging.asked = step
         if self._lanes is None or self._lanes[0] != population.ids:
@@ -131,27 +130,21 @@ class Context:
     def score(self, images: Tensor, ids: Sequence[Name], reward: Reward | None = None) -> Tensor:
         """The reward of images for their particles' prompts, `(rows,)` float32.
 
-        A reward that compares candidates (`rank`, `standardise`) compares those of each prompt
-        that are given here: give a whole population at once, or use `evaluate`.
-
-        Raises:
-            RewardError: Not one finite score per image; prompt and particle are named.
+        A reward that compares candidates compares those that are given here: give a whole
+        population at once, or use `evaluate`. Raises RewardError unless each score is finite.
         """
         return self.judging.score(images, ids, reward)
 
     def evaluate(self, population: Population, step: Step | None = None) -> Tensor:
-        """Decode and score clean latents, a lane at a time.
+        """Decode and score clean latents, a lane at a time; `(rows,)` float32.
 
-        Where the reward compares candidates, previews are compared within `population`, final
-        latents with all that were ever finished for their prompt: `finals` follows.
+        A reward that compares candidates compares previews within `population`, and final latents
+        with all that were ever finished for their prompt.
 
         Args:
             population: Clean latents: x0 previews of a step, or final ones.
             step: The step that previews belong to; `None` for final latents, whose rewards are
-                remembered and not asked twice.
-
-        Returns:
-            `(rows,)` float32.
+                kept in `finals` and not asked twice.
         """
         return self.judging.evaluate(population, step, self.lane * len(self.prompts), self.decode)
 
