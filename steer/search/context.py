@@ -53,9 +53,7 @@ class Context:
 
     def __post_init__(self) -> None:
         judging = self.judging
-        self.prompts: list[str] = judging.prompts
-        self.reward: Reward = judging.reward
-        self.finals: dict[Name, float] = judging.finals
+        self.prompts, self.reward, self.finals = judging.prompts, judging.reward, judging.finals
         self.ledger, self.trace = judging.ledger, judging.trace
 
     @property
@@ -66,10 +64,9 @@ class Context:
     def draw(self, particles: Sequence[int], prompts: Sequence[int] | None = None) -> Population:
         """Fresh initial latents of `particles` for every prompt (or those named), prompt-major."""
         where = range(len(self.prompts)) if prompts is None else prompts
-        population = self.draw_latents(particles, where)
         for prompt in where:
             self.log("start", prompt=prompt, particle=list(particles))
-        return population
+        return self.draw_latents(particles, where)
 
     def initial(self, ids: Sequence[Name]) -> Population:
         """The initial latents of particles that were drawn, or that a method made."""
@@ -104,8 +101,8 @@ class Context:
         """
         self.judging.asked = step
         if self._lanes is None or self._lanes[0] != population.ids:
-            lanes = lanes_of(population.ids, len(self.prompts), self.lane)
-            self._lanes = (population.ids, lanes)
+            names = population.ids
+            self._lanes = (names, lanes_of(names, len(self.prompts), self.lane))
         lanes = self._lanes[1]
         answer = yield from ask(lanes, population, step, grad)
         if grad:
