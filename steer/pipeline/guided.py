@@ -174,7 +174,9 @@ class Guided:
         models = nullcontext()
         if run.models is not None:
             loop.evaluations = run.evaluations
-            models = run.models.answering(loop.asked, run.rows * run.lane_width)
+            from steer.driver.denoisers.forward import answering
+
+            models = answering(run.models, loop.asked, run.rows * run.lane_width)
         with models, _standing_in(self.pipe, stand_ins):
             try:
                 output = call.run(run.lane_width)

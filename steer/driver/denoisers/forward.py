@@ -6,21 +6,94 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import nn
 
 from steer.core.errors import UnsupportedPipelineError
 from steer.driver.denoisers.blend import Mix, Weights, shown
+from steer.driver.denoisers.checkpoints.loading import denoiser_of, device_of, has_image_adapter
+from steer.driver.denoisers.checkpoints.lora import tuner_layers
+from steer.driver.denoisers.models import Models, adapters_of
 from steer.driver.denoisers.tensors import halves, joined, proxied, rows_of, weighted
+from steer.driver.facts import execution_device
 
-
-if TYPE_CHECKING:
-    from steer.driver.denoisers.models import Models
 
 _COND, _UNCOND = "cond", "uncond"
 _CHUNKS = re.compile(r"^\s*(\w+), *(\w+) *= *\w+\.chunk\(2", re.MULTILINE)
+
+
+@contextmanager
+def answering(models: Models, place: Callable[[], tuple[int, int]], lane: int) -> Iterator[None]:
+    """The pipeline's denoiser answers with the blend; put back whatever happens.
+
+    Args:
+        models: Arms and blend.
+        place: The step that is being asked and how many there are.
+        lane: Rows of the pipeline's batch, without those that guidance adds.
+    """
+    _check(models)
+    with ExitStack() as stack:
+        stack.enter_context(_resident(models))
+        switch = stack.enter_context(adapters_of(models.denoiser))
+        blender = Blender(models, place, lane, switch)
+        stack.enter_context(blender.installed())
+        yield
+
+
+def _check(models: Models) -> None:
+    """Raise UnsupportedPipelineError for what was changed since `guided` was made."""
+    component, kind = models.component, type(models.pipe).__name__
+    if denoiser_of(models.pipe)[1] is not models.denoiser:
+        raise UnsupportedPipelineError(
+            f"pipe.{component} was replaced after steer.guided(..., tuned=...) was made: make "
+            "the guided pipeline again"
+        )
+    if getattr(models.denoiser, "is_cache_enabled", False):
+        raise UnsupportedPipelineError(
+            f"pipe.{component} has a feature cache, which would hand one model's features to "
+            f"another: call pipe.{component}.disable_cache() first"
+        )
+    lora = any(arm.adapters for arm in models.arms.values())
+    if lora and any(layer.merged for layer in tuner_layers(models.denoiser)):
+        raise UnsupportedPipelineError(
+            f"pipe.{component} has fused LoRA adapters, which cannot be switched apart from "
+            f"those of {models.name}: call pipe.unfuse_lora() first"
+        )
+    for arm in models.arms.values():
+        if has_image_adapter(models.denoiser) != has_image_adapter(arm.module):
+            raise UnsupportedPipelineError(
+                f"pipe.{component} has an IP-Adapter and {arm.name!r} has none, or the other "
+                f"way round: {kind} would ignore the image in one of them"
+            )
+
+
+@contextmanager
+def _resident(models: Models) -> Iterator[None]:
+    """Further denoisers where the pipeline computes, and without gradients for their weights.
+
+    Where the base is offloaded, they go back when the call is over.
+    """
+    modules = {id(arm.module): arm.module for arm in models.arms.values()}
+    modules.pop(id(models.denoiser), None)
+    device = execution_device(models.pipe, device_of(models.denoiser))
+    offloaded = device_of(models.denoiser) != device
+    homes = [(module, device_of(module)) for module in modules.values()]
+    flagged = [w for module in modules.values() for w in module.parameters() if w.requires_grad]
+    try:
+        for module, home in homes:
+            if home != device:
+                module.to(device)
+        for weight in flagged:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in flagged:
+            weight.requires_grad_(True)
+        for module, home in homes:
+            if offloaded and home != device:
+                module.to(home)
 
 
 class Blender:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +16,11 @@ from steer.driver.denoisers.blend import BASE, NEGATIVE, TUNED, Blend, Mix, cost
 from steer.driver.denoisers.checkpoints.loading import (
     Tuned,
     denoiser_of,
-    device_of,
-    has_image_adapter,
     load,
 )
 from steer.driver.denoisers.checkpoints.lora import PREFIX, tuner_layers
-from steer.driver.denoisers.forward import Blender
 from steer.driver.denoisers.outputs import RLG
 from steer.driver.denoisers.parse import parse
-from steer.driver.facts import execution_device
 
 
 @dataclass(frozen=True)
@@ -73,74 +69,6 @@ class Models:
     def cost(self, steps: int) -> int:
         """Denoiser evaluations per row at the dearest step."""
         return cost(self.blend, steps)
-
-    @contextmanager
-    def answering(self, place: Callable[[], tuple[int, int]], lane: int) -> Iterator[None]:
-        """The pipeline's denoiser answers with the blend; put back whatever happens.
-
-        Args:
-            place: The step that is being asked and how many there are.
-            lane: Rows of the pipeline's batch, without those that guidance adds.
-        """
-        self._check()
-        with ExitStack() as stack:
-            stack.enter_context(self._at_hand())
-            switch = stack.enter_context(adapters_of(self.denoiser))
-            blender = Blender(self, place, lane, switch)
-            stack.enter_context(blender.installed())
-            yield
-
-    def _check(self) -> None:
-        """Raise UnsupportedPipelineError for what was changed since `guided` was made."""
-        component, kind = self.component, type(self.pipe).__name__
-        if denoiser_of(self.pipe)[1] is not self.denoiser:
-            raise UnsupportedPipelineError(
-                f"pipe.{component} was replaced after steer.guided(..., tuned=...) was made: make "
-                "the guided pipeline again"
-            )
-        if getattr(self.denoiser, "is_cache_enabled", False):
-            raise UnsupportedPipelineError(
-                f"pipe.{component} has a feature cache, which would hand one model's features to "
-                f"another: call pipe.{component}.disable_cache() first"
-            )
-        lora = any(arm.adapters for arm in self.arms.values())
-        if lora and any(layer.merged for layer in tuner_layers(self.denoiser)):
-            raise UnsupportedPipelineError(
-                f"pipe.{component} has fused LoRA adapters, which cannot be switched apart from "
-                f"those of {self.name}: call pipe.unfuse_lora() first"
-            )
-        for arm in self.arms.values():
-            if has_image_adapter(self.denoiser) != has_image_adapter(arm.module):
-                raise UnsupportedPipelineError(
-                    f"pipe.{component} has an IP-Adapter and {arm.name!r} has none, or the other "
-                    f"way round: {kind} would ignore the image in one of them"
-                )
-
-    @contextmanager
-    def _at_hand(self) -> Iterator[None]:
-        """Further denoisers where the pipeline computes, and without gradients for their weights.
-
-        Where the base is offloaded, they go back when the call is over.
-        """
-        modules = {id(arm.module): arm.module for arm in self.arms.values()}
-        modules.pop(id(self.denoiser), None)
-        device = execution_device(self.pipe, device_of(self.denoiser))
-        offloaded = device_of(self.denoiser) != device
-        homes = [(module, device_of(module)) for module in modules.values()]
-        flagged = [w for module in modules.values() for w in module.parameters() if w.requires_grad]
-        try:
-            for module, home in homes:
-                if home != device:
-                    module.to(device)
-            for weight in flagged:
-                weight.requires_grad_(False)
-            yield
-        finally:
-            for weight in flagged:
-                weight.requires_grad_(True)
-            for module, home in homes:
-                if offloaded and home != device:
-                    module.to(home)
 
 
 def models_for(pipe: Any, tuned: Any, blend: Any) -> Models | None:
