@@ -15,6 +15,7 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
+from steer.driver.facts import makes_videos
 from steer.driver.noise import Source, call_seeds, can_widen
 from steer.driver.scheduler import SteeredScheduler
 from steer.methods.default import for_compute
@@ -283,9 +284,11 @@ def guided(
 
 
 def resolve_reward(reward: Any, pipe: Any) -> Reward:
-    from steer.rewards.frames import resolve_for
+    """What `steer.reward` takes as a reward on the pipeline's device, fit for what it makes."""
+    from steer.rewards.registry import resolve
 
-    return resolve_for(pipe, reward)
+    device = getattr(pipe, "_execution_device", None)
+    return resolve(reward, device, videos=makes_videos(pipe))
 
 
 def check_effort(method: Any, compute: Any) -> None:

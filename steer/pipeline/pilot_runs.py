@@ -11,9 +11,8 @@ import torch
 
 from steer.core.errors import ThresholdError
 from steer.methods.selection.previews import Previews
-from steer.rewards.combine.weighted import check_absolute
-from steer.rewards.thresholds.conformal import Calibration, Pilots, pilots_needed
-from steer.rewards.thresholds.scores import identity
+from steer.rewards.parts import check_absolute, identity
+from steer.rewards.thresholds.calibration import Calibration, Pilots, pilots_needed
 from steer.rewards.thresholds.threshold import Threshold
 
 

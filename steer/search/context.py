@@ -19,8 +19,8 @@ from steer.core.types import Name, Population, Query, Reward, Step
 from steer.driver.decode import decode
 from steer.driver.grid import Schedule
 from steer.driver.solver import Solver
-from steer.rewards.combine.weighted import Parts, combined, is_relative, parts_of
 from steer.rewards.frames import images_scored
+from steer.rewards.parts import Parts, combined, is_relative, parts_of
 from steer.search.lanes import Lane, lanes_of
 from steer.search.starts import Starts
 

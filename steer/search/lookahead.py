@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steer.core.types import Population, Reward
-from steer.rewards.combine.weighted import check_absolute
-from steer.rewards.thresholds.scores import identity
+from steer.rewards.parts import check_absolute, identity
 from steer.search.context import Context
 from steer.search.short_runs import Asking, judge, pure_noise, run, short_grid
 

@@ -20,7 +20,7 @@ from steer.driver.solver import Solver
 from steer.methods.noise.paths import noised
 from steer.methods.particles.gradient_proposal import GradientProposal
 from steer.methods.selection.best_of_n import BestOfN
-from steer.rewards.thresholds.conformal import noise_share
+from steer.rewards.thresholds.calibration import noise_share
 from steer.search.context import Context
 from steer.search.guidance import (
     apart,

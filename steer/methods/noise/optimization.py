@@ -12,11 +12,12 @@ from torch import Tensor
 from steer.core.checks import one_of, positive, whole
 from steer.core.errors import RewardError
 from steer.core.types import Name, Population, Reward, Search, wide
+from steer.driver.facts import makes_videos
 from steer.driver.freeze import check_resident, frozen
 from steer.methods.noise import passes
 from steer.methods.noise.ascent import Best, ascent, tell_iterate, within
-from steer.rewards.combine.weighted import check_absolute
-from steer.rewards.frames import resolve_for
+from steer.rewards.parts import check_absolute
+from steer.rewards.registry import resolve
 from steer.search.context import Context
 from steer.search.sampling import sample_all
 from steer.search.short_runs import Asking, judge, probe, pure_noise, run, short_grid, slope
@@ -191,7 +192,7 @@ class NoiseOptimization:
         """The best iterate of every row of one lane; `None` where not one could be paid for."""
         grid, dtype = short_grid(ctx.steps, self.through), part.x.dtype
         lane, steps = ctx.lane * len(ctx.prompts), len(ctx.steps)
-        monitor = None if self.monitor is None else resolve_for(ctx.pipe, self.monitor)
+        monitor = None if self.monitor is None else _reward_for(ctx.pipe, self.monitor)
         first = x = wide(part.x)
         scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
         move = ascent(self.variant, self.step, self.momentum, self.clip, self.weight, scale)
@@ -220,3 +221,8 @@ class NoiseOptimization:
                 break
             x = within(move(x, gradient), first, self.max_angle)
         return best
+
+
+def _reward_for(pipe: Any, reward: Any) -> Reward:
+    """What `steer.reward` takes as a reward on the pipeline's device, fit for what it makes."""
+    return resolve(reward, getattr(pipe, "_execution_device", None), videos=makes_videos(pipe))

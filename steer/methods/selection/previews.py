@@ -8,7 +8,7 @@ from typing import Any
 
 from steer.core.checks import whole
 from steer.core.types import Population, Search
-from steer.rewards.thresholds.conformal import noise_share
+from steer.rewards.thresholds.calibration import noise_share
 from steer.search.context import Context
 
 

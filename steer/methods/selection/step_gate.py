@@ -8,8 +8,8 @@ from pathlib import Path
 from steer.core.checks import whole
 from steer.core.types import Population, Search, Step
 from steer.methods.selection.gate import verdict
-from steer.rewards.combine.weighted import check_absolute
-from steer.rewards.thresholds.conformal import Calibration
+from steer.rewards.parts import check_absolute
+from steer.rewards.thresholds.calibration import Calibration
 from steer.search.context import Context
 
 

@@ -17,7 +17,7 @@ from steer.core.errors import ThresholdError
 from steer.methods import BestOfN, Previews, StepGate
 from steer.pipeline.guided import guided
 from steer.rewards import Calibration
-from steer.rewards.thresholds.conformal import noise_share
+from steer.rewards.thresholds.calibration import noise_share
 
 
 STEPS = 4

@@ -16,7 +16,7 @@ from steer import Threshold
 from steer.core.errors import ThresholdError
 from steer.core.types import Step
 from steer.rewards import Calibration, Pilots, Scores
-from steer.rewards.thresholds.conformal import noise_share, pilots_needed
+from steer.rewards.thresholds.calibration import noise_share, pilots_needed
 
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
