@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from families import shared
+
 from steer.driver.facts import makes_videos
 
 
