@@ -70,7 +70,7 @@ class Sampler:
             method=method,
             compute=compute,
             judge=self.judge,
-            width=job.width,
+            lane_width=job.width,
             keep_images=True,
             tuned=job.tuned,
             blend=blend,
