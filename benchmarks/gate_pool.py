@@ -41,13 +41,13 @@ class Pool:
     def pilots(self, captions: np.ndarray, particles: np.ndarray, columns: list[int]) -> Pilots:
         """One particle of each of some captions, as pilots watched at some of the steps."""
         return Pilots(
-            tuple(self.prompts[c] for c in captions),
-            tuple(self.steps[k] for k in columns),
-            STEPS,
-            tuple(self.noise[k] for k in columns),
-            self.previews[captions, particles][:, columns],
-            self.finals[captions, particles],
-            "shapes",
+            prompts=tuple(self.prompts[c] for c in captions),
+            steps=tuple(self.steps[k] for k in columns),
+            count=STEPS,
+            noise=tuple(self.noise[k] for k in columns),
+            previews=self.previews[captions, particles][:, columns],
+            finals=self.finals[captions, particles],
+            reward="shapes",
         )
 
     def raw(self) -> dict[str, Any]:

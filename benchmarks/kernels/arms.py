@@ -11,7 +11,7 @@ none pays for text, files or copies to the host; all have equal weights, rounded
 | transformers | transformers' CLIP with `scaled_dot_product_attention` |
 | xformers | transformers' CLIP with xformers' `memory_efficient_attention` |
 | torchao-fp8 | transformers' CLIP, torchao's FP8 with row scales, `torch.compile(max-autotune)` |
-| fused | `steer.rewards.vit_tower` with CUDA graphs |
+| fused | `steer.rewards.clip.tower` with CUDA graphs |
 | fused-no-graphs | the same without them |
 | fp8 | the same with graphs and FP8 products |
 """

@@ -37,6 +37,11 @@ class Step:
     sigma_next: float
     prediction: Prediction
 
+    @property
+    def noise_share(self) -> float:
+        """`sigma / sqrt(alpha^2 + sigma^2)`: one measure for VP, VE and flow grids, in [0, 1]."""
+        return self.sigma / math.hypot(self.alpha, self.sigma)
+
     def x0(self, x: Tensor, output: Tensor) -> Tensor:
         """The clean sample (`pred_original_sample`) that `output` implies at `x`; same shape.
 

@@ -26,8 +26,8 @@ from steer.methods.parse import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
 from steer.rewards import registry
-from steer.rewards.combine.weighted import is_relative
-from steer.rewards.parse import parse_reward
+from steer.rewards.parts import is_relative
+from steer.rewards.text import read_mixture
 from steer.shapes import oracle
 
 
@@ -49,12 +49,13 @@ class Sampler:
         if job.method:
             parse_method(job.method)  # a mistake is told before anything is loaded
         blend = parse_blend(job.blend) if job.blend is not None else None
-        reward, judge = parse_reward(job.reward), job.judge and parse_reward(job.judge)
+        for text in filter(None, (job.reward, job.judge)):
+            read_mixture(text)  # likewise
         device = usable_device(job.device)
         dtype = dtype_of(job.dtype, device, job.pipeline)
         self.job = job
-        self.reward = registry.reward(reward, device=device)
-        self.judge = registry.reward(judge, device=device) if judge else None
+        self.reward = registry.reward(job.reward, device=device)
+        self.judge = registry.reward(job.judge, device=device) if job.judge else None
         self.pipe = pipe if pipe is not None else load_pipeline(job.pipeline, device, dtype)
         self.steps = job.steps or default_steps(self.pipe, job.pipeline)
         compute, method = job.compute, None

@@ -22,7 +22,8 @@ from steer.core.types import Reward
 from steer.jobs.device import usable_device
 from steer.jobs.images import reason
 from steer.rewards import registry
-from steer.rewards.base import BaseReward, as_scores
+from steer.rewards.base import BaseReward
+from steer.rewards.parts import as_scores
 
 
 _AHEAD = 2

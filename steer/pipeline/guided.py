@@ -15,7 +15,7 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
-from steer.driver.facts import is_interrupted
+from steer.driver.facts import execution_device, is_interrupted, makes_videos
 from steer.driver.noise import Source, call_seeds, can_widen
 from steer.driver.scheduler import SteeredScheduler
 from steer.methods.default import for_compute
@@ -24,6 +24,7 @@ from steer.pipeline.plan import affordable
 from steer.pipeline.report.call import Report
 from steer.pipeline.result import finish
 from steer.pipeline.run import Run
+from steer.rewards.registry import resolve
 from steer.search.method import Method
 
 
@@ -292,9 +293,8 @@ def guided(
 
 
 def resolve_reward(reward: Any, pipe: Any) -> Reward:
-    from steer.rewards.frames import resolve_for
-
-    return resolve_for(pipe, reward)
+    """What `steer.reward` takes as a reward on the pipeline's device, fit for what it makes."""
+    return resolve(reward, execution_device(pipe), videos=makes_videos(pipe))
 
 
 def check_effort(method: Any, compute: Any) -> None:

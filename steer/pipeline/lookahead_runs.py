@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.core.types import Population, wide
-from steer.rewards.thresholds.scores import identity
+from steer.rewards.parts import identity
 from steer.search.context import Context
 from steer.search.lookahead import LookaheadSet, look_ahead
 

@@ -11,9 +11,9 @@ import torch
 
 from steer.core.errors import ThresholdError
 from steer.methods.selection.previews import Previews
-from steer.rewards.combine.weighted import check_absolute
-from steer.rewards.thresholds.conformal import Calibration, Pilots, pilots_needed
-from steer.rewards.thresholds.scores import identity
+from steer.rewards.parts import check_absolute, identity
+from steer.rewards.thresholds.calibration import Calibration, pilots_needed
+from steer.rewards.thresholds.pilots import Pilots
 from steer.rewards.thresholds.threshold import Threshold
 
 
@@ -71,15 +71,15 @@ def pilots(
     table = np.array(rows, dtype=np.float64)
     name, version = identity(guided.reward)
     return Pilots(
-        tuple(prompts),
-        tuple(grid["steps"]),
-        guided.report.steps,
-        tuple(grid["noise"]),
-        table[:, :-1],
-        table[:, -1],
-        name,
-        version,
-        model_name(guided.pipe),
+        prompts=tuple(prompts),
+        steps=tuple(grid["steps"]),
+        count=guided.report.steps,
+        noise=tuple(grid["noise"]),
+        previews=table[:, :-1],
+        finals=table[:, -1],
+        reward=name,
+        version=version,
+        model=model_name(guided.pipe),
     )
 
 

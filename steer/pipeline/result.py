@@ -13,7 +13,7 @@ from torch import Tensor
 from steer.core.types import Name, Reward
 from steer.pipeline.report.call import Report
 from steer.pipeline.run import Run
-from steer.rewards.combine.weighted import unique
+from steer.rewards.weights import unique
 from steer.search.context import Context
 
 

@@ -11,8 +11,16 @@ from torch import Tensor
 
 from steer.core.errors import NotFiniteError
 from steer.core.types import Reward
-from steer.rewards.combine.weighted import Composite, Parts, combined, is_relative, parts_of
+from steer.rewards.base import Composite
 from steer.rewards.inputs import Images, as_batches, as_prompts
+from steer.rewards.parts import (
+    Parts,
+    check_reward,
+    combined,
+    is_relative,
+    parts_of,
+    rewards_in,
+)
 from steer.rewards.sharing import once
 
 
@@ -32,36 +40,36 @@ class PerFrame(Composite):
     ranks candidates every part is aggregated first, and the videos are ranked by that.
 
     Args:
-        reward: What scores a frame: anything that `steer.reward` takes.
+        reward: What scores a frame.
         aggregate: `"mean"`, `"min"`, or `"last"`, which scores no other frame.
         every: Score the first frame and every so many after it.
 
     Raises:
-        ValueError: An unknown aggregate, `every` below 1, or a reward that scores videos already.
+        ValueError: Not a reward, an unknown aggregate, `every` below 1, or a reward that scores
+            videos already.
     """
 
     videos = True
 
-    def __init__(self, reward: Any, aggregate: Aggregate = "mean", *, every: int = 1) -> None:
-        from steer.rewards.registry import reward as resolve
-
+    def __init__(self, reward: Reward, aggregate: Aggregate = "mean", *, every: int = 1) -> None:
+        check_reward(reward)
         if aggregate not in _CHOICES:
             raise ValueError(f"aggregate={aggregate!r}: one of {', '.join(map(repr, _CHOICES))}")
         if type(every) is not int or every < 1:
             raise ValueError(f"every={every!r}: must be a whole number, at least 1")
         if aggregate == "last" and every != 1:
             raise ValueError(f"every={every} with aggregate='last': one frame is scored; leave out")
-        self.reward = resolve(reward)
-        if takes_videos(self.reward):
-            raise ValueError(f"reward {self.reward.name!r} scores videos already; use it as it is")
+        if takes_videos(reward):
+            raise ValueError(f"reward {reward.name!r} scores videos already; use it as it is")
+        self.reward = reward
         self.aggregate: Aggregate = aggregate
         self.every = every
-        self.name = f"{self.reward.name} per frame ({self._how})"
-        self.rewards = {self.reward.name: self.reward}
-        self.relative = is_relative(self.reward)
-        self.differentiable = self.reward.differentiable
-        self.range = self.reward.range
-        self.needs_prompt = self.reward.needs_prompt
+        self.name = f"{reward.name} per frame ({self._how})"
+        self.rewards = {reward.name: reward}
+        self.relative = is_relative(reward)
+        self.differentiable = reward.differentiable
+        self.range = reward.range
+        self.needs_prompt = reward.needs_prompt
 
     @property
     def _how(self) -> str:
@@ -101,7 +109,7 @@ class PerFrame(Composite):
         if not self.relative:
             found[self.reward.name] = combined(self.reward, found, None)
         return {
-            name: self._over(scores.unflatten(0, (len(videos), len(chosen))))
+            name: self._aggregate(scores.unflatten(0, (len(videos), len(chosen))))
             for name, scores in found.items()
         }
 
@@ -113,7 +121,7 @@ class PerFrame(Composite):
             return combined(self.reward, parts, groups)
         return parts[self.reward.name]
 
-    def _over(self, scores: Tensor) -> Tensor:
+    def _aggregate(self, scores: Tensor) -> Tensor:
         """`(B, frames)` to `(B,)`."""
         return scores.amin(1) if self.aggregate == "min" else scores.mean(1)
 
@@ -123,21 +131,13 @@ def takes_videos(reward: Reward) -> bool:
 
     A reward of the user's own for whole videos declares it and is called with the tensor as it is.
     """
-    parts = getattr(reward, "rewards", None)
-    inner = parts.values() if isinstance(parts, Mapping) else ()
+    inner = rewards_in(reward).values()
     return bool(getattr(reward, "videos", False)) or any(map(takes_videos, inner))
 
 
-def resolve_for(pipe: Any, spec: Any) -> Reward:
-    """What `steer.reward` takes as a reward on the pipeline's device, fit for what it makes.
-
-    Of pipelines that make videos, rewards for images become `PerFrame` with the mean.
-    """
-    from steer.rewards.registry import resolve
-
-    found = resolve(spec, device=getattr(pipe, "_execution_device", None))
-    videos = getattr(pipe, "video_processor", None) is not None
-    return PerFrame(found) if videos and not takes_videos(found) else found
+def for_videos(reward: Reward) -> Reward:
+    """A reward for videos: one for images as `PerFrame` with the mean, others as they are."""
+    return reward if takes_videos(reward) else PerFrame(reward)
 
 
 def images_scored(reward: Reward, images: Tensor) -> int:
@@ -150,9 +150,7 @@ def images_scored(reward: Reward, images: Tensor) -> int:
 def _frames_scored(reward: Reward, count: int) -> int:
     if isinstance(reward, PerFrame):
         return len(reward.frames(count))
-    parts = getattr(reward, "rewards", None)
-    inner = list(parts.values()) if isinstance(parts, Mapping) else []
-    return max((_frames_scored(part, count) for part in inner), default=1)
+    return max((_frames_scored(part, count) for part in rewards_in(reward).values()), default=1)
 
 
 def as_videos(images: Any) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from steer.core.errors import RewardError
-from steer.rewards.base import BaseReward, as_scores, checked_batch
+from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.inputs import Images, as_prompts
+from steer.rewards.parts import as_scores
 
 
 class FunctionReward(BaseReward):
@@ -52,7 +53,7 @@ class FunctionReward(BaseReward):
             setattr(self, attribute, declared if value is None else value)
         self.videos = bool(getattr(function, "videos", False))
         self.name = name or _name(function)
-        self.batch = checked_batch(batch)
+        self.batch = check_batch(batch)
 
     def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
         """Score images, as `BaseReward` does; videos all at once, where the function takes them."""

@@ -1,48 +1,31 @@
-"""Rewards by name: built-in, registered in the program, or brought by installed packages.
-
-A name ending in `:*` is a family: `"clip:*"` answers to every `"clip:<argument>"`. Nothing is
-imported before it is asked for.
-"""
+"""From what users pass as a reward to a reward: names, text, functions, dicts of weights."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
-from types import FunctionType
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from steer.core.types import Reward
-from steer.rewards.combine.mixtures import mixture, read_mixture
+from steer.rewards.combine.minimum import AtLeast, parts_by_name
+from steer.rewards.combine.mixtures import mixture
+from steer.rewards.frames import for_videos
 from steer.rewards.function import FunctionReward
+from steer.rewards.names import (
+    PRESETS,
+    available_rewards as available_rewards,
+    make_named,
+    preset_weights,
+    register_reward as register_reward,
+)
+from steer.rewards.parts import is_reward
+from steer.rewards.text import is_mixture, names_in, read_mixture
 
 
-BUILT_IN = {
-    "aesthetic": "steer.rewards.models.aesthetic:aesthetic",
-    "aesthetic-v1": "steer.rewards.models.aesthetic:aesthetic_v1",
-    "carinox": "steer.rewards.combine.presets:carinox",
-    "clip:*": "steer.rewards.models.clip:clip",
-    "compressibility": "steer.rewards.models.compressibility:compressibility",
-    "hpsv2": "steer.rewards.models.hpsv2:hpsv2",
-    "hpsv2.0": "steer.rewards.models.hpsv2:hpsv2_0",
-    "hpsv2.1": "steer.rewards.models.hpsv2:hpsv2_1",
-    "imagereward": "steer.rewards.models.imagereward:imagereward",
-    "incompressibility": "steer.rewards.models.compressibility:incompressibility",
-    "pickscore": "steer.rewards.models.pickscore:pickscore",
-    "reno": "steer.rewards.combine.presets:reno",
-    "shapes": "steer.rewards.models.shapes:shapes",
-    "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
-    "vqa:*": "steer.rewards.models.vqa:vqa",
-}
-ENTRY_POINTS = "steer.rewards"
+_MIXED = ("checkpoint", "device", "dtype", "combine", "clip_gradient")
 _SPECS = "pass a function (images, prompts) -> (B,), a dict of weights, a reward, or a name"
-
-_registered: dict[str, Callable[..., Any]] = {}
-_T = TypeVar("_T")
 
 
 def reward(
@@ -62,10 +45,12 @@ def reward(
     Models are loaded once per process for the same checkpoint, device and dtype.
 
     Args:
-        spec: A name, as `available_rewards` lists them, or an ensemble in text, such as
-            `"rank(hpsv2,pickscore)"`; or a function `(images, prompts) -> (B,)`; or weights,
-            `{"hpsv2": 0.7, my_function: 0.3}`; or a reward, returned as it is.
-        checkpoint: Local weights, for a name.
+        spec: A name, as `available_rewards` lists them; or a mixture as text, such as
+            `"hpsv2=0.7,aesthetic=0.3"` or `"rank(hpsv2,pickscore)"`; or a function
+            `(images, prompts) -> (B,)`; or weights, `{"hpsv2": 0.7, my_function: 0.3}`; or a
+            reward, returned as it is.
+        checkpoint: Local weights, for a name; for a mixture by name,
+            `{"hpsv2": "HPS_v2.1_compressed.pt"}`.
         device: For names; default the accelerator if there is one.
         dtype: Precision of the weights, for names; default float32.
         combine: How a dict becomes one score: the weighted `"sum"` (default), the weighted mean of
@@ -83,166 +68,151 @@ def reward(
         ValueError: Unknown name or option, or a spec that is none of these.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
-    given = _given(
-        checkpoint=checkpoint,
-        device=device,
-        dtype=_dtype(dtype),
-        combine=combine,
-        clip_gradient=clip_gradient,
-    )
-    made = _made(spec, given | options)
+    shared = {
+        "checkpoint": checkpoint,
+        "device": device,
+        "dtype": _as_dtype(dtype),
+        "combine": combine,
+        "clip_gradient": clip_gradient,
+    }
+    given = {key: value for key, value in shared.items() if value is not None}
+    made = _make(spec, given | options)
     if minimum is None and penalty is None:
         return made
-    from steer.rewards.combine.minimum import AtLeast
-
-    return AtLeast(made, minimum or {}, penalty=penalty, device=device, dtype=dtype)
+    return _with_minima(made, minimum or {}, penalty, device, dtype)
 
 
-def _made(spec: Any, options: dict[str, Any]) -> Reward:
-    written = read_mixture(spec) if isinstance(spec, str) else None
-    if written is not None:
-        spec, options = written[1], {"combine": written[0]} | options
+def resolve(spec: Any, device: str | torch.device | None = None, *, videos: bool = False) -> Reward:
+    """`reward(spec)` on `device`, for images or for videos; what a pipeline wrapper calls.
+
+    Args:
+        spec: As in `reward`.
+        device: For names.
+        videos: Whether videos `(B, F, 3, H, W)` are to be scored: a reward for images then becomes
+            `PerFrame` with the mean.
+    """
+    made = reward(spec, device=device)
+    return for_videos(made) if videos else made
+
+
+def _make(spec: Any, options: dict[str, Any]) -> Reward:
     if isinstance(spec, str):
-        _refuse(_only(options, "combine"), "a name")
-        return _named(spec, options)
+        return _from_text(spec, options)
     if isinstance(spec, Mapping):
-        kept = ("device", "dtype", "combine", "clip_gradient")
-        _refuse({k: v for k, v in options.items() if k not in kept}, "a dict of weights")
-        return _weighted(spec, **options)
-    if isinstance(spec, Reward) and not isinstance(spec, type | FunctionType):
-        _refuse({k: v for k, v in options.items() if k != "device"}, "a reward object")
+        _refuse(_without(options, *_MIXED), "a dict of weights")
+        return _from_weights(spec, **options)
+    if is_reward(spec):
+        _refuse(_without(options, "device"), "a reward object")
         return spec
     if callable(spec) and not isinstance(spec, type):
-        _refuse(_only(options, "checkpoint", "dtype", "combine", "clip_gradient"), "a function")
-        options.pop("device", None)  # it computes wherever the images are
-        return FunctionReward(spec, **options)
+        _refuse(_only(options, *_without(dict.fromkeys(_MIXED), "device")), "a function")
+        return FunctionReward(spec, **_without(options, "device"))  # where the images are
     raise ValueError(f"reward={spec!r}: {_SPECS} ({', '.join(available_rewards())})")
 
 
-def resolve(spec: Any, device: str | torch.device | None = None) -> Reward:
-    """`reward(spec)` on `device`; what a pipeline wrapper calls."""
-    return reward(spec, device=device)
+def _from_text(text: str, options: dict[str, Any]) -> Reward:
+    found = read_mixture(text)
+    if found is None:
+        return _from_name(text, options)
+    return _make(found.weights, {"combine": found.kind} | options)
 
 
-def available_rewards() -> list[str]:
-    """All names, sorted; `"clip:*"` stands for every `"clip:<argument>"`."""
-    installed = {point.name for point in entry_points(group=ENTRY_POINTS)}
-    return sorted({*BUILT_IN, *_registered, *installed})
+def _from_name(name: str, options: dict[str, Any]) -> Reward:
+    _refuse(_only(options, "combine"), "a name")
+    if name not in PRESETS:
+        return make_named(name, options)
+    mixed = ("checkpoint", "device", "dtype", "clip_gradient")
+    weights = preset_weights(name, _without(options, *mixed), elsewhere=mixed)
+    return _from_weights(weights, **_only(options, *mixed))
 
 
-def register_reward(name: str, **declared: Any) -> Callable[[_T], _T]:
-    """Decorator: make a function or a class available as `reward(name)`.
-
-    A function `(images, prompts) -> (B,)` is wrapped in `FunctionReward` with what is declared
-    here (`differentiable`, `range`, `needs_prompt`, `batch`). A class is called with the options
-    given to `reward` (`checkpoint`, `device`, `dtype`, ...: only those the user passed), for a
-    family `"name:*"` after the argument. Registering a name again replaces it.
-
-    Raises:
-        ValueError: The name is empty or built in, or the function does not take images and prompts.
-    """
-    if not name or name in BUILT_IN or f"{name.partition(':')[0]}:*" in BUILT_IN:
-        raise ValueError(f"name={name!r} is built in or empty: choose another")
-
-    def register(target: _T) -> _T:
-        _registered[name] = _maker(target, {"name": name, **declared})
-        return target
-
-    return register
-
-
-def _maker(target: Any, declared: dict[str, Any]) -> Callable[..., Any]:
-    if isinstance(target, type):
-        return target
-    made = FunctionReward(target, **declared)
-    return lambda: made
-
-
-def _named(name: str, options: dict[str, Any]) -> Reward:
-    factory, arguments = _factory(name)
-    takes = inspect.signature(factory).parameters
-    if "device" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        options.pop("device", None)  # it computes wherever the images are
-    try:
-        inspect.signature(factory).bind(*arguments, **options)
-    except TypeError as error:
-        keywords = [p.name for p in takes.values() if p.kind is p.KEYWORD_ONLY]
-        what = f"its options are {', '.join(keywords)}" if keywords else "it has no options"
-        raise ValueError(f"reward {name!r}: {error}; {what}") from error
-    made = factory(*arguments, **options)
-    if not isinstance(made, Reward):
-        raise ValueError(f"reward {name!r}: its factory returned {made!r}, which is not a reward")
-    return made
-
-
-def _factory(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """The callable behind a name, and its positional arguments."""
-    family, _, argument = name.partition(":")
-    for key, arguments in ((name, ()), (f"{family}:*", (argument,))):
-        if arguments == ("",):
-            break
-        if key in _registered:
-            return _registered[key], arguments
-        if key in BUILT_IN:
-            module, _, attribute = BUILT_IN[key].partition(":")
-            return getattr(importlib.import_module(module), attribute), arguments
-        for point in entry_points(group=ENTRY_POINTS, name=key):
-            return _installed(point), arguments
-    raise ValueError(_unknown(name))
-
-
-def _installed(point: Any) -> Callable[..., Any]:
-    try:
-        target = point.load()
-    except Exception as error:
-        raise ValueError(f"reward {point.name!r} ({point.value}) does not load: {error}") from error
-    if isinstance(target, Reward) and not isinstance(target, type):
-        return lambda: target
-    return target
-
-
-def _unknown(name: str) -> str:
-    names = available_rewards()
-    family = name.partition(":")[0]
-    if f"{family}:*" in names:
-        return f"reward={name!r} lacks its model: write '{family}:<model>'"
-    stems = {known.removesuffix(":*"): known for known in names}
-    near = difflib.get_close_matches(family.lower(), stems, n=1, cutoff=0.5)
-    hint = f"did you mean {stems[near[0]]!r}? " if near else ""
-    return f"reward={name!r} is unknown: {hint}there are {', '.join(names)}"
-
-
-def _weighted(
-    spec: Mapping[Any, Any],
+def _from_weights(
+    weights: Mapping[Any, Any],
+    *,
+    checkpoint: Any = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Reward:
-    parts = [
-        (reward(key, device=device, dtype=dtype if isinstance(key, str) else None), weight)
-        for key, weight in spec.items()
-    ]
-    named = zip(spec, parts, strict=True)
+    """A mixture of names, texts in brackets, functions and rewards."""
+    files = _files_by_name(checkpoint, weights)
+    terms = [(_part(key, files, device, dtype), weight) for key, weight in weights.items()]
+    named = zip(weights, terms, strict=True)
     names = [key if isinstance(key, str) else part.name for key, (part, _) in named]
-    return mixture(parts, names, **options)
+    return mixture(terms, names, **options)
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def _part(
+    key: Any,
+    files: Mapping[str, str | Path],
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+) -> Reward:
+    """A part of a mixture. As text it is a name, whatever its signs, or a mixture in brackets."""
+    if not isinstance(key, str):
+        return reward(key, device=device)
+    shared = {"device": device, "dtype": dtype}
+    if is_mixture(key):
+        own = _only(files, *names_in(key)) or None
+        return reward(key, checkpoint=own, **shared)
+    given = {k: v for k, v in shared.items() if v is not None} | _file(files.get(key))
+    return _from_name(key, given)
+
+
+def _file(path: str | Path | None) -> dict[str, Any]:
+    return {} if path is None else {"checkpoint": path}
+
+
+def _files_by_name(checkpoint: Any, weights: Mapping[Any, Any]) -> Mapping[str, str | Path]:
+    """Checkpoints of the parts; ValueError for one of no part."""
+    files = checkpoint if checkpoint is not None else {}
+    if not isinstance(files, Mapping):
+        example = {"hpsv2.1": "HPS_v2.1_compressed.pt"}
+        raise ValueError(f"checkpoint={files!r}: give files by part, such as {example}")
+    keys = [key for key in weights if isinstance(key, str)]
+    known = {name for key in keys for name in (names_in(key) if is_mixture(key) else [key])}
+    strange = [name for name in files if name not in known]
+    if strange:
+        raise ValueError(
+            f"checkpoint has {strange[0]!r}: no such part, there are {', '.join(keys)}"
+        )
+    return files
+
+
+def _with_minima(
+    made: Reward,
+    minimum: Mapping[Any, float],
+    penalty: float | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str | None,
+) -> AtLeast:
+    """`made` under conditions; names that are none of its parts are looked up."""
+    own = parts_by_name(made)
+    new = [key for key in minimum if isinstance(key, str) and key not in own]
+    others = {key: reward(key, device=device, dtype=dtype) for key in new}
+    levels = {
+        key if isinstance(key, str) else reward(key, device=device): level
+        for key, level in minimum.items()
+    }
+    return AtLeast(made, levels, others=others, penalty=penalty)
+
+
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
     if found is None or (isinstance(found, torch.dtype) and found.is_floating_point):
         return found
     raise ValueError(f"dtype={dtype!r}: one of 'float32', 'bfloat16', 'float16', 'float64'")
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None}
-
-
-def _only(options: dict[str, Any], *keys: str) -> dict[str, Any]:
+def _only(options: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in keys}
 
 
-def _refuse(options: dict[str, Any], what: str) -> None:
+def _without(options: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in keys}
+
+
+def _refuse(options: Mapping[str, Any], what: str) -> None:
     if options:
         name = next(iter(options))
         home = "a dict of weights" if name in ("combine", "clip_gradient") else "a name"

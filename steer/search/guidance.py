@@ -13,7 +13,7 @@ from steer.core.errors import GradientError, RewardError, UnsupportedSchedulerEr
 from steer.core.rows import per_row
 from steer.core.types import Population, Step, wide
 from steer.core.when import When
-from steer.rewards.combine.weighted import check_absolute
+from steer.rewards.parts import check_absolute
 from steer.search.context import Context
 from steer.search.starts import FIRST_MADE
 

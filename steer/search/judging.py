@@ -16,8 +16,8 @@ from steer.core.ledger import Ledger
 from steer.core.rows import rows_by_prompt
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward, Step
-from steer.rewards.combine.weighted import Parts, combined, is_relative, parts_of
 from steer.rewards.frames import images_scored
+from steer.rewards.parts import Parts, combined, is_relative, parts_of
 
 
 _PREVIEW = 96  # longest side of the previews that a trace keeps

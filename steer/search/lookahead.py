@@ -15,8 +15,7 @@ from torch import Tensor
 
 from steer.core.rows import rows_by_prompt
 from steer.core.types import Population, Reward
-from steer.rewards.combine.weighted import check_absolute
-from steer.rewards.thresholds.scores import identity
+from steer.rewards.parts import check_absolute, identity
 from steer.search.context import Context
 from steer.search.short_runs import Asking, judge, pure_noise, run, short_grid
 

@@ -25,7 +25,6 @@ from steer.methods import BestOfN, Gate, Prune
 from steer.methods.parse import parse_method
 from steer.rewards import register_reward
 from steer.rewards.function import FunctionReward
-from steer.rewards.parse import parse_reward
 
 
 PROMPTS = ["a red circle", "two blue squares", "three <b>green</b> triangles"]
@@ -273,7 +272,6 @@ def test_methods_from_text() -> None:
     with pytest.raises(ValueError, match="not a method"):
         parse_method("at(0.5)")
     assert parse_method("gate(best-of-n(4), threshold=-0.5)") == Gate(BestOfN(4), threshold=-0.5)
-    assert parse_reward("a=0.7, clip:b=0.3") == {"a": 0.7, "clip:b": 0.3}
 
 
 def test_the_command_starts_without_torch() -> None:

@@ -76,7 +76,7 @@ def test_rewards_are_those_of_the_returned_videos(kind: str) -> None:
     out = guided(pipe, redness, method=BestOfN(2), lane_width=2)(**{**given, "output_type": kind})
     assert [p for p, _ in out.report.chosen] == [0, 0, 1, 1]
     films = decode(pipe, out.frames) if kind == "latent" else out.frames
-    expected = PerFrame(redness)(films, ["a red circle"] * 2 + ["two"] * 2)
+    expected = PerFrame(steer.reward(redness))(films, ["a red circle"] * 2 + ["two"] * 2)
     assert out.rewards == pytest.approx(expected.tolist(), abs=2e-3 if kind == "pil" else 1e-5)
     assert len(set(out.rewards)) == 4
     assert out.report.reward == "redness per frame (mean)"
@@ -88,7 +88,7 @@ def test_rewards_are_those_of_the_returned_videos(kind: str) -> None:
 
 @pytest.mark.parametrize("aggregate", ["min", "last"])
 def test_a_declared_aggregate_is_kept(aggregate: Any) -> None:
-    pipe, reward = shared("wan"), PerFrame(redness, aggregate)
+    pipe, reward = shared("wan"), PerFrame(steer.reward(redness), aggregate)
     call = guided(pipe, reward, method=BestOfN(3), judge=redness)
     out = call(**arguments("wan", output_type="pt"))
     assert call.reward is reward

@@ -27,7 +27,7 @@ from steer.methods import (
     LookaheadGuidance,
 )
 from steer.pipeline.guided import guided
-from steer.rewards.thresholds.scores import identity
+from steer.rewards.parts import identity
 from steer.search.guidance import reach, reward_gradient, shifted
 from steer.search.lookahead import LookaheadSet, pull_towards_reward, standardised
 

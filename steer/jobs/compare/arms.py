@@ -20,7 +20,7 @@ from steer.methods.parse import is_bare, parse_method
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.guided import guided
 from steer.rewards import registry
-from steer.rewards.parse import parse_reward
+from steer.rewards.text import names_in, read_mixture
 
 
 class Studio:
@@ -224,12 +224,8 @@ def make_scheduler(name: str, like: Any) -> Any:
 
 
 def load_reward(text: str, checkpoints: Mapping[str, str], device: str) -> Any:
-    """A reward by name or written weights, with local checkpoints for its parts."""
-    spec = parse_reward(text)
-    if isinstance(spec, str):
-        return registry.reward(spec, checkpoint=checkpoints.get(spec), device=device)
-    parts = {
-        registry.reward(name, checkpoint=checkpoints.get(name), device=device): weight
-        for name, weight in spec.items()
-    }
-    return registry.reward(parts, device=device)
+    """A reward by name or as text, with local checkpoints for its parts."""
+    names = names_in(text)
+    own = {name: path for name, path in checkpoints.items() if name in names}
+    files = own if read_mixture(text) else own.get(text)
+    return registry.reward(text, checkpoint=files or None, device=device)

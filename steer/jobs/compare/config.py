@@ -15,7 +15,7 @@ from typing import Any
 from steer.core.checks import near
 from steer.core.errors import ComparisonError
 from steer.methods.parse import is_bare
-from steer.rewards.parse import parse_reward
+from steer.rewards.text import as_text, names_in
 
 
 SHARED = ("steps", "guidance", "scheduler")
@@ -159,10 +159,10 @@ class Comparison:
     def _check_checkpoints(self) -> None:
         """Refuse weights for a reward that is not used: it would be another one, downloaded."""
         try:
-            parts = parse_reward(self.reward)
+            parts = names_in(self.reward)
         except ValueError as error:
             raise ComparisonError(str(error)) from error
-        used = [*([parts] if isinstance(parts, str) else parts), *self.judges, self.diversity]
+        used = [*parts, *self.judges, self.diversity]
         odd = next((key for key in self.checkpoints or {} if key not in used), None)
         if odd is not None:
             raise ComparisonError(f"checkpoints: no reward here is called {odd!r}{near(odd, used)}")
@@ -204,6 +204,13 @@ def read(path: str | Path) -> Comparison:
     return from_dict(data, folder=path.parent)
 
 
+def _reward_text(weights: Mapping[str, Any]) -> str:
+    try:
+        return as_text(weights)
+    except ValueError as error:
+        raise ComparisonError(str(error)) from error
+
+
 def from_dict(data: Mapping[str, Any], *, folder: Path | None = None) -> Comparison:
     """The comparison that a mapping describes, as its YAML file would.
 
@@ -223,7 +230,7 @@ def from_dict(data: Mapping[str, Any], *, folder: Path | None = None) -> Compari
     for key in ("judges", "seeds"):
         values[key] = _several(key, values[key]) if values.get(key) is not None else None
     if isinstance(values.get("reward"), Mapping):
-        values["reward"] = ",".join(f"{k}={float(v):g}" for k, v in values["reward"].items())
+        values["reward"] = _reward_text(values["reward"])
     if values.get("size") is not None:
         values["size"] = _size(values["size"])
     if "reward" not in values and values.get("pipeline", "shapes") != "shapes":

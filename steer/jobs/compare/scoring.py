@@ -21,8 +21,8 @@ from steer.jobs.compare.config import Comparison
 from steer.jobs.compare.processes import Processes
 from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.store import Store, Unit
-from steer.rewards.base import as_scores
-from steer.rewards.combine.weighted import is_relative
+from steer.rewards.parts import as_scores, is_relative
+from steer.rewards.text import is_ranking
 
 
 BLOCK = 32
@@ -41,7 +41,7 @@ def reported(comparison: Comparison, reward: Any = None) -> list[str]:
             named, so there is nothing to report.
     """
     relative = reward is not None and is_relative(reward)
-    relative = relative or comparison.reward.strip().endswith(")")
+    relative = relative or is_ranking(comparison.reward)
     if relative and not comparison.judges:
         raise ComparisonError(
             f"reward={comparison.reward!r} only ranks the candidates of one call, so it gives an "

@@ -19,7 +19,6 @@ from steer.driver.solver import Solver
 from steer.methods.noise.paths import noised
 from steer.methods.particles.gradient_proposal import GradientProposal
 from steer.methods.selection.best_of_n import BestOfN
-from steer.rewards.thresholds.conformal import noise_share
 from steer.search.context import Context
 from steer.search.guidance import (
     apart,
@@ -168,7 +167,7 @@ class GradientGuidance:
 
     def _guided(self, ctx: Context, now: Population, step: Step) -> Asking[Tensor]:
         """The denoiser's output, changed so that its x0 has moved up the reward."""
-        level = noise_share(step) if self.schedule == "noise" else 1.0
+        level = step.noise_share if self.schedule == "noise" else 1.0
         size = self.strength * level
         if self.through == "denoiser":
             output, x0, rewards, gradient = yield from _recorded(ctx, now, step)

@@ -14,8 +14,8 @@ from steer.core.errors import RewardError
 from steer.core.types import Name, Population, Reward, Search, wide
 from steer.methods.noise import passes
 from steer.methods.noise.ascent import Best, ascent, tell_iterate, within
-from steer.rewards.combine.weighted import check_absolute
-from steer.rewards.frames import resolve_for
+from steer.rewards.parts import check_absolute
+from steer.rewards.registry import resolve
 from steer.search.context import Context
 from steer.search.sampling import sample_all
 from steer.search.short_runs import Asking, judge, probe, pure_noise, run, short_grid, slope
@@ -184,13 +184,19 @@ class NoiseOptimization:
             )
         return self.gradient != "zero-order" and reward.differentiable
 
+    def _resolve_monitor(self, ctx: Context) -> Reward | None:
+        """The monitor on the pipeline's device, fit for what it makes."""
+        if self.monitor is None:
+            return None
+        return resolve(self.monitor, ctx.model.device, videos=ctx.model.videos)
+
     def _climb(
         self, ctx: Context, part: Population, exact: bool, least: float
     ) -> Asking[Best | None]:
         """The best iterate of every row of one lane; `None` where not one could be paid for."""
         grid, dtype = short_grid(ctx.steps, self.through), part.x.dtype
         lane, steps = ctx.lane * len(ctx.prompts), len(ctx.steps)
-        monitor = None if self.monitor is None else resolve_for(ctx.model.pipe, self.monitor)
+        monitor = self._resolve_monitor(ctx)
         first = x = wide(part.x)
         scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
         move = ascent(self.variant, self.step, self.momentum, self.clip, self.weight, scale)

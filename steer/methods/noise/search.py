@@ -13,7 +13,7 @@ from steer.core.checks import one_of, plain_calls, positive, whole
 from steer.core.sphere import neighbours, radius, renormalise, unit
 from steer.core.types import Name, Population, Search, wide
 from steer.methods.noise.paths import bounds, path_rows, search_paths
-from steer.rewards.combine.weighted import check_absolute
+from steer.rewards.parts import check_absolute
 from steer.search.context import Context
 from steer.search.sampling import sample_all
 from steer.search.short_runs import Asking, judge, pure_noise, run, short_grid

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from steer.core.checks import whole
 from steer.core.errors import NotAcceptedError
 from steer.core.types import Population, Search
-from steer.rewards.combine.weighted import check_absolute
+from steer.rewards.parts import check_absolute
 from steer.rewards.thresholds.threshold import Threshold
 from steer.search.context import Context
 from steer.search.method import Method

@@ -8,7 +8,6 @@ from typing import Any
 
 from steer.core.checks import whole
 from steer.core.types import Population, Search
-from steer.rewards.thresholds.conformal import noise_share
 from steer.search.context import Context
 
 
@@ -53,7 +52,7 @@ class Previews:
     def __call__(self, ctx: Context, start: Population) -> Search:
         """The pipeline's own steps; previews cost decodes and reward calls, no denoiser call."""
         seen = self.steps(len(ctx.steps))
-        ctx.log("grid", steps=seen, noise=[noise_share(ctx.steps[k]) for k in seen])
+        ctx.log("grid", steps=seen, noise=[ctx.steps[k].noise_share for k in seen])
         finished = []
         for part in ctx.groups(start):
             solver, now = ctx.solver(part), part

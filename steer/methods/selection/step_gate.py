@@ -8,8 +8,8 @@ from pathlib import Path
 from steer.core.checks import whole
 from steer.core.types import Population, Search, Step
 from steer.methods.selection.gate import verdict
-from steer.rewards.combine.weighted import check_absolute
-from steer.rewards.thresholds.conformal import Calibration
+from steer.rewards.parts import check_absolute
+from steer.rewards.thresholds.calibration import Calibration
 from steer.search.context import Context
 
 
@@ -119,11 +119,11 @@ class StepGate:
             return list(range(len(previews)))
         values = ctx.evaluate(previews, step).tolist()
         texts = [ctx.prompts[prompt] for prompt, _ in previews.ids]
-        doomed = self.calibration.doomed(step.index, values, texts)
+        dropped = self.calibration.drops(step.index, values, texts)
         kept = []
         for prompt, own in rows.items():
-            ranked = sorted(own, key=lambda row: (doomed[row], -values[row]))
-            alive = max(sum(not doomed[row] for row in own), lacking[prompt])
+            ranked = sorted(own, key=lambda row: (dropped[row], -values[row]))
+            alive = max(sum(not dropped[row] for row in own), lacking[prompt])
             chosen = sorted(ranked[:alive])
             kept += chosen
             names = {row: previews.ids[row][1] for row in own}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
-from steer.core.types import Reward
-from steer.rewards.combine.weighted import Composite, Parts, weighted_parts
+from steer.rewards.base import Composite
 from steer.rewards.inputs import Images
+from steer.rewards.parts import Parts
+from steer.rewards.text import Kind, write_mixture
+from steer.rewards.weights import Term, name_terms
 
 
-Scores = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 
 NOISE = 2.0**-20
 """Scores that differ by less than this share of their size differ by rounding: they are equal."""
@@ -40,17 +42,13 @@ class Ensemble(Composite):
 
     relative = True
     differentiable = False
-    title = ""
+    kind: ClassVar[Kind]
 
-    def __init__(
-        self, terms: Sequence[tuple[Reward, float]], names: Sequence[str] | None = None
-    ) -> None:
-        self.rewards, self.weights = weighted_parts(terms, names)
+    def __init__(self, terms: Sequence[Term], names: Sequence[str] | None = None) -> None:
+        self.rewards, self.weights = name_terms(terms, names)
         if not any(self.weights.values()):
-            raise ValueError(f"{self.title} of weights {self.weights}: one must not be zero")
-        equal = set(self.weights.values()) == {1.0}
-        inside = [n if equal else f"{n}={weight:g}" for n, weight in self.weights.items()]
-        self.name = f"{self.title}({','.join(inside)})"
+            raise ValueError(f"{self.kind} of weights {self.weights}: one must not be zero")
+        self.name = write_mixture(self.kind, self.weights)
         self.needs_prompt = any(r.needs_prompt for n, r in self.rewards.items() if self.weights[n])
 
     def parts(self, images: Images, prompts: str | Sequence[str]) -> Parts:
@@ -67,17 +65,17 @@ class Ensemble(Composite):
         together = rows_by_group(groups, len(example))
         for name, weight in self.weights.items():
             if weight:
-                scores = self.own(name, parts, groups).detach().double().cpu().numpy()
-                total += self._weighed(scores, weight, together)
+                scores = self.score_part(name, parts, groups).detach().double().cpu().numpy()
+                total += self._share(scores, weight, together)
         return torch.from_numpy(total).to(example.device, torch.float32)
 
-    def _weighed(self, scores: Scores, weight: float, groups: Sequence[NDArray[np.intp]]) -> Scores:
+    def _share(self, scores: Floats, weight: float, groups: Sequence[NDArray[np.intp]]) -> Floats:
         """One part's share of the total."""
         share = np.full(len(scores), np.nan)
         for rows in groups:
             rows = rows[np.isfinite(scores[rows])]
             if len(rows):
-                share[rows] = self.scaled(np.sign(weight) * scores[rows])
+                share[rows] = self.scale(np.sign(weight) * scores[rows])
         return abs(weight) * share / self._norm
 
     @property
@@ -86,7 +84,7 @@ class Ensemble(Composite):
 
     @staticmethod
     @abstractmethod
-    def scaled(scores: Scores) -> Scores:
+    def scale(scores: Floats) -> Floats:
         """Finite scores of one group, at least one, on the common scale."""
 
 
@@ -98,7 +96,7 @@ class RankEnsemble(Ensemble):
     of their ranks; a single candidate gets 0.5.
     """
 
-    title = "rank"
+    kind = "rank"
     range = (0.0, 1.0)
 
     @property
@@ -106,8 +104,10 @@ class RankEnsemble(Ensemble):
         return sum(map(abs, self.weights.values()))
 
     @staticmethod
-    def scaled(scores: Scores) -> Scores:
+    def scale(scores: Floats) -> Floats:
         """Mean ranks from 0 (worst) to 1 (best)."""
+        from scipy.stats import rankdata  # slow to import
+
         if len(scores) == 1:
             return np.array([0.5])
         order = np.argsort(scores, kind="stable")
@@ -125,10 +125,10 @@ class Standardised(Ensemble):
     candidates themselves (division by n). Equal scores, and a single candidate, get 0.
     """
 
-    title = "standardise"
+    kind = "standardise"
 
     @staticmethod
-    def scaled(scores: Scores) -> Scores:
+    def scale(scores: Floats) -> Floats:
         """Mean 0, standard deviation 1; zeros where there is no spread."""
         spread = scores.std()
         if spread <= NOISE * np.abs(scores).max():

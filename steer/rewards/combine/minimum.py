@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from numbers import Real
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from steer.core.errors import RewardError
 from steer.core.types import Reward
-from steer.rewards.combine.weighted import (
-    Composite,
+from steer.rewards.base import Composite
+from steer.rewards.inputs import Images
+from steer.rewards.parts import (
+    Composed,
     Parts,
+    check_reward,
     combined,
     is_relative,
-    positive,
     score_all,
-    unique,
 )
-from steer.rewards.inputs import Images
 from steer.rewards.sharing import sharing
+from steer.rewards.weights import as_positive, is_finite, unique
 
 
 FLOOR = -1e4
@@ -41,57 +40,51 @@ class AtLeast(Composite):
     can follow. Shortfalls are in the units of each minimum's own reward.
 
     Args:
-        reward: What is optimised: anything that `steer.reward` takes.
-        minimum: Smallest acceptable score by reward: a part's name (its score is used as it is),
-            or anything that `steer.reward` takes, such as `{"aesthetic": 5.0}`.
+        reward: What is optimised.
+        minimum: Smallest acceptable score by reward, or by the name of one: a part of `reward`
+            (its score is used as it is) or one of `others`.
+        others: Rewards by the names that `minimum` uses.
         penalty: Weight of the hinge, above 0; `None` is the hard form.
         floor: Below which failing candidates go; default the lower end of the reward's range, or
             -1e4 where that is unbounded. Only for the hard form.
-        device, dtype: For rewards given by name.
 
     Raises:
-        ValueError: No minimum, one that is not a finite number or belongs to a relative reward.
+        ValueError: Not a reward, no minimum, or one that is not a finite number, names no part, or
+            belongs to a relative reward.
     """
 
     def __init__(
         self,
-        reward: Any,
-        minimum: Mapping[Any, float],
+        reward: Reward,
+        minimum: Mapping[Reward | str, float],
         *,
+        others: Mapping[str, Reward] | None = None,
         penalty: float | None = None,
         floor: float | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | str | None = None,
     ) -> None:
-        from steer.rewards.registry import reward as resolve
-
-        def find(spec: Any) -> Reward:
-            named = isinstance(spec, str)
-            return resolve(spec, device=device, dtype=dtype if named else None)
-
         if not isinstance(minimum, Mapping) or not minimum:
             raise ValueError(f"minimum={minimum!r}: give scores by reward, such as {_EXAMPLE}")
-        self.reward = find(reward)
-        self.penalty = positive("penalty", penalty)
+        check_reward(reward)
+        self.reward = reward
+        self.penalty = as_positive("penalty", penalty)
         self.extra: dict[str, Reward] = {}
         self.minimum: dict[str, float] = {}
         for key, value in minimum.items():
-            self.minimum[self._add(key, find)] = _finite("minimum", value)
-        self.rewards = _inner(self.reward) | self.extra
+            self.minimum[self._add(key, others or {})] = _as_finite("minimum", value)
+        self.rewards = parts_by_name(reward) | self.extra
         self.floor = self._floor(floor)
-        self.name = f"{self.reward.name} ({', '.join(map(self._condition, self.minimum))})"
-        self.relative = is_relative(self.reward)
-        checked = [self.rewards[name] for name in self.minimum]
-        judged = [self.reward, *checked]
+        self.name = f"{reward.name} ({', '.join(map(self._condition, self.minimum))})"
+        self.relative = is_relative(reward)
+        judged = [reward, *(self.rewards[name] for name in self.minimum)]
         self.differentiable = self.penalty is not None and all(r.differentiable for r in judged)
         self.needs_prompt = any(r.needs_prompt for r in judged)
         lowest = self.floor - 2 * max(1.0, abs(self.floor)) if self.penalty is None else -math.inf
-        self.range = (lowest, self.reward.range[1])
+        self.range = (lowest, reward.range[1])
 
     @sharing()
     def parts(self, images: Images, prompts: str | Sequence[str]) -> Parts:
         """The reward's own parts and those that have a minimum, `(B,)` each, by name."""
-        if isinstance(self.reward, Composite):
+        if isinstance(self.reward, Composed):
             found = self.reward.parts(images, prompts)
         else:
             found = score_all({self.reward.name: self.reward}, images, prompts)
@@ -117,16 +110,18 @@ class AtLeast(Composite):
             total = total + (minimum - parts[name]).clamp(min=0)
         return total
 
-    def _add(self, key: Any, find: Callable[[Any], Reward]) -> str:
+    def _add(self, key: Reward | str, others: Mapping[str, Reward]) -> str:
         """The part that a minimum is about, by name; scored in addition if nobody scores it."""
-        taken = _inner(self.reward) | self.extra
-        found = taken[key] if isinstance(key, str) and key in taken else find(key)
+        taken = parts_by_name(self.reward) | self.extra
+        found = _find(key, taken, others) if isinstance(key, str) else key
+        check_reward(found)
         if is_relative(found):
             raise ValueError(
                 f"minimum of {found.name!r}: its scores only rank the candidates of a prompt; "
                 f"give minima of absolute rewards, such as {_EXAMPLE}"
             )
-        for name, reward in (_inner(self.reward, graded=bool(self.penalty)) | self.extra).items():
+        scored = parts_by_name(self.reward, with_gradient=bool(self.penalty)) | self.extra
+        for name, reward in scored.items():
             if reward is found:
                 return name
         title = unique([*taken, key if isinstance(key, str) else found.name])[-1]
@@ -135,7 +130,7 @@ class AtLeast(Composite):
 
     def _floor(self, floor: float | None) -> float:
         if floor is not None:
-            return _finite("floor", floor)
+            return _as_finite("floor", floor)
         low = self.reward.range[0]
         return low if math.isfinite(low) else FLOOR
 
@@ -153,16 +148,29 @@ class AtLeast(Composite):
 _EXAMPLE = "{'aesthetic': 5.0}"
 
 
-def _inner(reward: Reward, graded: bool = False) -> dict[str, Reward]:
-    """A reward's parts by name; with `graded` only those that are scored with gradients."""
-    if not isinstance(reward, Composite):
+def parts_by_name(reward: Reward, with_gradient: bool = False) -> dict[str, Reward]:
+    """A reward's parts by name, itself where it has none.
+
+    Args:
+        reward: Any.
+        with_gradient: Leave out parts of weight 0, which are scored without gradients.
+    """
+    if not isinstance(reward, Composed):
         return {reward.name: reward}
-    weights = getattr(reward, "weights", {}) if graded else {}
+    weights = getattr(reward, "weights", {}) if with_gradient else {}
     return {name: part for name, part in reward.rewards.items() if weights.get(name, 1.0)}
 
 
-def _finite(name: str, value: object) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):  # pyright: ignore[reportArgumentType]
+def _find(name: str, taken: Mapping[str, Reward], others: Mapping[str, Reward]) -> Reward:
+    if name not in taken and name not in others:
+        raise ValueError(
+            f"minimum of {name!r}: no such part, there are {', '.join(taken)}; write "
+            f"steer.reward(..., minimum={{{name!r}: ...}}), which looks up names"
+        )
+    return taken[name] if name in taken else others[name]
+
+
+def _as_finite(name: str, value: object) -> float:
+    if not is_finite(value):
         raise ValueError(f"{name}={value!r}: must be a finite number, as in minimum={_EXAMPLE}")
-    return float(value)  # pyright: ignore[reportArgumentType]
+    return float(value)

@@ -1,19 +1,17 @@
-"""From several rewards to one: which class a `combine=` stands for, and ensembles as text."""
+"""From several rewards to one: which class a `combine=` stands for."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from steer.core.types import Reward
-from steer.rewards.combine.weighted import Composite, WeightedReward
-
-
-KINDS = ("sum", "rank", "standardise")
+from steer.rewards.base import Composite, WeightedReward
+from steer.rewards.combine.ensemble import RankEnsemble, Standardised
+from steer.rewards.text import KINDS
+from steer.rewards.weights import Term
 
 
 def mixture(
-    terms: Sequence[tuple[Reward, float]],
+    terms: Sequence[Term],
     names: Sequence[str] | None = None,
     *,
     combine: str = "sum",
@@ -39,37 +37,4 @@ def mixture(
             f"clip_gradient={clip_gradient!r} with combine={combine!r}: scores that compare "
             "candidates have no gradient; use combine='sum'"
         )
-    from steer.rewards.combine.ensemble import RankEnsemble, Standardised
-
     return (RankEnsemble if combine == "rank" else Standardised)(terms, names)
-
-
-def read_mixture(text: str) -> tuple[str, dict[str, float]] | None:
-    """`"rank(hpsv2,pickscore=0.5)"` as `("rank", {"hpsv2": 1.0, "pickscore": 0.5})`.
-
-    Returns:
-        The kind and the weights; `None` where the text is no such call.
-
-    Raises:
-        ValueError: A part without a name, or one that is named twice.
-    """
-    found = re.fullmatch(rf"\s*({'|'.join(KINDS)})\((.*)\)\s*", text)
-    if found is None:
-        return None
-    weights: dict[str, float] = {}
-    for part in found[2].split(","):
-        name, weight = _named_weight(part.strip())
-        if not name or name in weights:
-            what = f"{name!r} appears twice" if name else "a part has no name"
-            raise ValueError(f"reward={text!r}: {what}; write for example 'rank(hpsv2,pickscore)'")
-        weights[name] = weight
-    return found[1], weights
-
-
-def _named_weight(part: str) -> tuple[str, float]:
-    """A name and its weight; what follows the last `=` is a weight only if it is a number."""
-    name, _, weight = part.rpartition("=")
-    try:
-        return name.strip(), float(weight)
-    except ValueError:
-        return part, 1.0

@@ -1,13 +1,6 @@
-"""Reward mixtures with published weights, by name: `"reno"`, `"carinox"`."""
+"""Mixtures with published weights, `"reno"` and `"carinox"`: the weights by name."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from pathlib import Path
-
-import torch
-
-from steer.rewards.combine.weighted import WeightedReward
 
 
 CLIP_H = "clip:ViT-H-14:laion2b_s32b_b79k"
@@ -30,16 +23,8 @@ CATEGORIES = {
 }
 """CARINOX's multipliers of the HPS, ImageReward and VQA weights by kind of prompt."""
 
-Checkpoints = Mapping[str, str | Path] | None
 
-
-def reno(
-    *,
-    checkpoint: Checkpoints = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    clip_gradient: float | None = None,
-) -> WeightedReward:
+def reno() -> dict[str, float]:
     """ReNO's mixture: 5 HPSv2.1 + 1 ImageReward + 0.05 PickScore + 0.01 CLIP ViT-H/14 logit.
 
     Eyring et al. 2024 (arXiv:2406.04312), weights as in its code's defaults
@@ -47,35 +32,11 @@ def reno(
     + 0.05 (30 - PickScore) + 0.01 (100 - CLIP)`. PickScore and CLIP are logits there (100 times
     the cosine). Each model has its own preprocessing here; ReNO gives all of them one shortest-side
     crop. Its regulariser of the noise is the method's, not the reward's.
-
-    Args:
-        checkpoint: Local weights by part, such as `{"hpsv2.1": "HPS_v2.1_compressed.pt"}`.
-        device: Default: the accelerator if there is one.
-        dtype: Precision of the weights; default float32.
-        clip_gradient: As in `WeightedReward`.
-
-    Raises:
-        ValueError: A checkpoint for a part that there is not.
-        CheckpointError: Weights that cannot be found, read, or do not fit.
     """
-    weights = {
-        "hpsv2.1": 5.0,
-        "imagereward": 1.0,
-        "pickscore": 0.05,
-        CLIP_H: 0.01 * CLIP_H_SCALE,
-    }
-    return _mixture(weights, checkpoint, device, dtype, clip_gradient)
+    return {"hpsv2.1": 5.0, "imagereward": 1.0, "pickscore": 0.05, CLIP_H: 0.01 * CLIP_H_SCALE}
 
 
-def carinox(
-    *,
-    category: str = "none",
-    vqa: str = VQA,
-    checkpoint: Checkpoints = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    clip_gradient: float | None = None,
-) -> WeightedReward:
+def carinox(*, category: str = "none", vqa: str = VQA) -> dict[str, float]:
     """CARINOX's mixture: 5 (2 HPSv2.1) + 5 (ImageReward + 3) / 6 + 1 VQA probability.
 
     Kasaei et al. 2025 (arXiv:2509.17458), base weights and rescalings of its code; the additive
@@ -88,51 +49,15 @@ def carinox(
     Args:
         category: Kind of prompts, whose multipliers apply: one of `CATEGORIES`.
         vqa: The name of the VQA reward.
-        checkpoint: Local weights by part, such as `{"hpsv2.1": "HPS_v2.1_compressed.pt"}`.
-        device: Default: the accelerator if there is one.
-        dtype: Precision of the weights; default float32.
-        clip_gradient: As in `WeightedReward`.
 
     Raises:
-        ValueError: An unknown category, or a checkpoint for a part that there is not.
-        CheckpointError: Weights that cannot be found, read, or do not fit.
+        ValueError: An unknown category.
     """
     if category not in CATEGORIES:
         raise ValueError(f"category={category!r}: one of {', '.join(map(repr, CATEGORIES))}")
     hps, image_reward, question = CATEGORIES[category]
-    weights = {
+    return {
         "hpsv2.1": hps * 5.0 * 2.0,
         "imagereward": image_reward * 5.0 / 6.0,
         vqa: question * 1.0,
     }
-    return _mixture(weights, checkpoint, device, dtype, clip_gradient)
-
-
-def _mixture(
-    weights: Mapping[str, float],
-    checkpoint: Checkpoints,
-    device: str | torch.device | None,
-    dtype: torch.dtype | None,
-    clip_gradient: float | None,
-) -> WeightedReward:
-    from steer.rewards.registry import reward
-
-    files = _files(checkpoint, weights)
-    parts = [
-        (reward(name, device=device, dtype=dtype, checkpoint=files.get(name)), weight)
-        for name, weight in weights.items()
-    ]
-    return WeightedReward(parts, list(weights), clip_gradient=clip_gradient)
-
-
-def _files(checkpoint: Checkpoints, weights: Mapping[str, float]) -> Mapping[str, str | Path]:
-    files = checkpoint if checkpoint is not None else {}
-    example = {"hpsv2.1": "HPS_v2.1_compressed.pt"}
-    if not isinstance(files, Mapping):
-        raise ValueError(f"checkpoint={files!r}: give files by part, such as {example}")
-    strange = [name for name in files if name not in weights]
-    if strange:
-        raise ValueError(
-            f"checkpoint has {strange[0]!r}: no such part, there are {', '.join(weights)}"
-        )
-    return files

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from steer.core.weights.hub import locate
 from steer.core.weights.reading import fingerprint, load_into, load_state_dict
-from steer.rewards.base import BaseReward, checked_batch
+from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.clip.encoder import Encoder, Source, load_encoder
 from steer.rewards.clip.fused import Fused, choose_tower, cosines
 from steer.rewards.clip.preprocess import Preprocess, work_dtype
@@ -71,7 +71,7 @@ class AestheticReward(BaseReward):
         self.differentiable = fused != "fp8"
         self.version = f"{encoder.version}+{fingerprint({'weight': weight, 'bias': bias})}"
         self.preprocess = Preprocess(size=encoder.image_size)
-        self.batch = checked_batch(batch)
+        self.batch = check_batch(batch)
         self.device = encoder.device
         self.range = (float(bias - weight.norm()), float(bias + weight.norm()))
         work = work_dtype(encoder.dtype)

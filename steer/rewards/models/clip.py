@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steer.core.errors import CheckpointError
 from steer.core.weights.reading import read_json
-from steer.rewards.base import BaseReward, checked_batch
+from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.clip.encoder import Encoder, Source, load_encoder, quiet
 from steer.rewards.clip.fused import Fused, choose_tower, cosines
 from steer.rewards.clip.preprocess import Preprocess
@@ -66,7 +66,7 @@ class ClipReward(BaseReward):
         self.tower = choose_tower(encoder, fused)
         self.differentiable = fused != "fp8"
         self.preprocess = preprocess
-        self.batch = checked_batch(batch)
+        self.batch = check_batch(batch)
         self.device = encoder.device
         self.scale = scale
         self.range = (-scale, scale)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steer.rewards.base import BaseReward, checked_batch
+from steer.rewards.base import BaseReward, check_batch
 
 
 QUALITY = 95
@@ -34,7 +34,7 @@ class JpegReward(BaseReward):
 
     def __init__(self, name: str, sign: float, *, batch: int | None = 32) -> None:
         self.name, self.sign = name, sign
-        self.batch = checked_batch(batch)
+        self.batch = check_batch(batch)
         self.range = (float("-inf"), 0.0) if sign < 0 else (0.0, float("inf"))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

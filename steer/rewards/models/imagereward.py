@@ -21,7 +21,7 @@ from transformers import BertTokenizer
 from steer.core.errors import CheckpointError
 from steer.core.weights.hub import fetch, locate
 from steer.core.weights.reading import fingerprint, load_state_dict, stamp
-from steer.rewards.base import BaseReward, checked_batch
+from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.clip.preprocess import Preprocess, work_dtype
 from steer.rewards.models.blip import BlipScorer, build
 from steer.rewards.models.clip import default_device
@@ -64,7 +64,7 @@ class ImageReward(BaseReward):
         self.model, self.version = model, fingerprint(model)
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype
-        self.batch = checked_batch(batch)
+        self.batch = check_batch(batch)
         self.preprocess = Preprocess(size=model.image_size)
         self._tokens = functools.lru_cache(maxsize=4096)(self._tokenise)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from steer.core.weights.reading import fingerprint
-from steer.rewards.base import BaseReward, checked_batch
+from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.models.answers import Answerer, Tokens, folder_stamps, load_answerer
 from steer.rewards.models.clip import default_device
 
@@ -68,7 +68,7 @@ class VqaReward(BaseReward):
         if set(self.yes) & set(self.no):
             raise ValueError(f"yes={yes!r} and no={no!r} have the same tokens: they must differ")
         self.template = template
-        self.batch = checked_batch(batch)
+        self.batch = check_batch(batch)
         self.device = answerer.device
 
     @torch.no_grad()

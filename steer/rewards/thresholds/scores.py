@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from steer.core.errors import ThresholdError
 from steer.core.types import Reward
+from steer.rewards.parts import identity
 
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -71,10 +71,19 @@ class Scores:
             both._own.setdefault(prompt, []).extend(values)
         return both
 
-    def copy(self, reward: str = "", version: str = "", model: str = "") -> Scores:
-        """The same scores in an accumulator of its own; what is not known is filled in."""
-        name = (self.reward, self.version) if self.reward else (reward, version)
-        twin = Scores(name[0], version=name[1], model=self.model or model)
+    def copy(self, reward: str | Reward = "", model: str = "") -> Scores:
+        """The same scores in an accumulator of its own, of a reward and model if none are known.
+
+        Raises:
+            ThresholdError: They are known to be of another reward, or another version of it.
+        """
+        known, told = (self.reward, self.version), identity(reward)
+        if self.reward and told[0] and told != known:
+            raise ThresholdError(
+                f"reward={label(*told)}, and the scores are of {label(*known)}: leave reward out"
+            )
+        name, version = known if self.reward else told
+        twin = Scores(name, version=version, model=self.model or model)
         twin._own = {prompt: values.copy() for prompt, values in self._own.items()}
         return twin
 
@@ -108,20 +117,12 @@ class Scores:
         return [[name, sorted(self._own[name])] for name in names]
 
 
-def identity(reward: str | Reward, version: str = "") -> tuple[str, str]:
-    """Name and version of a reward; a reward that declares no `version` has the empty one.
-
-    The version of a composition is those of its parts, in order.
-    """
-    if isinstance(reward, str):
-        return reward, version
-    parts = getattr(reward, "rewards", None)
-    if isinstance(parts, Mapping) and not version:
-        return reward.name, "+".join(filter(None, (identity(part)[1] for part in parts.values())))
-    return reward.name, version or str(getattr(reward, "version", None) or "")
+def label(name: str, version: str) -> str:
+    """A reward as errors call it: `"'hpsv2.1' version 'c7ab'"`."""
+    return f"{name!r} version {version!r}" if version else repr(name)
 
 
-def gathered(scores: Scores | Mapping[str, Numbers] | Numbers) -> Scores:
+def collect(scores: Scores | Mapping[str, Numbers] | Numbers) -> Scores:
     """A copy of `Scores`; numbers, or numbers by prompt, in new ones."""
     if isinstance(scores, Scores):
         return scores.copy()
@@ -147,15 +148,3 @@ def as_floats(scores: Numbers) -> Floats:
             f"scores: number {bad[0]} of {len(values)} is {values[bad[0]]}; scores must be finite"
         )
     return values
-
-
-def log_mean_exp(scores: Floats, beta: float) -> float:
-    """`beta * log(mean(exp(scores / beta)))`, the free energy of a sample of rewards.
-
-    The value of the KL-regularised optimum, beta log Z, by Monte Carlo. Shifted by the maximum, so
-    it neither overflows nor loses digits: it tends to the mean as beta grows and to the maximum as
-    beta falls to 0.
-    """
-    top = float(scores.max())
-    with np.errstate(under="ignore", over="ignore"):
-        return top + beta * math.log1p(float(np.expm1((scores - top) / beta).mean()))

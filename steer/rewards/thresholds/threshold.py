@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,17 +17,12 @@ from steer.core.errors import ThresholdError
 from steer.core.files.atomic import write_json
 from steer.core.files.versions import versions
 from steer.core.types import Reward
-from steer.rewards.thresholds.scores import (
-    Floats,
-    Numbers,
-    Scores,
-    gathered,
-    identity,
-    log_mean_exp,
-)
+from steer.rewards.parts import identity
+from steer.rewards.thresholds.files import read_object
+from steer.rewards.thresholds.levels import Rule, check_rule, find_level, subtract_levels
+from steer.rewards.thresholds.scores import Floats, Numbers, Scores, collect, label
 
 
-Rule: TypeAlias = Literal["quantile", "mean", "log-mean-exp"]
 Prompts: TypeAlias = str | Sequence[str] | None
 _FORMAT = "steer-threshold/1"
 _EXAMPLE = "Threshold.fit(scores, quantile=0.5, reward=reward)"
@@ -68,6 +61,7 @@ class Threshold:
     """
 
     tau: float
+    _: KW_ONLY
     spread: float = 0.0
     reward: str = ""
     version: str = ""
@@ -87,7 +81,7 @@ class Threshold:
                 raise ThresholdError(f"{name}={value!r}: must be a number; write {_EXAMPLE}")
             if not math.isfinite(value) or (name == "spread" and value < 0):
                 raise ThresholdError(f"{name}={value!r}: must be finite; write {_EXAMPLE}")
-        _check_rule(self.rule, self.quantile, self.beta)
+        check_rule(self.rule, self.quantile, self.beta)
         if self.unknown not in ("raise", "global"):
             raise ThresholdError(f"unknown={self.unknown!r}: must be 'raise' or 'global'")
 
@@ -119,37 +113,31 @@ class Threshold:
                 `per_prompt` needs them, a rule's parameter missing or out of range, a `reward`
                 that is not the one that `scores` name.
         """
-        found = gathered(scores)
+        found = collect(scores)
         if quantile is None and rule == "quantile":
             quantile = 0.5
-        _check_rule(rule, quantile, beta)
+        check_rule(rule, quantile, beta)
         if not len(found):
             raise ThresholdError(f"scores: none; a threshold needs at least one, as in {_EXAMPLE}")
-        name, version = identity(reward)
-        if name and found.reward and (name, version) != (found.reward, found.version):
-            raise ThresholdError(
-                f"reward={_label(name, version)}, and the scores are of "
-                f"{_label(found.reward, found.version)}: leave reward out"
-            )
-        found = found.copy(name, version, model)
+        found = found.copy(reward, model)
         everything = found.all()
         by_prompt = found.by_prompt() if per_prompt else {}
         groups = list(by_prompt.values()) or [everything]
         squares = sum(float(((own - own.mean()) ** 2).sum()) for own in groups)
         return cls(
-            _level(everything, rule, quantile, beta),
-            math.sqrt(squares / len(everything)),
-            found.reward,
-            found.version,
-            found.model,
-            rule,
-            quantile,
-            beta,
-            len(everything),
-            {p: _level(own, rule, quantile, beta) for p, own in by_prompt.items()},
-            unknown,
-            _version(),
-            found,
+            find_level(everything, rule, quantile, beta),
+            spread=math.sqrt(squares / len(everything)),
+            reward=found.reward,
+            version=found.version,
+            model=found.model,
+            rule=rule,
+            quantile=quantile,
+            beta=beta,
+            count=len(everything),
+            prompts={p: find_level(own, rule, quantile, beta) for p, own in by_prompt.items()},
+            unknown=unknown,
+            steer=_version(),
+            scores=found,
         )
 
     def merge(self, other: Threshold) -> Threshold:
@@ -160,17 +148,11 @@ class Threshold:
         """
         if self.scores is None or other.scores is None:
             raise ThresholdError("merge: a threshold without its scores; use Threshold.fit or load")
-        if self._how() != other._how():
-            raise ThresholdError(f"merge: fitted differently, {self._how()} and {other._how()}")
-        both = self.scores.merge(other.scores)
-        return Threshold.fit(
-            both,
-            self.quantile,
-            bool(self.prompts),
-            rule=self.rule,
-            beta=self.beta,
-            unknown=self.unknown,
-        )
+        if self._settings() != other._settings():
+            raise ThresholdError(
+                f"merge: fitted differently, {self._settings()} and {other._settings()}"
+            )
+        return Threshold.fit(self.scores.merge(other.scores), **self._settings())
 
     def at(self, prompt: str | None = None) -> float:
         """The level for a prompt.
@@ -206,13 +188,7 @@ class Threshold:
         Returns:
             As `r`: a number, a tensor on its device, or an array.
         """
-        tau = self._levels(prompt)
-        if isinstance(r, Tensor):
-            wide = r.to(torch.float32 if r.device.type == "mps" else torch.float64)
-            return wide - torch.as_tensor(_beside(tau, tuple(r.shape))).to(wide)
-        array = np.asarray(r, dtype=np.float64)
-        margins = array - _beside(tau, array.shape)
-        return margins if margins.ndim else float(margins)
+        return subtract_levels(r, self._levels(prompt))
 
     def accept(self, r: Any, prompt: Prompts = None) -> Any:
         """Whether rewards reach the level, `r >= tau`: a bool, a bool tensor or a bool array.
@@ -266,8 +242,8 @@ class Threshold:
         other = self.version and version and self.version != version
         if self.reward and name and (self.reward != name or other):
             raise ThresholdError(
-                f"threshold={self.tau:.6g} was fitted on reward {_label(self.reward, self.version)}"
-                f", and the reward in use is {_label(name, version)}: scores of different rewards "
+                f"threshold={self.tau:.6g} was fitted on reward {label(self.reward, self.version)}"
+                f", and the reward in use is {label(name, version)}: scores of different rewards "
                 f"do not compare; fit a threshold on scores of {name!r}, or use {self.reward!r}"
             )
 
@@ -302,7 +278,7 @@ class Threshold:
     @classmethod
     def load(cls, path: str | Path) -> Threshold:
         """Read what `save` wrote; ThresholdError if it cannot be read."""
-        return cls.from_dict(read_file(path, "threshold", f"{_EXAMPLE}.save(path)"))
+        return cls.from_dict(read_object(path, "threshold", f"{_EXAMPLE}.save(path)"))
 
     def __repr__(self) -> str:
         """A call that makes an equal threshold; what has its default value is left out."""
@@ -313,7 +289,7 @@ class Threshold:
         ]
         return f"Threshold({', '.join([repr(self.tau), *given])})"
 
-    def _how(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         names = ("rule", "quantile", "beta", "unknown")
         return {n: getattr(self, n) for n in names} | {"per_prompt": bool(self.prompts)}
 
@@ -326,59 +302,3 @@ class Threshold:
 @functools.cache
 def _version() -> str:
     return versions()["steer"]
-
-
-def read_file(path: str | Path, what: str, example: str) -> Mapping[str, Any]:
-    """The JSON object in a file; ThresholdError names `what` and the path."""
-    try:
-        data = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ThresholdError(
-            f"{what}={str(path)!r}: cannot be read ({reason}); write one with {example}"
-        ) from error
-    if not isinstance(data, Mapping):
-        raise ThresholdError(f"{what}={str(path)!r}: not a {what} file; write one with {example}")
-    return data
-
-
-def _beside(tau: Floats, shape: tuple[int, ...]) -> Floats:
-    """Levels along the first dimension of rewards of this shape."""
-    if not tau.ndim:
-        return tau
-    if shape[:1] != tau.shape:
-        raise ThresholdError(f"{len(tau)} prompts for rewards of shape {shape}: give one per row")
-    return tau.reshape(-1, *[1] * (len(shape) - 1))
-
-
-def _check_rule(rule: str, quantile: float | None, beta: float | None) -> None:
-    if rule not in get_args(Rule):
-        raise ThresholdError(f"rule={rule!r}: one of {', '.join(map(repr, get_args(Rule)))}")
-    if quantile is not None and (
-        rule != "quantile" or not isinstance(quantile, int | float) or not 0 <= quantile <= 1
-    ):
-        raise ThresholdError(
-            f"quantile={quantile!r} with rule={rule!r}: a number in [0, 1], of the rule 'quantile'"
-        )
-    if rule == "log-mean-exp" and not (isinstance(beta, int | float) and 0 < beta < math.inf):
-        raise ThresholdError(
-            f"beta={beta!r}: rule 'log-mean-exp' needs a positive number in the reward's units"
-        )
-    if rule != "log-mean-exp" and beta is not None:
-        raise ThresholdError(f"beta={beta!r} with rule={rule!r}: of the rule 'log-mean-exp' only")
-
-
-def _level(scores: Floats, rule: Rule, quantile: float | None, beta: float | None) -> float:
-    match rule:
-        case "quantile":
-            assert quantile is not None
-            return float(np.quantile(scores, quantile))
-        case "mean":
-            return float(scores.mean())
-        case "log-mean-exp":
-            assert beta is not None
-            return log_mean_exp(scores, beta)
-
-
-def _label(name: str, version: str) -> str:
-    return f"{name!r} version {version!r}" if version else repr(name)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from steer.core.errors import TuneError
 from steer.core.types import Reward
 from steer.core.weights.reading import fingerprint
-from steer.rewards.thresholds.scores import identity
+from steer.rewards.parts import identity
 from steer.tune.checks import check_room
 from steer.tune.data.config import DataConfig
 from steer.tune.data.features import Features, denoiser_of
@@ -234,11 +234,10 @@ def _loaded(
     from steer.jobs.device import usable_device
     from steer.jobs.pipelines import dtype_of, load_pipeline
     from steer.rewards import reward
-    from steer.rewards.parse import parse_reward
 
     device = usable_device(config.device)
     if rewards is None:
-        rewards = [reward(parse_reward(name), device=device) for name in config.rewards]
+        rewards = [reward(name, device=device) for name in config.rewards]
     if pipe is None:
         dtype = dtype_of(config.precision, device, config.pipeline)
         pipe = load_pipeline(config.pipeline, device, dtype)

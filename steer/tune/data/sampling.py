@@ -17,7 +17,7 @@ from steer.core.errors import RewardError, TuneError
 from steer.core.types import Reward
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.guided import Guided, guided
-from steer.rewards.combine.weighted import is_relative
+from steer.rewards.parts import is_relative
 from steer.tune.data.config import DataConfig
 from steer.tune.data.prompts import Prompt
 

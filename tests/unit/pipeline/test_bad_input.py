@@ -232,5 +232,5 @@ def test_a_part_of_a_reward_that_throws() -> None:
     with pytest.raises(OwnError) as caught:
         call(**arguments("sd", prompt="two"))
     (note,) = caught.value.__notes__
-    assert "0.5*redness + 0.5*picky" in note
+    assert "redness=0.5,picky=0.5" in note
     assert "particle 0, 1, 2, 3, 4, 5, 6, 7 and 4 more" in note

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from torch import Tensor
 
 import steer
 from steer.core.errors import NotFiniteError
-from steer.rewards import PerFrame
-from steer.rewards.frames import as_videos, images_scored, resolve_for, takes_videos
+from steer.rewards import PerFrame, resolve
+from steer.rewards.frames import as_videos, images_scored, takes_videos
 from steer.rewards.function import FunctionReward
 
 
@@ -31,6 +30,10 @@ def red(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def blue(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return images[:, 2].square().mean((1, 2))
+
+
+def per_frame(function: Any, *arguments: Any, **options: Any) -> PerFrame:
+    return PerFrame(steer.reward(function), *arguments, **options)
 
 
 def videos(count: int = 3, frames: int = 5, seed: int = 0) -> Tensor:
@@ -57,7 +60,7 @@ def test_equals_a_loop(aggregate: Any, every: int) -> None:
     if aggregate == "last" and every > 1:
         return
     x = videos()
-    got = PerFrame(contrast, aggregate, every=every)(x, PROMPTS)
+    got = per_frame(contrast, aggregate, every=every)(x, PROMPTS)
     assert got.tolist() == pytest.approx(looped(x, aggregate, every), abs=1e-6)
     assert got.dtype == torch.float32
 
@@ -71,13 +74,13 @@ def test_only_the_frames_that_count_are_scored() -> None:
 
     x = videos(2, 7)
     for reward, frames in (
-        (PerFrame(count), 7),
-        (PerFrame(count, every=3), 3),
-        (PerFrame(count, "last"), 1),
+        (per_frame(count), 7),
+        (per_frame(count, every=3), 3),
+        (per_frame(count, "last"), 1),
     ):
         reward(x, "p")
         assert seen.pop() == 2 * frames == images_scored(reward, x)
-    assert images_scored(PerFrame(count), x[:, 0]) == 2
+    assert images_scored(per_frame(count), x[:, 0]) == 2
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -99,14 +102,14 @@ def test_gradients_are_those_of_the_frames(every: int) -> None:
 @settings(deadline=None, max_examples=25)
 @given(order=st.permutations(range(5)), aggregate=st.sampled_from(["mean", "min"]))
 def test_the_order_of_frames_does_not_matter(order: list[int], aggregate: Any) -> None:
-    x, reward = videos(), PerFrame(contrast, aggregate)
+    x, reward = videos(), per_frame(contrast, aggregate)
     torch.testing.assert_close(reward(x[:, order], PROMPTS), reward(x, PROMPTS))
 
 
 def test_images_are_videos_of_one_frame() -> None:
     x = videos(3, 1)
     for aggregate in ("mean", "min", "last"):
-        reward = PerFrame(contrast, aggregate)
+        reward = per_frame(contrast, aggregate)
         expected = contrast(x[:, 0], PROMPTS)
         torch.testing.assert_close(reward(x, PROMPTS), expected)
         torch.testing.assert_close(reward(x[:, 0], PROMPTS), expected)
@@ -115,7 +118,7 @@ def test_images_are_videos_of_one_frame() -> None:
 def test_what_pipelines_return_is_taken() -> None:
     """`output_type` "np", "pt" and "pil" of a video pipeline."""
     x = (videos(2, 3) * 255).round() / 255
-    reward, prompts = PerFrame(contrast), ["a", "bb"]
+    reward, prompts = per_frame(contrast), ["a", "bb"]
     expected = reward(x, prompts)
     array = x.permute(0, 1, 3, 4, 2).numpy()
     torch.testing.assert_close(reward(array, prompts), expected)
@@ -138,7 +141,7 @@ def test_sums_are_summed_frame_by_frame_and_their_parts_reported() -> None:
 
 def test_rewards_per_frame_can_be_summed() -> None:
     x = videos()
-    reward = 0.5 * PerFrame(red) + 2.0 * PerFrame(blue, "min")
+    reward = 0.5 * per_frame(red) + 2.0 * per_frame(blue, "min")
     one, two = looped(x, "mean", reward=red), looped(x, "min", reward=blue)
     expected = [0.5 * a + 2 * b for a, b in zip(one, two, strict=True)]
     assert reward(x, PROMPTS).tolist() == pytest.approx(expected, abs=1e-6)
@@ -155,9 +158,9 @@ def test_rewards_of_a_sum_share_the_frames() -> None:
         return images.flatten(1).mean(1)
 
     x = videos()
-    (PerFrame(look, every=2) + PerFrame(look, "min", every=2))(x, PROMPTS)
+    (per_frame(look, every=2) + per_frame(look, "min", every=2))(x, PROMPTS)
     assert seen[0].data_ptr() == seen[1].data_ptr()
-    (PerFrame(look) + PerFrame(look, every=2))(x, PROMPTS)
+    (per_frame(look) + per_frame(look, every=2))(x, PROMPTS)
     assert [len(images) for images in seen[2:]] == [15, 9]
 
 
@@ -176,9 +179,9 @@ def test_ranks_compare_videos() -> None:
 
 
 def test_names_say_how() -> None:
-    assert PerFrame(red).name == "red per frame (mean)"
-    assert PerFrame(red, "min", every=4).name == "red per frame (min, every 4)"
-    assert repr(PerFrame(red, every=2)) == "PerFrame('red', aggregate='mean', every=2)"
+    assert per_frame(red).name == "red per frame (mean)"
+    assert per_frame(red, "min", every=4).name == "red per frame (min, every 4)"
+    assert repr(per_frame(red, every=2)) == "PerFrame('red', aggregate='mean', every=2)"
     inner = FunctionReward(red, range=(0.0, 1.0), needs_prompt=False)
     outer = PerFrame(inner)
     assert (outer.range, outer.needs_prompt) == ((0.0, 1.0), False)
@@ -186,14 +189,13 @@ def test_names_say_how() -> None:
 
 
 def test_video_pipelines_get_the_mean_and_others_nothing() -> None:
-    films, pictures = SimpleNamespace(video_processor=object()), SimpleNamespace()
-    wrapped = resolve_for(films, red)
+    wrapped = resolve(red, videos=True)
     assert isinstance(wrapped, PerFrame) and wrapped.aggregate == "mean"
-    declared = PerFrame(red, "last")
-    assert resolve_for(films, declared) is declared
-    mixed = PerFrame(red) + PerFrame(blue, "min")
-    assert resolve_for(films, mixed) is mixed
-    assert not takes_videos(resolve_for(pictures, red))
+    declared = per_frame(red, "last")
+    assert resolve(declared, videos=True) is declared
+    mixed = per_frame(red) + per_frame(blue, "min")
+    assert resolve(mixed, videos=True) is mixed
+    assert not takes_videos(resolve(red))
 
 
 def test_a_reward_for_whole_videos_gets_them_whole() -> None:
@@ -201,34 +203,45 @@ def test_a_reward_for_whole_videos_gets_them_whole() -> None:
         return films.diff(dim=1).abs().flatten(1).mean(1)
 
     motion.videos = True
-    reward = resolve_for(SimpleNamespace(video_processor=object()), motion)
+    reward = resolve(motion, videos=True)
     x = videos()
     expected = (x[:, 1:] - x[:, :-1]).abs().mean((1, 2, 3, 4))
     torch.testing.assert_close(reward(x, PROMPTS), expected)
     assert images_scored(reward, x) == 3
-    both = 2.0 * reward + PerFrame(red)
-    torch.testing.assert_close(both(x, PROMPTS), 2 * expected + PerFrame(red)(x, PROMPTS))
+    both = 2.0 * reward + per_frame(red)
+    torch.testing.assert_close(both(x, PROMPTS), 2 * expected + per_frame(red)(x, PROMPTS))
 
 
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: PerFrame(red, "median"), "aggregate='median': one of 'mean', 'min', 'last'"),
-        (lambda: PerFrame(red, every=0), "every=0: must be a whole number"),
-        (lambda: PerFrame(red, every=True), "every=True"),
-        (lambda: PerFrame(red, "last", every=2), "every=2 with aggregate='last'"),
-        (lambda: PerFrame(PerFrame(red)), "scores videos already"),
-        (lambda: PerFrame(red)(videos() * 255, PROMPTS), "pass images / 255"),
-        (lambda: PerFrame(red)(videos(), ["a", "b"]), r"len\(prompts\)=2 for 3 images"),
-        (lambda: PerFrame(red)(videos().transpose(1, 2), PROMPTS), "expected"),
-        (lambda: PerFrame(red)([[Image.new("RGB", (4, 4))] * 2, []], "p"), r"\[0, 2\] frames"),
         (
-            lambda: PerFrame(red)([[Image.new("RGB", (4, 4)), Image.new("RGB", (8, 4))]], "p"),
+            lambda: per_frame(red, "median"),
+            "aggregate='median': one of 'mean', 'min', 'last'",
+        ),
+        (lambda: per_frame(red, every=0), "every=0: must be a whole number"),
+        (lambda: per_frame(red, every=True), "every=True"),
+        (lambda: per_frame(red, "last", every=2), "every=2 with aggregate='last'"),
+        (lambda: PerFrame("hpsv2"), "'hpsv2' is not a reward: wrap it with steer.reward"),  # type: ignore[arg-type]
+        (lambda: PerFrame(red), "is not a reward: wrap it with steer.reward"),  # type: ignore[arg-type]
+        (lambda: PerFrame(per_frame(red)), "scores videos already"),
+        (lambda: per_frame(red)(videos() * 255, PROMPTS), "pass images / 255"),
+        (
+            lambda: per_frame(red)(videos(), ["a", "b"]),
+            r"len\(prompts\)=2 for 3 images",
+        ),
+        (lambda: per_frame(red)(videos().transpose(1, 2), PROMPTS), "expected"),
+        (
+            lambda: per_frame(red)([[Image.new("RGB", (4, 4))] * 2, []], "p"),
+            r"\[0, 2\] frames",
+        ),
+        (
+            lambda: per_frame(red)([[Image.new("RGB", (4, 4)), Image.new("RGB", (8, 4))]], "p"),
             "different sizes",
         ),
         (lambda: steer.reward(red)(videos(), PROMPTS), r"with steer.rewards.PerFrame\(reward\)"),
         (
-            lambda: (PerFrame(red) + steer.reward(blue))(videos(), PROMPTS),
+            lambda: (per_frame(red) + steer.reward(blue))(videos(), PROMPTS),
             r"with steer.rewards.PerFrame\(reward\)",
         ),
     ],
@@ -242,5 +255,5 @@ def test_nan_names_the_video() -> None:
     x = videos()
     x[1, 3, 0, 0, 0] = float("nan")
     with pytest.raises(NotFiniteError) as caught:
-        PerFrame(red)(x, PROMPTS)
+        per_frame(red)(x, PROMPTS)
     assert caught.value.index == 1

@@ -14,12 +14,12 @@ from steer.core.errors import RewardError
 from steer.core.types import Reward
 from steer.rewards import (
     available_rewards,
+    names as names_module,
     register_reward,
-    registry as registry_module,
     resolve,
     reward,
 )
-from steer.rewards.combine.weighted import WeightedReward
+from steer.rewards.base import WeightedReward
 from steer.rewards.function import FunctionReward
 
 
@@ -42,7 +42,7 @@ def length(images, prompts):
 
 @pytest.fixture(autouse=True)
 def clean_registry(monkeypatch):
-    monkeypatch.setattr(registry_module, "_registered", {})
+    monkeypatch.setattr(names_module, "_registered", {})
 
 
 def test_a_function_keeps_what_it_declares():
@@ -100,7 +100,7 @@ def test_weights_give_the_sum_and_its_parts():
     expected = 0.5 * IMAGES.mean((1, 2, 3)) + 2 * torch.tensor([1.0, 3.0])
     assert torch.allclose(both(IMAGES, PROMPTS), expected)
     assert torch.allclose(both.combine(parts), expected)
-    assert both.name == "0.5*brightness + 2*length"
+    assert both.name == "brightness=0.5,length=2"
     assert (both.differentiable, both.needs_prompt) == (False, True)
     assert reward({brightness: -2}).range == (-2, 0)
 
@@ -228,7 +228,7 @@ def test_entry_points(monkeypatch):
     module.make = lambda *, device=None: FunctionReward(brightness, name="theirs")
     monkeypatch.setitem(sys.modules, "tests_plugin", module)
     monkeypatch.setattr(
-        registry_module,
+        names_module,
         "entry_points",
         lambda group, name=None: [p for p in points if name in (None, p.name)],
     )

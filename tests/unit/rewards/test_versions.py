@@ -8,7 +8,7 @@ from torch import nn
 
 import steer
 from steer.core.weights.reading import fingerprint
-from steer.rewards.thresholds.scores import identity
+from steer.rewards.parts import identity
 
 
 def test_fingerprints_tell_weights_apart_not_precisions() -> None:

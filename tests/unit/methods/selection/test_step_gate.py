@@ -17,7 +17,6 @@ from steer.core.errors import ThresholdError
 from steer.methods import BestOfN, Previews, StepGate
 from steer.pipeline.guided import guided
 from steer.rewards import Calibration
-from steer.rewards.thresholds.conformal import noise_share
 
 
 STEPS = 4
@@ -49,7 +48,16 @@ def cut_at(preview: float, tau: float, scheduler: str | None = None, **more: Any
     threshold = Threshold(tau, reward="redness")
     count = more.get("num_inference_steps", STEPS)
     steps, noise = tuple(grid["steps"]), tuple(grid["noise"])
-    return Calibration(threshold, 0.1, steps, (preview - tau,), count, noise, 9, 20)
+    return Calibration(
+        threshold=threshold,
+        alpha=0.1,
+        steps=steps,
+        cuts=(preview - tau,),
+        count=count,
+        noise=noise,
+        accepted=9,
+        pilots=20,
+    )
 
 
 def between(values: Any, rank: int) -> float:
@@ -305,7 +313,7 @@ def test_noise_is_read_off_the_grid() -> None:
 
     class Spy(Previews):
         def __call__(self, ctx: Any, start: Any) -> Any:
-            steps.extend(noise_share(step) for step in ctx.steps)
+            steps.extend(step.noise_share for step in ctx.steps)
             return (yield from super().__call__(ctx, start))
 
     out = run(Spy((0.25, 0.75)))

@@ -13,12 +13,13 @@ from hypothesis.extra.numpy import arrays
 
 import steer
 from steer.core.errors import RewardError
-from steer.rewards import registry as registry_module, reward
+from steer.rewards import names as names_module, reward
+from steer.rewards.base import Composite, WeightedReward
 from steer.rewards.combine.ensemble import RankEnsemble, Standardised
 from steer.rewards.combine.minimum import FLOOR, AtLeast
-from steer.rewards.combine.slope import clipped, limited
-from steer.rewards.combine.weighted import Composite, WeightedReward, check_absolute, is_relative
 from steer.rewards.function import FunctionReward
+from steer.rewards.gradients import clip_rows, score_with_clipped_gradient
+from steer.rewards.parts import check_absolute, is_relative
 
 
 def table(column: int, name: str | None = None, **declared) -> FunctionReward:
@@ -195,18 +196,16 @@ def test_specs() -> None:
 
 
 def test_ensembles_as_text(monkeypatch) -> None:
-    from steer.rewards.parse import parse_reward
-
-    monkeypatch.setattr(registry_module, "_registered", {})
+    monkeypatch.setattr(names_module, "_registered", {})
     for name, column in (("first", 0), ("second", 1)):
         steer.register_reward(name, needs_prompt=False)(table(column).function)
     for text in ("rank(first,second=0.5)", " rank( first , second = 0.5 ) "):
-        made = reward(parse_reward(text))
+        made = reward(text)
         assert isinstance(made, RankEnsemble)
         assert made.weights == {"first": 1.0, "second": 0.5}
     assert isinstance(reward("standardise(first)", device="cpu"), Standardised)
-    assert isinstance(reward("sum(first=2)"), WeightedReward)
-    assert reward("sum(first=2)", minimum={"second": 0.0}).minimum == {"second": 0.0}
+    assert isinstance(reward("first=2"), WeightedReward)
+    assert reward("first=2", minimum={"second": 0.0}).minimum == {"second": 0.0}
     for text, message in (
         ("rank(first,first)", "'first' appears twice"),
         ("rank()", "has no name"),
@@ -305,14 +304,46 @@ def test_a_minimum_of_a_part_is_not_scored_twice() -> None:
     one = FunctionReward(counted, name="one", range=(0.0, 1.0))
     mixed = WeightedReward([(one, 1.0), (table(1), 0.0)])
     for key in ("one", one):
-        made = mixed.at_least({key: 0.6})
+        made = AtLeast(mixed, {key: 0.6})
         made(torch.rand(3, 3, 1, 2), "a")
         assert calls.pop() == 3 and not calls
-    assert mixed.at_least(one=0.6).name == "1*one + 0*t1 (one >= 0.6)"
-    other = mixed.at_least({table(0): 1.0}, floor=-7.0)
+    assert AtLeast(mixed, {"one": 0.6}).name == "one=1,t1=0 (one >= 0.6)"
+    other = AtLeast(mixed, {table(0): 1.0}, floor=-7.0)
     assert list(other.parts(torch.rand(3, 3, 1, 2), "a")) == ["one", "t1", "t0"]
     assert other.floor == -7.0
-    assert one.at_least(one=0.6).parts(torch.rand(2, 3, 1, 2), "a").keys() == {"one"}
+    assert AtLeast(one, {"one": 0.6}).parts(torch.rand(2, 3, 1, 2), "a").keys() == {"one"}
+
+
+def test_minima_and_frames_take_reward_objects() -> None:
+    with pytest.raises(ValueError, match=r"'hpsv2' is not a reward: wrap it with steer.reward"):
+        AtLeast("hpsv2", {table(0): 1.0})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"smooth.* is not a reward: wrap it with steer.reward"):
+        AtLeast(table(0), {smooth: 1.0})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"minimum of 'hps': no such part, there are t0, t1"):
+        AtLeast(WeightedReward([(table(0), 1.0), (table(1), 1.0)]), {"hps": 1.0})
+    other = AtLeast(table(0), {"mine": 1.0}, others={"mine": table(1)})
+    assert (other.name, list(other.rewards)) == ("t0 (mine >= 1)", ["t0", "mine"])
+
+
+def test_rewards_of_users_own_are_composed_by_structure() -> None:
+    class Ranks:
+        name, differentiable, range, needs_prompt = "mine", False, (0.0, 1.0), False
+        relative, rewards = True, {"t0": table(0)}
+
+        def parts(self, images, prompts):
+            return {"t0": table(0)(images, prompts)}
+
+        def combine(self, parts, groups=None):
+            return parts["t0"] - parts["t0"].max()
+
+        def __call__(self, images, prompts):
+            return self.combine(self.parts(images, prompts))
+
+    made = WeightedReward([(Ranks(), 2.0), (table(1), 1.0)])
+    assert made.relative
+    assert made(pictures([1, 2, 3], [5, 5, 5]), "a").tolist() == pytest.approx([1, 3, 5], abs=1e-4)
+    with pytest.raises(ValueError, match="cannot be held against reward 'mine'"):
+        check_absolute(Ranks(), "threshold=0.5")
 
 
 def test_minima_of_an_ensemble() -> None:
@@ -387,12 +418,16 @@ def test_clipping_in_a_longer_graph_and_without_one() -> None:
     with torch.no_grad():
         assert not made(latents, "a").requires_grad
     constant = FunctionReward(lambda i, p: torch.ones(len(i)), name="one", differentiable=True)
-    assert not limited("one", constant, latents, ["a", "a"], 1.0).requires_grad
+
+    def score(x):
+        return constant(x, "a")
+
+    assert not score_with_clipped_gradient(score, latents, 1.0).requires_grad
 
 
 def test_zero_gradients_stay_zero() -> None:
-    assert clipped(torch.zeros(2, 3), 1.0).tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert clipped(torch.tensor([[3.0, 4.0]]), 1.0).tolist() == [pytest.approx([0.6, 0.8])]
+    assert clip_rows(torch.zeros(2, 3), 1.0).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert clip_rows(torch.tensor([[3.0, 4.0]]), 1.0).tolist() == [pytest.approx([0.6, 0.8])]
 
 
 def test_a_part_of_weight_zero_is_scored_without_gradient() -> None:
@@ -410,7 +445,7 @@ def test_sums_open_up_unless_they_clip() -> None:
     inner = reward({table(0): 2.0, table(1): 1.0})
     assert (0.5 * inner).weights == {"t0": 1.0, "t1": 0.5}
     clip = reward({table(0): 2.0}, clip_gradient=1.0)
-    assert list((clip + table(1)).weights) == ["2*t0", "t1"]
+    assert list((clip + table(1)).weights) == ["t0=2", "t1"]
     with pytest.raises(ValueError, match="must be a finite number"):
         _ = inner * math.nan
 
@@ -428,12 +463,12 @@ def stand_ins(monkeypatch):
 
         return make
 
-    module = type(registry_module)("tests_presets")
+    module = type(names_module)("tests_presets")
     for column, name in enumerate(("hpsv2.1", "imagereward", "pickscore", "clip", "vqa")):
         attribute = f"make{column}"
         setattr(module, attribute, maker(name, column))
         key = f"{name}:*" if name in ("clip", "vqa") else name
-        monkeypatch.setitem(registry_module.BUILT_IN, key, f"tests_presets:{attribute}")
+        monkeypatch.setitem(names_module.BUILT_IN, key, f"tests_presets:{attribute}")
     monkeypatch.setitem(__import__("sys").modules, "tests_presets", module)
     return asked
 

@@ -153,12 +153,12 @@ def test_judges_of_every_kind() -> None:
     plain = shared("sd")(**arguments("sd", output_type="pt", prompt=PROMPTS[:2])).images
     report = out.report
     assert list(report.judges) == [
-        "0.5*redness + 2*contrast",
+        "redness=0.5,contrast=2",
         "rank(redness=1,blueness=1,contrast=0.5)",
         "standardise(redness=1,blueness=1,contrast=0.5)",
         "blueness",
         "blueness#2",
-        "1*contrast",
+        "contrast=1",
     ]
     assert report.chosen[0] != (0, 0)
     for name, judge in zip(report.judges, [steer.reward(judge) for judge in judges], strict=True):

@@ -19,7 +19,7 @@ from steer import Threshold
 from steer.core.errors import ThresholdError
 from steer.rewards import Scores
 from steer.rewards.function import FunctionReward
-from steer.rewards.thresholds.scores import log_mean_exp
+from steer.rewards.thresholds.levels import free_energy
 
 
 numbers = st.floats(-1e6, 1e6, allow_subnormal=False)
@@ -82,23 +82,23 @@ def test_the_median_is_the_default_and_ties_are_positive() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=30))
-def test_log_mean_exp_lies_between_its_limits(values: list[float]) -> None:
+def test_the_free_energy_lies_between_its_limits(values: list[float]) -> None:
     array = np.array(values)
     mean, top = array.mean(), array.max()
-    assert log_mean_exp(array, 1e12) == pytest.approx(mean, abs=1e-8)
-    assert log_mean_exp(array, 1e-9) == pytest.approx(top, abs=1e-6)
-    assert log_mean_exp(array, 1e-320) == pytest.approx(top, abs=1e-12)
-    steps = [log_mean_exp(array, beta) for beta in (0.01, 0.1, 1.0, 10.0, 1e3)]
+    assert free_energy(array, 1e12) == pytest.approx(mean, abs=1e-8)
+    assert free_energy(array, 1e-9) == pytest.approx(top, abs=1e-6)
+    assert free_energy(array, 1e-320) == pytest.approx(top, abs=1e-12)
+    steps = [free_energy(array, beta) for beta in (0.01, 0.1, 1.0, 10.0, 1e3)]
     assert all(b <= a + 1e-9 for a, b in pairwise(steps))  # falls with beta
     assert mean - 1e-9 <= steps[-1] and steps[0] <= top + 1e-9
 
 
-def test_log_mean_exp_is_the_formula() -> None:
+def test_the_free_energy_is_the_formula() -> None:
     values = torch.linspace(-3, 4, 11, dtype=torch.float64)
     beta = 0.6
     plain = beta * torch.log(torch.exp(values / beta).mean())
-    assert log_mean_exp(values.numpy(), beta) == pytest.approx(float(plain), rel=1e-13)
-    shifted = log_mean_exp(values.numpy() * 1e3 + 1e5, beta)  # where exp overflows
+    assert free_energy(values.numpy(), beta) == pytest.approx(float(plain), rel=1e-13)
+    shifted = free_energy(values.numpy() * 1e3 + 1e5, beta)  # where exp overflows
     stable = beta * (torch.logsumexp((values * 1e3 + 1e5) / beta, 0) - math.log(11))
     assert shifted == pytest.approx(float(stable), rel=1e-13)
 

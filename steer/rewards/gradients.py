@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from steer.core.types import Reward
-from steer.rewards.base import as_scores
 
-
-def limited(
-    name: str, reward: Reward, images: Tensor, prompts: Sequence[str], limit: float
+def score_with_clipped_gradient(
+    score: Callable[[Tensor], Tensor], images: Tensor, limit: float
 ) -> Tensor:
-    """`reward(images, prompts)` with each image's gradient clipped to norm `limit`.
+    """`score(images)` with each image's gradient clipped to norm `limit`.
 
     The gradient is taken at once and the reward's graph let go, so that of several rewards only
     one graph is held at a time. The bound holds for the gradient of the score itself, whatever
@@ -25,35 +22,32 @@ def limited(
     gradient in the same place, before its sum with the others.
 
     Args:
-        name: How the reward is called in errors.
+        score: Images to `(B,)` float32 scores.
         images: Float `(B, 3, H, W)` in [0, 1].
         limit: Largest norm, above 0.
 
     Returns:
         `(B,)` float32 scores, those of the plain call.
-
-    Raises:
-        RewardError: Not one score per image.
     """
     if not (torch.is_grad_enabled() and images.requires_grad):
-        return as_scores(name, reward(images, prompts), images)
+        return score(images)
     leaf = images.detach().requires_grad_()
-    scores = as_scores(name, reward(leaf, prompts), leaf)
+    scores = score(leaf)
     if not scores.requires_grad:
         return scores
     (slope,) = torch.autograd.grad(scores.sum(), leaf)
-    return _Sloped.apply(images, scores.detach(), clipped(slope, limit))
+    return _GivenGradient.apply(images, scores.detach(), clip_rows(slope, limit))
 
 
-def clipped(gradient: Tensor, limit: float) -> Tensor:
+def clip_rows(gradient: Tensor, limit: float) -> Tensor:
     """Every row of `(B, ...)` scaled down to norm `limit` where it is longer."""
     norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
     factors = (limit / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
     return gradient * factors.view(-1, *[1] * (gradient.ndim - 1))
 
 
-class _Sloped(torch.autograd.Function):
-    """Scores with a given gradient."""
+class _GivenGradient(torch.autograd.Function):
+    """Scores with a gradient that was computed before."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, scores: Tensor, slope: Tensor) -> Tensor:

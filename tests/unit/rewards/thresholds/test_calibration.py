@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from steer import Threshold
 from steer.core.errors import ThresholdError
 from steer.core.types import Step
 from steer.rewards import Calibration, Pilots, Scores
-from steer.rewards.thresholds.conformal import noise_share, pilots_needed
+from steer.rewards.thresholds.calibration import pilots_needed
 
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
@@ -27,12 +28,12 @@ def pilots(previews: Any, finals: Any, **more: Any) -> Pilots:
     n, k = previews.shape
     noise = tuple(np.linspace(0.8, 0.3, k))
     return Pilots(
-        tuple(f"p{i}" for i in range(n)),
-        tuple(range(4, 4 + k)),
-        20,
-        noise,
-        previews,
-        np.asarray(finals, dtype=float),
+        prompts=tuple(f"p{i}" for i in range(n)),
+        steps=tuple(range(4, 4 + k)),
+        count=20,
+        noise=noise,
+        previews=previews,
+        finals=np.asarray(finals, dtype=float),
         **{"reward": "r", **more},
     )
 
@@ -171,10 +172,10 @@ def test_levels_by_prompt_cut_on_the_margin() -> None:
     one, many = Calibration.fit(runs, 0.0, 0.1), Calibration.fit(shifted, threshold, 0.1)
     assert many.cuts == pytest.approx(one.cuts, abs=1e-12)
     values, prompts = (previews[:, 0] + level).tolist(), list(runs.prompts)
-    flags = many.doomed(4, values, prompts)
-    assert flags == one.doomed(4, previews[:, 0].tolist(), prompts)
+    flags = many.drops(4, values, prompts)
+    assert flags == one.drops(4, previews[:, 0].tolist(), prompts)
     with pytest.raises(ValueError):
-        many.doomed(5, values, prompts)
+        many.drops(5, values, prompts)
 
 
 def grid(count: int = 20, shift: float = 0.0) -> list[Step]:
@@ -212,7 +213,7 @@ def test_runs_that_it_does_not_cover_are_refused() -> None:
 def test_noise_shares_agree_between_parametrisations() -> None:
     vp = Step(0, 1, torch.tensor(0), 0.6, 0.8, 1.0, 0.0, "epsilon")
     ve = Step(0, 1, torch.tensor(0), 1.0, 0.8 / 0.6, 1.0, 0.0, "epsilon")
-    assert noise_share(vp) == pytest.approx(noise_share(ve)) == pytest.approx(0.8)
+    assert vp.noise_share == pytest.approx(ve.noise_share) == pytest.approx(0.8)
 
 
 def test_files_give_back_the_same_calibration(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_pilots() -> None:
     bad: Sequence[tuple[Any, Any]] = [(previews[:5], finals), (previews, finals[:5])]
     for one, other in bad:
         with pytest.raises(ThresholdError, match=r"must be \(|must be finite"):
-            Pilots(runs.prompts, runs.steps, 20, runs.noise, one, other)
+            replace(runs, previews=one, finals=other)
     with pytest.raises(ThresholdError, match="finite"):
         pilots(previews * np.nan, finals)
 

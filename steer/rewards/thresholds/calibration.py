@@ -6,16 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from steer.core.errors import ThresholdError
 from steer.core.files.atomic import write_json
 from steer.core.types import Reward, Step
-from steer.rewards.thresholds.scores import Floats, Scores
-from steer.rewards.thresholds.threshold import Threshold, read_file
+from steer.rewards.thresholds.files import read_object
+from steer.rewards.thresholds.pilots import Pilots
+from steer.rewards.thresholds.scores import Floats
+from steer.rewards.thresholds.threshold import Threshold
 
 
 _FORMAT = "steer-calibration/1"
@@ -23,66 +24,7 @@ _EXAMPLE = "steer.calibrate(guided, prompts, threshold=0.6, at=(0.5, 0.65), alph
 _HAIR = 1e-9  # in score units: rounding never drops the pilot that sets the cut
 
 
-@dataclass(frozen=True, eq=False)
-class Pilots:
-    """Plain runs, one particle per prompt, watched on the way.
-
-    Attributes:
-        prompts: One text per pilot.
-        steps: Indices of the steps whose previews were scored, rising.
-        count: Denoiser calls of a run.
-        noise: Noise share `sigma / sqrt(alpha^2 + sigma^2)` at `steps`.
-        previews: Rewards of the x0 previews, `(pilots, steps)` float64.
-        finals: Rewards of the finished images, `(pilots,)` float64.
-        reward, version, model: What scored, and what drew.
-    """
-
-    prompts: tuple[str, ...]
-    steps: tuple[int, ...]
-    count: int
-    noise: tuple[float, ...]
-    previews: Floats
-    finals: Floats
-    reward: str = ""
-    version: str = ""
-    model: str = ""
-
-    def __post_init__(self) -> None:
-        n, k = len(self.prompts), len(self.steps)
-        if self.previews.shape != (n, k) or self.finals.shape != (n,) or len(self.noise) != k:
-            raise ThresholdError(
-                f"previews {self.previews.shape}, finals {self.finals.shape}, noise "
-                f"({len(self.noise)},) for {n} prompts and {k} steps: must be ({n}, {k}), ({n},) "
-                f"and ({k},)"
-            )
-        if not (np.isfinite(self.previews).all() and np.isfinite(self.finals).all()):
-            raise ThresholdError("previews and finals of pilots must be finite")
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def take(self, index: Sequence[int] | NDArray[Any] | slice) -> Pilots:
-        """Some of the pilots."""
-        rows = np.arange(len(self))[index]
-        return Pilots(
-            tuple(self.prompts[row] for row in rows),
-            self.steps,
-            self.count,
-            self.noise,
-            self.previews[rows],
-            self.finals[rows],
-            self.reward,
-            self.version,
-            self.model,
-        )
-
-    def scores(self) -> Scores:
-        """The final rewards by prompt, for `Threshold.fit`."""
-        found = Scores(self.reward, version=self.version, model=self.model)
-        return found.add(self.finals, self.prompts)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Cuts on previews that wrongly drop at most a share `alpha` of what would be accepted.
 
@@ -155,21 +97,20 @@ class Calibration:
                 f"alpha={alpha:g} needs {needed} accepted pilots, and {n} of {len(pilots)} reach "
                 f"the threshold {level.tau:.6g}: run more pilots, or raise alpha"
             )
-        kept, lines = _lines(previews[~good], finals[~good])
-        z = scores(previews[:, kept], lines)
-        q = np.sort(z[good].min(1))[math.floor(alpha * (n + 1) + 1e-9) - 1]
-        intercept, slope, error = lines
-        gone = np.logical_or.accumulate(z[~good] < q - _HAIR, axis=1)
+        kept, lines = _fit_lines(previews[~good], finals[~good])
+        z = lines.z_scores(previews[:, kept])
+        q = np.sort(z[good].min(1))[math.floor(alpha * (n + 1) + 1e-9) - 1] - _HAIR
+        gone = np.logical_or.accumulate(z[~good] < q, axis=1)
         return cls(
-            level,
-            float(alpha),
-            tuple(pilots.steps[k] for k in kept),
-            tuple((((q - _HAIR) * error - intercept) / slope).tolist()),
-            pilots.count,
-            tuple(float(pilots.noise[k]) for k in kept),
-            n,
-            len(pilots),
-            tuple(np.round(gone.mean(0), 4).tolist()) if len(gone) else (0.0,) * len(kept),
+            threshold=level,
+            alpha=float(alpha),
+            steps=tuple(pilots.steps[k] for k in kept),
+            cuts=tuple(lines.margins(q).tolist()),
+            count=pilots.count,
+            noise=tuple(float(pilots.noise[k]) for k in kept),
+            accepted=n,
+            pilots=len(pilots),
+            dropped=tuple(np.round(gone.mean(0), 4).tolist()) if len(gone) else (0.0,) * len(kept),
         )
 
     def check(self, reward: Reward, schedule: Sequence[Step], prompts: Sequence[str] = ()) -> None:
@@ -186,17 +127,22 @@ class Calibration:
                 f"{len(schedule)}; set the steps back, or calibrate again"
             )
         for k, level in zip(self.steps, self.noise, strict=True):
-            if abs(noise_share(schedule[k]) - level) > 1e-3:
+            if abs(schedule[k].noise_share - level) > 1e-3:
                 raise ThresholdError(
                     f"calibration: made at a noise share of {level:.4f} at step {k}, and this run "
-                    f"has {noise_share(schedule[k]):.4f} there (another scheduler or schedule); "
+                    f"has {schedule[k].noise_share:.4f} there (another scheduler or schedule); "
                     "calibrate again"
                 )
         for prompt in prompts:
             self.threshold.at(prompt)
 
-    def doomed(self, step: int, previews: Sequence[float], prompts: Sequence[str]) -> list[bool]:
-        """Whether each preview reward at a step says that its particle cannot clear the threshold.
+    def drops(self, step: int, previews: Sequence[float], prompts: Sequence[str]) -> list[bool]:
+        """Whether each particle is dropped at a step: its preview's margin is below the cut.
+
+        Args:
+            step: Index of a step in `steps`.
+            previews: Rewards of the x0 previews.
+            prompts: Of the particles, one each.
 
         Raises:
             ValueError: `step` has no cut.
@@ -230,12 +176,7 @@ class Calibration:
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
         """Read what `save` wrote; ThresholdError if it cannot be read."""
-        return cls.from_dict(read_file(path, "calibration", f"{_EXAMPLE}.save(path)"))
-
-
-def noise_share(step: Step) -> float:
-    """`sigma / sqrt(alpha^2 + sigma^2)`: one measure for VP, VE and flow grids, in [0, 1]."""
-    return step.sigma / math.hypot(step.alpha, step.sigma)
+        return cls.from_dict(read_object(path, "calibration", f"{_EXAMPLE}.save(path)"))
 
 
 def pilots_needed(alpha: float) -> int:
@@ -249,20 +190,30 @@ def pilots_needed(alpha: float) -> int:
     return math.ceil(1 / alpha - 1e-9) - 1
 
 
-def scores(previews: Floats, lines: tuple[Floats, Floats, Floats]) -> Floats:
-    """Standard errors by which preview margins `(pilots, steps)` predict acceptance."""
-    intercept, slope, error = lines
-    return (intercept + slope * previews) / error
+class _Lines(NamedTuple):
+    """One line per step from preview margin to final margin, `(steps,)` float64 each."""
+
+    intercept: Floats
+    slope: Floats
+    error: Floats
+
+    def z_scores(self, previews: Floats) -> Floats:
+        """Standard errors by which preview margins `(pilots, steps)` predict acceptance."""
+        return (self.intercept + self.slope * previews) / self.error
+
+    def margins(self, z: float) -> Floats:
+        """The preview margins whose z-score is `z`, `(steps,)`."""
+        return (z * self.error - self.intercept) / self.slope
 
 
-def _lines(previews: Floats, finals: Floats) -> tuple[list[int], tuple[Floats, Floats, Floats]]:
-    """Columns that are of use, with their lines: intercepts, slopes and standard errors.
+def _fit_lines(previews: Floats, finals: Floats) -> tuple[list[int], _Lines]:
+    """Steps whose previews rise with the final reward, by column, and their lines.
 
     One step needs no scale to share, so its score is the margin itself.
     """
     count = previews.shape[1]
     if count == 1:
-        return [0], (np.zeros(1), np.ones(1), np.ones(1))
+        return [0], _Lines(np.zeros(1), np.ones(1), np.ones(1))
     if len(finals) < 3:
         raise ThresholdError(
             f"{len(finals)} pilots are rejected, and weighing {count} steps against each other "
@@ -280,7 +231,7 @@ def _lines(previews: Floats, finals: Floats) -> tuple[list[int], tuple[Floats, F
     rest = y[:, None] - slope * x[:, kept]
     error = np.maximum(np.sqrt((rest * rest).mean(0)), 1e-6 * np.sqrt((y * y).mean()))
     intercept = finals.mean() - slope * previews[:, kept].mean(0)
-    return kept.tolist(), (intercept, slope, error)
+    return kept.tolist(), _Lines(intercept, slope, error)
 
 
 def _as_threshold(threshold: Threshold | float | str | Path, pilots: Pilots) -> Threshold:

@@ -1,0 +1,176 @@
+"""Names of rewards: built-in, registered in the program, or brought by installed packages.
+
+A name ending in `:*` is a family: `"clip:*"` answers to every `"clip:<argument>"`. Nothing is
+imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from steer.core.types import Reward
+from steer.rewards.function import FunctionReward
+
+
+BUILT_IN = {
+    "aesthetic": "steer.rewards.models.aesthetic:aesthetic",
+    "aesthetic-v1": "steer.rewards.models.aesthetic:aesthetic_v1",
+    "clip:*": "steer.rewards.models.clip:clip",
+    "compressibility": "steer.rewards.models.compressibility:compressibility",
+    "hpsv2": "steer.rewards.models.hpsv2:hpsv2",
+    "hpsv2.0": "steer.rewards.models.hpsv2:hpsv2_0",
+    "hpsv2.1": "steer.rewards.models.hpsv2:hpsv2_1",
+    "imagereward": "steer.rewards.models.imagereward:imagereward",
+    "incompressibility": "steer.rewards.models.compressibility:incompressibility",
+    "pickscore": "steer.rewards.models.pickscore:pickscore",
+    "shapes": "steer.rewards.models.shapes:shapes",
+    "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
+    "vqa:*": "steer.rewards.models.vqa:vqa",
+}
+PRESETS = {
+    "carinox": "steer.rewards.combine.presets:carinox",
+    "reno": "steer.rewards.combine.presets:reno",
+}
+"""Names that stand for a weighted sum; their functions return its weights by name."""
+
+ENTRY_POINTS = "steer.rewards"
+
+_registered: dict[str, Callable[..., Any]] = {}
+_T = TypeVar("_T")
+
+
+def available_rewards() -> list[str]:
+    """All names, sorted; `"clip:*"` stands for every `"clip:<argument>"`."""
+    installed = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    return sorted({*BUILT_IN, *PRESETS, *_registered, *installed})
+
+
+def register_reward(name: str, **declared: Any) -> Callable[[_T], _T]:
+    """Decorator: make a function or a class available as `reward(name)`.
+
+    A function `(images, prompts) -> (B,)` is wrapped in `FunctionReward` with what is declared
+    here (`differentiable`, `range`, `needs_prompt`, `batch`). A class is called with the options
+    given to `reward` (`checkpoint`, `device`, `dtype`, ...: only those the user passed), for a
+    family `"name:*"` after the argument. Registering a name again replaces it.
+
+    Raises:
+        ValueError: The name is empty or built in, or the function does not take images and prompts.
+    """
+    built_in = {*BUILT_IN, *PRESETS}
+    if not name or name in built_in or f"{name.partition(':')[0]}:*" in built_in:
+        raise ValueError(f"name={name!r} is built in or empty: choose another")
+
+    def register(target: _T) -> _T:
+        _registered[name] = _factory_of(target, {"name": name, **declared})
+        return target
+
+    return register
+
+
+def make_named(name: str, options: dict[str, Any]) -> Reward:
+    """The reward of a name.
+
+    Args:
+        name: Of a single reward.
+        options: What its factory is called with; `device` is left out where it takes none.
+
+    Raises:
+        ValueError: An unknown name, or options that its factory does not take.
+    """
+    factory, arguments = _find_factory(name)
+    takes = inspect.signature(factory).parameters
+    if "device" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        options.pop("device", None)  # it computes wherever the images are
+    _check_options(name, factory, arguments, options)
+    made = factory(*arguments, **options)
+    if not isinstance(made, Reward):
+        raise ValueError(f"reward {name!r}: its factory returned {made!r}, which is not a reward")
+    return made
+
+
+def preset_weights(
+    name: str, options: Mapping[str, Any], elsewhere: Sequence[str] = ()
+) -> dict[str, float]:
+    """The weights by name that a preset stands for.
+
+    Args:
+        name: In `PRESETS`.
+        options: Its own, such as `category`.
+        elsewhere: Options that users may give too, for the error.
+
+    Raises:
+        ValueError: Options that it does not have.
+    """
+    factory = _load(PRESETS[name])
+    _check_options(name, factory, (), options, elsewhere)
+    return factory(**options)
+
+
+def _factory_of(target: Any, declared: dict[str, Any]) -> Callable[..., Any]:
+    if isinstance(target, type):
+        return target
+    made = FunctionReward(target, **declared)
+    return lambda: made
+
+
+def _check_options(
+    name: str,
+    factory: Callable[..., Any],
+    arguments: tuple[str, ...],
+    options: Mapping[str, Any],
+    elsewhere: Sequence[str] = (),
+) -> None:
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        own = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        known = ", ".join([*own, *elsewhere])
+        what = f"its options are {known}" if known else "it has no options"
+        raise ValueError(f"reward {name!r}: {error}; {what}") from error
+
+
+def _find_factory(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """The callable behind a name, and its positional arguments."""
+    family, _, argument = name.partition(":")
+    for key, arguments in ((name, ()), (f"{family}:*", (argument,))):
+        if arguments == ("",):
+            break
+        if key in _registered:
+            return _registered[key], arguments
+        if key in BUILT_IN:
+            return _load(BUILT_IN[key]), arguments
+        for point in entry_points(group=ENTRY_POINTS, name=key):
+            return _load_installed(point), arguments
+    raise ValueError(_unknown(name))
+
+
+def _load(place: str) -> Callable[..., Any]:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _load_installed(point: Any) -> Callable[..., Any]:
+    try:
+        target = point.load()
+    except Exception as error:
+        raise ValueError(f"reward {point.name!r} ({point.value}) does not load: {error}") from error
+    if isinstance(target, Reward) and not isinstance(target, type):
+        return lambda: target
+    return target
+
+
+def _unknown(name: str) -> str:
+    names = available_rewards()
+    family = name.partition(":")[0]
+    if f"{family}:*" in names:
+        return f"reward={name!r} lacks its model: write '{family}:<model>'"
+    stems = {known.removesuffix(":*"): known for known in names}
+    near = difflib.get_close_matches(family.lower(), stems, n=1, cutoff=0.5)
+    hint = f"did you mean {stems[near[0]]!r}? " if near else ""
+    return f"reward={name!r} is unknown: {hint}there are {', '.join(names)}"
