@@ -14,9 +14,9 @@ from steer.core.errors import TuneError
 from steer.rewards.thresholds.threshold import Threshold
 from steer.tune.checks import histogram
 from steer.tune.dataset import Dataset
-from steer.tune.dataset_checks import listed
 from steer.tune.goals import TGO, Labelled
 from steer.tune.objectives import tgo_targets
+from steer.tune.tables import listed
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from steer.core.errors import TuneError
 from steer.tune.batches import Order
 from steer.tune.config import TuneConfig
-from steer.tune.dataset import Dataset, Pairs
-from steer.tune.dataset_checks import listed
+from steer.tune.dataset import Dataset
 from steer.tune.goals import Goal, Labelled
 from steer.tune.labels import Labels, make_labels
+from steer.tune.tables import Pairs, listed
 
 
 def trainable(goal: Goal, data: Dataset) -> tuple[NDArray[np.int64], Labels | None]:

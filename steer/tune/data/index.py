@@ -16,7 +16,7 @@ from steer.core.errors import TuneError
 from steer.core.files.versions import versions
 from steer.tune.checks import check_scores
 from steer.tune.data.config import DataConfig
-from steer.tune.data.folder import FORMAT, INDEX, MANIFEST, PAIRS, Folder
+from steer.tune.data.folder import Folder
 from steer.tune.data.pairs import (
     Pairs,
     Table,
@@ -25,6 +25,7 @@ from steer.tune.data.pairs import (
     make_pairs,
     reflected,
 )
+from steer.tune.tables import FORMAT, INDEX, MANIFEST, PAIRS
 
 
 if TYPE_CHECKING:

@@ -22,11 +22,12 @@ from steer.rewards.thresholds.scores import identity
 from steer.tune.checks import check_room
 from steer.tune.data.config import DataConfig
 from steer.tune.data.features import Features, denoiser_of
-from steer.tune.data.folder import SHARED, UNCOND, Folder, latents_name, text_name
+from steer.tune.data.folder import Folder, latents_name, text_name
 from steer.tune.data.index import columns, finish
 from steer.tune.data.prompts import Prompt, read_prompts
 from steer.tune.data.relabel import relabel
 from steer.tune.data.sampling import Drawn, Sampler, plan, splits
+from steer.tune.tables import SHARED, UNCOND
 
 
 TEXT_SHARD = 1024

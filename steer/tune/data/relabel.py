@@ -9,8 +9,9 @@ from typing import Any
 
 from steer.core.errors import TuneError
 from steer.tune.data.config import DataConfig
-from steer.tune.data.folder import INDEX, MANIFEST, SHARED, Folder, arrow
+from steer.tune.data.folder import Folder
 from steer.tune.data.index import finish
+from steer.tune.tables import INDEX, MANIFEST, SHARED, arrow
 
 
 _KEPT = ("pipeline", "rewards", "device", "precision")
