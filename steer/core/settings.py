@@ -39,7 +39,7 @@ class Settings(BaseModel):
     """A frozen set of named values, with types that are checked and never converted.
 
     A whole number is taken for a float; nothing else changes its type. Bounds are written into the
-    fields (`steps: int = Field(10, ge=1)`, also of `int | None`), rules between fields into
+    fields (`steps: int = Field(default=10, ge=1)`, also of `int | None`), rules between fields into
     validators that raise ValueError with a whole sentence.
 
     Raises:
@@ -170,30 +170,38 @@ def _field(cls: type[Settings], keys: Sequence[int | str]) -> FieldInfo | None:
 
 def _choices(cls: type[Settings], keys: Sequence[int | str]) -> str:
     field = _field(cls, keys)
-    kinds = _members(field.annotation) if field is not None else []
-    literals = [kind for kind in kinds if get_origin(kind) is Literal]
+    members = _members(field.annotation) if field is not None else []
+    literals = [kind for kind, _ in members if get_origin(kind) is Literal]
     return ", ".join(str(choice) for kind in literals for choice in get_args(kind))
 
 
-def _members(annotation: Any) -> list[Any]:
-    """The members of a union, or the annotation alone; without None."""
+def _members(annotation: Any) -> list[tuple[Any, list[Any]]]:
+    """The members of a union with their bounds, or the annotation alone; without None."""
     union = get_origin(annotation) in (Union, types.UnionType)
-    return [kind for kind in (get_args(annotation) if union else (annotation,)) if kind is not None]
+    found: list[tuple[Any, list[Any]]] = []
+    for kind in get_args(annotation) if union else (annotation,):
+        if get_origin(kind) is Annotated:
+            base, *notes = get_args(kind)
+            found.append((base, [m for note in notes for m in getattr(note, "metadata", [note])]))
+        elif kind is not type(None):
+            found.append((kind, []))
+    return found
 
 
 def _number(cls: type[Settings], keys: Sequence[int | str], message: str) -> str:
     """`must be a whole number of at least 1`, from the field's type and bounds."""
     field = _field(cls, keys)
-    kinds = [] if field is None else _members(field.annotation)
-    if field is None or not {int, float} & set(kinds):
+    members = [] if field is None else _members(field.annotation)
+    found = next((m for kind in (float, int) for m in members if m[0] is kind), None)
+    if field is None or found is None:
         return _plain(message)
     bounds = {
         sign: getattr(bound, sign)
-        for bound in field.metadata
+        for bound in (*field.metadata, *found[1])
         for sign in ("ge", "gt", "le", "lt")
         if getattr(bound, sign, None) is not None
     }
-    return f"must be a {'number' if float in kinds else 'whole number'}{_span(**bounds)}"
+    return f"must be a {'number' if found[0] is float else 'whole number'}{_span(**bounds)}"
 
 
 def _span(

@@ -28,7 +28,7 @@ from steer.tune.tables import (
     UNCOND,
     Images,
     Pairs,
-    listed,
+    list_names,
     read_columns,
 )
 
@@ -208,7 +208,8 @@ def _text(folder: Path, prompt_ids: NDArray[np.int64]) -> tuple[Shards, dict[int
     lost = [int(p) for p in np.unique(prompt_ids) if int(p) not in row_by_prompt]
     if lost:
         raise TuneError(
-            f"data={str(folder)!r}: no text features for prompt_id {listed(lost)}; make it again"
+            f"data={str(folder)!r}: no text features for prompt_id {list_names(lost)}; make it "
+            "again"
         )
     as_array = (np.array(file_of, dtype=np.int64), np.array(row_of, dtype=np.int64))
     return Shards(folder, files, *as_array, names or []), row_by_prompt

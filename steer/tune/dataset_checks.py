@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steer.core.errors import TuneError
-from steer.tune.tables import Images, Pairs, listed
+from steer.tune.tables import Images, Pairs, list_names
 
 
 _SPLITS = ("train", "test")
@@ -24,8 +24,8 @@ def check_score(column: str, values: NDArray[np.float64], ids: Sequence[str]) ->
     bad = [ids[int(i)] for i in np.flatnonzero(~np.isfinite(values))]
     if bad:
         raise TuneError(
-            f"{column}: not finite for {len(bad)} of {len(ids)} images: {listed(bad)}; score them "
-            "again, or leave them out of the dataset"
+            f"{column}: not finite for {len(bad)} of {len(ids)} images: {list_names(bad)}; score "
+            "them again, or leave them out of the dataset"
         )
 
 
@@ -38,7 +38,7 @@ def check_index(folder: Path, images: Images, count: int) -> None:
         )
     twice = [name for name, n in Counter(images.ids).items() if n > 1]
     if twice:
-        raise TuneError(f"id: the same for several images: {listed(twice)}; ids must differ")
+        raise TuneError(f"id: the same for several images: {list_names(twice)}; ids must differ")
     odd = sorted(set(images.split.tolist()) - set(_SPLITS))
     if odd:
         raise TuneError(f"split={odd[0]!r}: must be 'train' or 'test'")
@@ -70,7 +70,7 @@ def pairs_of(
     for side in ("winner", "loser"):
         lost = [name for name in table[side] if name not in row_of]
         if lost:
-            raise TuneError(f"pairs.parquet: {side} {listed(lost)} not in index.parquet")
+            raise TuneError(f"pairs.parquet: {side} {list_names(lost)} not in index.parquet")
         sides[side] = np.array([row_of[name] for name in table[side]], dtype=np.int64)
     winner, loser = sides["winner"], sides["loser"]
     _check_prompts(images, winner, loser, np.asarray(table["prompt_id"], dtype=np.int64))
@@ -111,5 +111,5 @@ def _check_differ(
     if same:
         raise TuneError(
             f"pairs.parquet: winner and loser are the same image in {len(same)} pair(s): "
-            f"{listed(same)}; leave those pairs out"
+            f"{list_names(same)}; leave those pairs out"
         )

@@ -84,7 +84,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
     return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
-def listed(names: Sequence[object], most: int = 5) -> str:
+def list_names(names: Sequence[object], most: int = 5) -> str:
     """The first few names, and how many more."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -13,15 +13,15 @@ from steer.core.settings import Settings, Several, build, read_yaml
 
 
 class Part(Settings):
-    share: float = Field(0.0, ge=0, le=1)
+    share: float = Field(default=0.0, ge=0, le=1)
     margin: float | Mapping[str, float] = 0.0
-    most: int | None = Field(None, ge=1)
+    most: int | None = Field(default=None, ge=1)
 
 
 class Whole(Settings):
     out: str
-    steps: int = Field(10, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    steps: int = Field(default=10, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
     seeds: int | Several[int] = 4
     names: Several[str] = ()
     kind: Literal["one", "two"] = "one"
