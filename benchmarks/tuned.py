@@ -4,23 +4,24 @@
     python benchmarks/tuned.py                           # label, train, draw, judge; goes on
     python benchmarks/tuned.py --show                    # table and plot
 
-Settings are those of `examples/tuned/`, so `steer tune examples/tuned/tgo.yaml` trains one of them
-alone. Any number of processes may share the work. The adapters' weight is chosen by the reward on
-training captions; then `results/tuned.jsonl` gets a line per image of held-out captions, and
-`results/tuned.json` the table, with the ends of the training logs and the drift.
+Settings are those of `examples/tuned/`, so `steer tune run examples/tuned/tgo.yaml` trains one
+of them alone. Any number of processes may share the work. The adapters' weight is chosen by the
+reward on training captions; then `results/tuned.jsonl` gets a line per image of held-out captions,
+and `results/tuned.json` the table, with the ends of the training logs and the drift.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
 import torch
+from label_noise import noisy_pairs, noisy_scores
 from methods_show import read
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -28,10 +29,10 @@ from tuned_show import show
 
 import steer
 from steer.tune import TuneConfig, tune
-from steer.tune.data.config import DataConfig, PairConfig, ScoreConfig
+from steer.tune.data.config import DataConfig
 from steer.tune.data.make import make
 from steer.tune.dataset import Dataset
-from steer.tune.noising import Noising, nested, predict
+from steer.tune.noising import Noising, nest, predict
 
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,7 @@ ADAPTERS = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
-class Run:
+class Training:
     """One checkpoint: settings of `examples/tuned/<objective>.yaml`, labels with noise.
 
     Attributes:
@@ -69,32 +70,29 @@ class Run:
         return RUNS / self.name
 
     def config(self) -> TuneConfig:
-        """What `steer tune` would be given."""
+        """What `steer tune run` would be given."""
         folder = EXAMPLES / ("tuned_long" if self.long else "tuned")
-        config = TuneConfig.load(folder / f"{self.objective}.yaml")
-        data = labelled(config.objective.pairs, self.noise)
-        return replace(config, data=str(data), out=str(self.out))
+        path = folder / f"{self.objective}.yaml"
+        data = labelled_set(TuneConfig.load(path).objective.pairs, self.noise)
+        return TuneConfig.load(path, data=str(data), out=str(self.out))
 
 
 CLEAN = ("sft", "dpo", "poly-dpo", "kto", "tgo", "tgo-prompt")
 NOISY = ("dpo", "poly-dpo", "tgo-prompt")
 LONG = ("poly-dpo", "kto", "tgo-prompt")
-ALL = [Run(name) for name in CLEAN] + [Run(name, noise) for noise in (0.2, 0.4) for name in NOISY]
-ALL += [Run(name, long=True) for name in LONG]
+ALL = [Training(name) for name in CLEAN]
+ALL += [Training(name, noise) for noise in (0.2, 0.4) for name in NOISY]
+ALL += [Training(name, long=True) for name in LONG]
 
 
-def labelled(pairs: bool, noise: float) -> Path:
+def labelled_set(pairs: bool, noise: float) -> Path:
     """The samples with these labels; made where they are not there."""
-    if not pairs and not noise:
-        return SAMPLES
-    kind = "pairs" if pairs else "scores"
-    out = RUNS / f"data-{kind}-{round(100 * noise)}"
-    if pairs:
-        given = DataConfig.load(EXAMPLES / "tune_shapes_pairs.yaml", out=str(out))
-        config = replace(given, pairs=replace(given.pairs or PairConfig(), noise=noise))
-    else:
-        config = DataConfig(out=str(out), samples=str(SAMPLES), scores=ScoreConfig(noise))
-    return make(config, progress=False)
+    out = RUNS / f"data-{'pairs' if pairs else 'scores'}-{round(100 * noise)}"
+    if not pairs:
+        return noisy_scores(SAMPLES, out, noise) if noise else SAMPLES
+    settings = DataConfig.load(EXAMPLES / "tune_shapes_pairs.yaml", out=str(RUNS / "data-pairs-0"))
+    clean = make(settings, progress=False)
+    return noisy_pairs(clean, out, noise) if noise else clean
 
 
 @torch.no_grad()
@@ -117,8 +115,8 @@ def drift(folder: Path) -> float:
         x0 = data.latents(part).float()
         noise = torch.randn(x0.shape, generator=generator)
         index = torch.randint(len(noising), (len(x0),), generator=generator)
-        noisy, times = noising.noisy(x0, noise, index), noising.timesteps[index]
-        text = nested({k: v.float() for k, v in data.text(part).items()})
+        noisy, times = noising.add_noise(x0, noise, index), noising.timesteps[index]
+        text = nest({k: v.float() for k, v in data.text(part).items()})
         own, other = (predict(pipe.unet, noisy, times, text) for pipe in (base, tuned))
         found.append((other - own).square().flatten(1).mean(1))
     return float(torch.cat(found).mean())
@@ -146,7 +144,7 @@ def draw(guided: Any, texts: list[str], seeds: list[int]) -> Any:
     )
 
 
-def reward_at(run: Run, weight: float) -> float:
+def reward_at(run: Training, weight: float) -> float:
     """Mean reward on training captions with the adapters at a weight."""
     guided = drawing(run.out / "tuned", weight)
     texts = steer.shapes.prompts("train", CAPTIONS, seed=7)
@@ -193,7 +191,7 @@ def judge(name: str, folder: Path | None) -> None:
         )
 
 
-def choose(run: Run) -> None:
+def choose(run: Training) -> None:
     """The adapters' best weight by the reward on training captions; `best/` has them at it."""
     rewards = {weight: reward_at(run, weight) for weight in WEIGHTS}
     weight = max(rewards, key=lambda w: rewards[w])
@@ -208,11 +206,11 @@ def choose(run: Run) -> None:
     common.write_json(run.out / "best" / "choice.json", choice)
 
 
-def finished(run: Run) -> bool:
+def finished(run: Training) -> bool:
     return (run.out / "best" / "choice.json").is_file()
 
 
-def work(runs: list[Run]) -> None:
+def work(runs: list[Training]) -> None:
     """Train what is missing, choose its weight, measure its drift, draw and judge."""
     with common.claimed(RUNS / "base.lock") as mine:
         if mine:
@@ -226,7 +224,7 @@ def work(runs: list[Run]) -> None:
                 judge(run.name, run.out / "best")
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summary(run: Training) -> dict[str, Any]:
     """What a run was and came to; the log's figures are means over its last tenth."""
     log = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
     steps = [row for row in log if "loss" in row]

@@ -20,7 +20,7 @@ from methods_show import between, read
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tuned import ADAPTERS, ALL, RAW, ROOT, Run, drift, judge
+from tuned import ADAPTERS, ALL, RAW, ROOT, Training, drift, judge
 from tuned_show import gain_text, paired
 
 
@@ -46,7 +46,7 @@ def cut(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     return smaller, (u[:, :rank] * root).view(up.shape[0], rank, *up.shape[2:]), left
 
 
-def ship(run: Run, rank: int, target: Path) -> float:
+def ship(run: Training, rank: int, target: Path) -> float:
     """Write the run's best adapters at a rank; the mean share of energy that is left."""
     source = run.out / "best" / ADAPTERS
     with safe_open(source, framework="pt") as file:
@@ -66,7 +66,7 @@ def ship(run: Run, rank: int, target: Path) -> float:
     return sum(shares) / len(shares)
 
 
-def measured(run: Run, rank: int, energy: float) -> dict[str, Any]:
+def measured(run: Training, rank: int, energy: float) -> dict[str, Any]:
     """What the shipped file is, before it is judged."""
     folder = PACKAGE / run.objective
     return {

@@ -26,7 +26,7 @@ import steer
 from steer.tune.dataset import Dataset
 from steer.tune.goals import TGO
 from steer.tune.labels import make_labels
-from steer.tune.noising import Noising, nested, predict
+from steer.tune.noising import Noising, nest, predict
 from steer.tune.objectives import squared_error
 
 
@@ -36,7 +36,7 @@ KINDS = ("pairs", "siblings", "single images")
 
 
 @dataclass(frozen=True)
-class Source:
+class Samples:
     """Samples, their pairs, and labels by a threshold per caption."""
 
     scored: Dataset
@@ -72,23 +72,23 @@ def gradient(
     generator = torch.Generator().manual_seed(int(index.sum()))
     noise = torch.randn(len(rows) // shared, *x0.shape[1:], generator=generator)
     noise, index = (x.repeat_interleave(shared, 0) for x in (noise, index))
-    text = nested({k: v.float() for k, v in data.text(rows).items()})
+    text = nest({k: v.float() for k, v in data.text(rows).items()})
     with torch.autocast("cpu", torch.bfloat16):
-        noisy = noising.noisy(x0, noise, index)
+        noisy = noising.add_noise(x0, noise, index)
         predicted = predict(unet, noisy, noising.timesteps[index], text)
     error = squared_error(predicted, noising.target(x0, noise, index))
     found = torch.autograd.grad((signs * error).mean(), list(unet.parameters()))
     return torch.cat([part.flatten() for part in found])
 
 
-def measure(source: Source, kind: str, bucket: tuple[int, int], batches: int) -> dict[str, Any]:
+def measure(samples: Samples, kind: str, bucket: tuple[int, int], batches: int) -> dict[str, Any]:
     """Signal, noise and their ratio for one kind of batch in one range of timesteps."""
     pipe = steer.shapes.pipeline()
     noising, unet = Noising.of(pipe), pipe.unet.requires_grad_(True)
     rng = np.random.default_rng(0)
     mean, squares = torch.zeros(()), 0.0
     for number in range(batches):
-        batch = source.draw(kind, rng)
+        batch = samples.draw(kind, rng)
         generator = torch.Generator().manual_seed(1000 * number + bucket[0])
         index = torch.randint(*bucket, (IMAGES // batch[3],), generator=generator)
         own = gradient(unet, noising, batch, index).double()
@@ -112,13 +112,13 @@ def main() -> None:
     parser.add_argument("--paired", default="runs/tuned/data-pairs-0")
     args = parser.parse_args()
     scored = Dataset.load(args.scored)
-    source = Source(
+    samples = Samples(
         scored, Dataset.load(args.paired), make_labels(TGO(per_prompt=True), scored).labels
     )
     rows = []
     for kind in KINDS:
         for bucket in BUCKETS:
-            rows.append(measure(source, kind, bucket, args.batches))
+            rows.append(measure(samples, kind, bucket, args.batches))
             print(rows[-1], flush=True)
     path = Path(common.RESULTS) / f"tuned_signal_{common.hardware()}.json"
     common.write_json(path, {**common.provenance(), "batches": args.batches, "rows": rows})

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.shapes_world.clip import augment, normalise_pixels
-from recipes.shapes_world.preferences import load_preferences, utility, votes
+from recipes.shapes_world.preferences import utility, votes
 from recipes.shapes_world.recipe import Recipe
 from recipes.shapes_world.stage import share, train
 from recipes.shapes_world.text import Encoder
-from steer.core.weights.reading import fingerprint
 from steer.rewards.clip.preprocess import Preprocess
 from steer.shapes.captions import caption, parse
 from steer.shapes.scenes import Spec, perturb, place, render, sample_spec
 from steer.tune.scorer.fit import choice_loss
-from steer.tune.scorer.model import OpenClip, soup as soup
+from steer.tune.scorer.model import OpenClip
 from steer.tune.scorer.objective import cosines, pair_loss as pair_loss
-from steer.tune.scorer.source import Batch
+from steer.tune.scorer.source import ChoiceBatch
 
 
 TWIN_SHARE = 0.25
@@ -45,7 +43,7 @@ def within_caption_auc(scores: Tensor, correct: Tensor) -> float:
 
 
 @dataclass
-class Pairs:
+class ImagePairs:
     """Two images `(B, 2, 3, 64, 64)` of each caption, and the share of votes for the first."""
 
     images: Tensor
@@ -59,7 +57,7 @@ def sample_pairs(
     size: int,
     rng: np.random.Generator,
     noise: torch.Generator,
-) -> Pairs:
+) -> ImagePairs:
     """Pairs of images of one group (see `load_preferences`) for one caption, and their votes."""
     rows = torch.from_numpy(rng.integers(len(texts), size=size))
     groups = samples["group"][rows]
@@ -73,10 +71,10 @@ def sample_pairs(
     worth = [part.gather(1, pair) for part in parts]
     first, second = utility(*worth).unbind(1)
     images = samples["images"][groups[:, None], pair].float() / 255
-    return Pairs(images, [parse(texts[i]) for i in rows], votes(first, second, noise))
+    return ImagePairs(images, [parse(texts[i]) for i in rows], votes(first, second, noise))
 
 
-def mirrored(pairs: Pairs, rng: np.random.Generator) -> Pairs:
+def mirrored(pairs: ImagePairs, rng: np.random.Generator) -> ImagePairs:
     """Half of the pairs flipped left to right, with what their captions say of left and right."""
     flip = torch.from_numpy(rng.random(len(pairs.specs)) < 0.5)
     images = torch.where(flip[:, None, None, None, None], pairs.images.flip(-1), pairs.images)
@@ -87,24 +85,24 @@ def mirrored(pairs: Pairs, rng: np.random.Generator) -> Pairs:
         else spec
         for spec, over in zip(pairs.specs, flip.tolist(), strict=True)
     ]
-    return Pairs(images, specs, pairs.choice)
+    return ImagePairs(images, specs, pairs.choice)
 
 
-def twin_pairs(size: int, rng: np.random.Generator) -> Pairs:
+def twin_pairs(size: int, rng: np.random.Generator) -> ImagePairs:
     """Renders of a training caption beside renders of its twin; all votes go to the true one."""
     specs = [sample_spec(rng, "train") for _ in range(size)]
     twins = [perturb(spec, rng) for spec in specs]
     images = render([place(spec, rng) for spec in [*specs, *twins]]).unflatten(0, (2, size))
-    return Pairs(images.transpose(0, 1), specs, torch.ones(size))
+    return ImagePairs(images.transpose(0, 1), specs, torch.ones(size))
 
 
-class Samples:
-    """The judged samples and twins as batches of choices; see `steer.tune.reward.source.Source`.
+class JudgedChoices:
+    """Judged samples and twins in batches: a `steer.tune.scorer.source.ChoiceSource`.
 
     Args:
         train, test: Captions and what was judged, as `load_preferences` gives them.
         preprocess: Of the model; images have its size already.
-        digest: See `Source`.
+        digest: See `ChoiceSource`.
     """
 
     def __init__(
@@ -116,16 +114,8 @@ class Samples:
     ) -> None:
         self.train, self.test, self.preprocess, self.digest = train, test, preprocess, digest
 
-    @classmethod
-    def load(cls, folder: Path, preprocess: Callable[[Tensor], Tensor]) -> Samples:
-        """From the folder of the stage `preferences`; FileNotFoundError if there is none."""
-        train, test = (load_preferences(folder, split) for split in ("train", "held_out"))
-        judged = fingerprint(train[1], test[1])
-        texts = hashlib.sha256("\n".join([*train[0], *test[0]]).encode()).hexdigest()[:12]
-        return cls(train, test, preprocess, f"{judged}-{texts}")
-
-    def batch(self, size: int, rng: np.random.Generator, noise: torch.Generator) -> Batch:
-        """Pairs of samples, and some twins so that what the model knew is not lost."""
+    def batch(self, size: int, rng: np.random.Generator, noise: torch.Generator) -> ChoiceBatch:
+        """ImagePairs of samples, and some twins so that what the model knew is not lost."""
         twins = round(TWIN_SHARE * size)
         drawn = mirrored(sample_pairs(*self.train, size - twins, rng, noise), rng)
         made = twin_pairs(twins, rng)
@@ -134,14 +124,14 @@ class Samples:
         shares = torch.stack([choice, 1 - choice], 1).flatten()
         pixels = self.preprocess(augment(images, rng, noise))
         texts = [caption(spec, rng) for spec in [*drawn.specs, *made.specs]]
-        return Batch(pixels, (2,) * size, texts, shares, shares)
+        return ChoiceBatch(pixels, (2,) * size, texts, shares, shares)
 
-    def held(self, size: int, rng: np.random.Generator) -> list[str]:
+    def names(self, size: int, rng: np.random.Generator) -> list[str]:
         """The captions that `batch` draws first."""
         texts = self.train[0]
         return [texts[i] for i in rng.integers(len(texts), size=size - round(TWIN_SHARE * size))]
 
-    def held_out(self, size: int) -> Iterator[Batch]:
+    def held_out(self, size: int) -> Iterator[ChoiceBatch]:
         """All samples of every held-out caption, worth their correctness; neatness is left out."""
         texts, samples = self.test
         count = samples["fraction"].shape[1]
@@ -153,7 +143,16 @@ class Samples:
             best = (worth[rows] == worth[rows].amax(1, keepdim=True)).float()
             target = (best / best.sum(1, keepdim=True)).flatten()
             counts = (count,) * len(texts[rows])
-            yield Batch(self.preprocess(images), counts, texts[rows], target, own)
+            yield ChoiceBatch(self.preprocess(images), counts, texts[rows], target, own)
+
+
+def soup(models: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """The mean of the models' weights (Wortsman et al. 2022, arXiv:2203.05482, arXiv:2109.01903).
+
+    With the model that fine-tuning began from among them, what it knew is kept.
+    """
+    states = [model.state_dict() for model in models]
+    return {key: torch.stack([s[key].float() for s in states]).mean(0) for key in states[0]}
 
 
 def train_scorer(
@@ -166,17 +165,17 @@ def train_scorer(
     device: str,
     member: int = 0,
 ) -> open_clip.CLIP:
-    """Fine-tune on pairs of the samples and on twins, by the loop of `steer tune reward`."""
+    """Fine-tune on pairs of the samples and on twins, by the loop of `steer tune scorer`."""
     clip = OpenClip(model.to(device), {}, {}, encode, Preprocess(), "")
-    source = Samples((texts, samples), (texts, samples), normalise_pixels)
+    source = JudgedChoices((texts, samples), (texts, samples), normalise_pixels)
     size = share(recipe.scorer)
     mixed = torch.autocast(torch.device(device).type, torch.bfloat16)
     loss = choice_loss(clip, source, size, 0.0, device, mixed)
 
-    def held(rng: np.random.Generator) -> list[str]:
-        return source.held(size, rng)
+    def names(rng: np.random.Generator) -> list[str]:
+        return source.names(size, rng)
 
-    train(f"scorer{member}", model, loss, recipe.scorer, folder, recipe.seed, held)
+    train(f"scorer{member}", model, loss, recipe.scorer, folder, recipe.seed, names)
     return model
 
 

@@ -1,4 +1,4 @@
-"""The training loop that every stage shares: `steer.tune.reward.loop` with the world's habits."""
+"""The training loop that every stage shares: `steer.tune.scorer.loop` with the world's habits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import nn
 
 from steer.tune.scorer import loop
 from steer.tune.scorer.loop import (
-    Held,
     Loss,
+    Names,
     Optimisation,
     learning_rate as learning_rate,
     rank as rank,
@@ -28,8 +28,8 @@ def train(
     recipe: Optimisation,
     folder: Path,
     seed: int,
-    held: Held | None = None,
+    names: Names | None = None,
 ) -> None:
     """`loop.train`, with a checkpoint every `CHECKPOINT_EVERY` steps."""
     every = CHECKPOINT_EVERY
-    loop.train(name, module, loss, recipe, folder, seed, held=held, checkpoint_every=every)
+    loop.train(name, module, loss, recipe, folder, seed, names=names, checkpoint_every=every)

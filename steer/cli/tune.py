@@ -1,4 +1,4 @@
-"""`steer tune CONFIG.yaml`: scored samples into a tuned checkpoint; and what makes its parts."""
+"""`steer tune run`: scored samples into a tuned checkpoint; and the commands beside it."""
 
 from __future__ import annotations
 
@@ -6,29 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from steer.cli.exits import FAILED, INTERRUPTED, bad_input
 from steer.cli.tune_data import data
-from steer.cli.tune_reward import reward
-
-
-class ConfigGroup(TyperGroup):
-    """A group whose first argument may be a configuration: then it is that of `run`."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            args = ["run", *args]
-        return super().resolve_command(ctx, args)
+from steer.cli.tune_scorer import scorer
 
 
 tune = typer.Typer(
-    cls=ConfigGroup,
     no_args_is_help=True,
-    help="Make tuned checkpoints: steer tune CONFIG.yaml trains; data and reward make its parts.",
+    help="Make tuned checkpoints: data makes what run trains on; scorer makes a reward.",
 )
-tune.command()(data)
-tune.command()(reward)
 
 
 @tune.command()
@@ -44,9 +31,9 @@ def run(
 ) -> None:
     """Train a LoRA, or the whole denoiser, with TGO, Poly-DPO, DPO, KTO, SFT or CSFT.
 
-    `run` may be left out. Interrupt it at any time: the same command continues exactly.
+    Interrupt it at any time: the same command continues exactly.
 
-    Example: steer tune examples/tune_shapes.yaml
+    Example: steer tune run examples/tune_shapes.yaml
     """
     given = {"out": out, "data": data}
     with bad_input():
@@ -61,7 +48,8 @@ def run(
 def _train(job: Any, progress: bool) -> Path:
     """Train; an interruption and a loss that is not finite end the command as they should."""
     from steer.core.errors import NonFiniteError
-    from steer.tune.trainer import Stopped, tune as train
+    from steer.tune.interrupts import Stopped
+    from steer.tune.trainer import tune as train
 
     try:
         return train(job, progress=progress)
@@ -71,3 +59,7 @@ def _train(job: Any, progress: bool) -> Path:
     except NonFiniteError as error:
         typer.echo(f"steer: {error}", err=True)
         raise typer.Exit(FAILED) from error
+
+
+tune.command()(data)
+tune.command()(scorer)

@@ -49,7 +49,7 @@ def _show(folder: Path) -> None:
     found: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
     parts = [f"{found['count']} images of {found['prompts']} prompts"]
     if found["kind"] == "pairs":
-        parts.append(f"{found['pairs']} pairs, {found['flipped']} of them flipped")
+        parts.append(f"{found['pairs']} pairs")
     left = {k: n for k, n in found.get("left_out", {}).items() if n}
     console = Console()
     console.print(f"{'; '.join(parts)}: [bold]{folder}[/]")

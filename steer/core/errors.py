@@ -64,7 +64,7 @@ class NonFiniteError(SteerError, ArithmeticError):
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint yet"
         super().__init__(
             f"step {step}: {what}; {kept}. The batch: {', '.join(self.ids)}. "
-            "Try a smaller learning rate or beta, precision: bf16 or 'no', or leave these out"
+            "Try a smaller learning rate or beta, dtype: bfloat16 or float32, or leave these out"
         )
 
 

@@ -34,10 +34,10 @@ class Stream:
         found = np.empty(count, dtype=np.int64)
         for number in np.unique(at // len(self._rows)):
             inside = at // len(self._rows) == number
-            found[inside] = self._ordered(int(number))[at[inside] % len(self._rows)]
+            found[inside] = self._permute(int(number))[at[inside] % len(self._rows)]
         return found
 
-    def _ordered(self, number: int) -> NDArray[np.int64]:
+    def _permute(self, number: int) -> NDArray[np.int64]:
         if number != self._pass:
             rng = np.random.default_rng([*self._seed, number])
             self._pass, self._order = number, rng.permutation(self._rows)
@@ -69,7 +69,7 @@ class Siblings(Stream):
             raise TuneError(f"siblings={size}: no prompt has as many images to train on")
         super().__init__(rows[:whole], seed, 3)
 
-    def _ordered(self, number: int) -> NDArray[np.int64]:
+    def _permute(self, number: int) -> NDArray[np.int64]:
         if number != self._pass:
             rng = np.random.default_rng([*self._seed, number])
             dealt = [rng.permutation(own) for own in self._families]

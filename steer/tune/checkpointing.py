@@ -15,7 +15,8 @@ import torch
 from steer.core.errors import TuneError
 from steer.core.files.atomic import write_json
 from steer.tune.config import TuneConfig
-from steer.tune.dataset import INDEX, MANIFEST, PAIRS, Dataset
+from steer.tune.dataset import Dataset
+from steer.tune.tables import INDEX, MANIFEST, PAIRS
 
 
 FOLDER, STATE, META = "checkpoints", "state.pt", "meta.json"

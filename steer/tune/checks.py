@@ -61,32 +61,6 @@ def check_scores(
     return values
 
 
-def check_pairs(
-    winners: Sequence[Any], losers: Sequence[Any], content: Mapping[Any, Any] | None = None
-) -> None:
-    """Pairs of two different images.
-
-    Args:
-        winners, losers: Ids, pair by pair.
-        content: What tells an image's content by id (a hash, say); without it only ids are told
-            apart.
-
-    Raises:
-        TuneError: A pair of an image with itself, or with an equal one; the first are named.
-    """
-    same = [
-        (a, b)
-        for a, b in zip(winners, losers, strict=True)
-        if a == b or (content is not None and content[a] == content[b])
-    ]
-    if same:
-        named = ", ".join(f"{a} and {b}" for a, b in same[:_SHOWN])
-        raise TuneError(
-            f"{len(same)} of {len(winners)} pairs have the same image as winner and loser "
-            f"({named}): nothing can be preferred there; leave these pairs out"
-        )
-
-
 def check_enough(count: int, needed: int, what: str, way_out: str) -> None:
     """TuneError unless `count` of `what` are at least `needed`."""
     if count < needed:

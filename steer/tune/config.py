@@ -1,26 +1,22 @@
-"""What `steer tune` is asked to do: a YAML file as frozen dataclasses, checked when read."""
+"""What `steer tune run` is asked to do: a YAML file as frozen settings, checked when read."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from steer.core.errors import TuneError
+from steer.core.settings import Settings, Several, build, read_yaml
 from steer.tune.goals import GOALS, Goal
-from steer.tune.settings import build, read_yaml
 
 
-SCHEDULES = ("constant", "linear", "cosine")
-PRECISIONS = ("no", "fp16", "bf16")
-WEIGHTS = ("float32", "float16", "bfloat16")
-_CHOICES = {"schedule": SCHEDULES, "precision": PRECISIONS, "weights": WEIGHTS}
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 
-@dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Settings):
     """Low-rank adapters (arXiv:2106.09685) through peft.
 
     Attributes:
@@ -29,20 +25,19 @@ class LoraConfig:
         targets: Module name endings; default the attention projections.
     """
 
-    rank: int = 8
-    alpha: float | None = None
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    rank: int = Field(default=8, ge=1)
+    alpha: float | None = Field(default=None, gt=0)
+    targets: Several[str] = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __post_init__(self) -> None:
-        _positive(self, "lora.", "rank")
-        if self.alpha is not None and not self.alpha > 0:
-            raise TuneError(f"lora.alpha={self.alpha!r}: must be positive, or left out")
-        if not self.targets:
-            raise TuneError("lora.targets: name at least one module, such as to_q")
+    @field_validator("targets")
+    @classmethod
+    def _check_targets(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if not targets:
+            raise ValueError("lora.targets: name at least one module, such as to_q")
+        return targets
 
 
-@dataclass(frozen=True)
-class ValidationConfig:
+class ValidationConfig(Settings):
     """What is looked at on the way.
 
     Attributes:
@@ -53,21 +48,40 @@ class ValidationConfig:
         rows: Images (or pairs) of the split "test" whose loss is measured, at fixed noise.
     """
 
-    every: int = 0
-    prompts: tuple[str, ...] = ()
-    steps: int | None = None
+    every: int = Field(default=0, ge=0)
+    prompts: Several[str] = ()
+    steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = None
-    seed: int = 0
-    rows: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("every", "rows", "seed"):
-            if getattr(self, name) < 0:
-                raise TuneError(f"validation.{name}={getattr(self, name)!r}: must not be negative")
+    seed: int = Field(default=0, ge=0)
+    rows: int = Field(default=64, ge=0)
 
 
-@dataclass(frozen=True)
-class TuneConfig:
+def goal(value: Any) -> Goal:
+    """An objective from its name, or from `{name: tgo, beta: 1.0, ...}`.
+
+    Raises:
+        TuneError: An unknown name, a parameter that is unknown or out of range.
+    """
+    if isinstance(value, Goal):
+        return value
+    given = {"name": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping) or "name" not in given:
+        raise TuneError(f"objective={value!r}: a name ({', '.join(GOALS)}), or a name and values")
+    name = given["name"]
+    if name not in GOALS:
+        raise TuneError(f"objective={name!r}: one of {', '.join(GOALS)}")
+    rest = {k: v for k, v in given.items() if k != "name"}
+    return build(GOALS[name], rest, TuneError, "objective")
+
+
+def _adapters(value: Any) -> Any:
+    """`true` is the default adapters, `false` none."""
+    if isinstance(value, bool):
+        return {} if value else None
+    return value
+
+
+class TuneConfig(Settings):
     """A training run: equal configurations on equal data give equal weights.
 
     Attributes:
@@ -85,77 +99,67 @@ class TuneConfig:
         siblings: Images of one prompt that stand together in a batch and share noise and timestep,
             as a pair's two do; for objectives of single images, a divisor of `batch`.
         text_dropout: Share of rows that are trained on the empty prompt, for CFG.
-        precision: `no`, `fp16` or `bf16` autocast; trained weights are float32 in any case.
-        weights: Type of the weights under adapters: `float32`, `float16` or `bfloat16`.
+        dtype: What the denoiser computes in: `float32`, or `float16` or `bfloat16` by autocast;
+            trained weights are float32 in any case.
+        base_dtype: Of the frozen weights under adapters, likewise.
         gradient_checkpointing: Less memory for a second forward pass.
         timestep_scale: Of denoisers that steer does not know; see docs/tune.md.
         checkpoint_every, keep: Steps between checkpoints; how many are kept.
         seed: Of the order, the noise, the timesteps and the adapters' start.
         cpu: Do not use an accelerator.
         validation: What is looked at on the way.
-
-    Raises:
-        TuneError: A value out of range, an unknown name.
     """
 
     data: str
     out: str
-    objective: Goal
+    objective: Annotated[Goal, BeforeValidator(goal)]
     pipeline: str = "shapes"
-    steps: int = 1000
-    batch: int = 32
-    accumulate: int = 1
-    lr: float = 1e-5
-    warmup: int = 0
-    schedule: str = "constant"
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    lora: LoraConfig | None = field(default_factory=LoraConfig)
-    ema: float = 0.0
-    siblings: int = 1
-    text_dropout: float = 0.0
-    precision: str = "no"
-    weights: str = "float32"
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    lr: float = Field(default=1e-5, gt=0)
+    warmup: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(default=1e-2, ge=0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
+    clip: float = Field(default=1.0, ge=0)
+    lora: Annotated[LoraConfig | None, BeforeValidator(_adapters)] = LoraConfig()
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    siblings: int = Field(default=1, ge=1)
+    text_dropout: float = Field(default=0.0, ge=0, le=1)
+    dtype: Dtype = "float32"
+    base_dtype: Dtype = "float32"
     gradient_checkpointing: bool = False
     timestep_scale: float | None = None
-    checkpoint_every: int = 200
-    keep: int = 2
-    seed: int = 0
+    checkpoint_every: int = Field(default=200, ge=1)
+    keep: int = Field(default=2, ge=1)
+    seed: int = Field(default=0, ge=0)
     cpu: bool = False
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    validation: ValidationConfig = ValidationConfig()
 
-    def __post_init__(self) -> None:
-        _positive(self, "", "steps", "batch", "accumulate", "checkpoint_every", "keep", "siblings")
-        _within(self, "ema", 0, 1, open_end=True)
-        _within(self, "text_dropout", 0, 1)
-        if not (isinstance(self.lr, int | float) and 0 < self.lr < math.inf):
-            raise TuneError(f"lr={self.lr!r}: must be a positive number, such as 1e-5")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise TuneError(f"{name}={getattr(self, name)!r}: one of {', '.join(known)}")
-        if self.weights != "float32" and self.lora is None:
-            raise TuneError(
-                f"weights={self.weights!r} with lora: false: the whole denoiser is trained in "
-                "float32; use precision: bf16 to save time and memory"
+    @model_validator(mode="after")
+    def _check_base(self) -> TuneConfig:
+        if self.base_dtype != "float32" and self.lora is None:
+            raise ValueError(
+                f"base_dtype={self.base_dtype!r} with lora: false: the whole denoiser is trained "
+                "in float32; use dtype: bfloat16 to save time and memory"
             )
-        self._check_siblings()
-        for name in ("warmup", "weight_decay", "clip", "seed"):
-            if not getattr(self, name) >= 0:
-                raise TuneError(f"{name}={getattr(self, name)!r}: must not be negative")
+        return self
 
-    def _check_siblings(self) -> None:
+    @model_validator(mode="after")
+    def _check_siblings(self) -> TuneConfig:
         if self.siblings == 1:
-            return
+            return self
         if self.objective.pairs or getattr(self.objective, "positive_share", None) is not None:
-            raise TuneError(
+            raise ValueError(
                 f"siblings={self.siblings}: is for objectives of single images without "
                 "positive_share; pairs share their noise already"
             )
         if self.batch % self.siblings:
-            raise TuneError(
+            raise ValueError(
                 f"siblings={self.siblings}: must divide batch={self.batch} into whole groups"
             )
+        return self
 
     @classmethod
     def load(cls, path: str | Path, **given: Any) -> TuneConfig:
@@ -164,7 +168,7 @@ class TuneConfig:
         Raises:
             TuneError: The file cannot be read, or something in it is wrong.
         """
-        return cls.from_dict({**read_yaml(path), **given})
+        return cls.from_dict({**read_yaml(path, TuneError), **given})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TuneConfig:
@@ -173,69 +177,9 @@ class TuneConfig:
         Raises:
             TuneError: A name that is unknown or missing, a value of the wrong kind or size.
         """
-        given = dict(values)
-        lora = given.get("lora", {})
-        if lora is not None and lora is not False:
-            given["lora"] = _build(LoraConfig, {} if lora is True else lora, "lora")
-        else:
-            given["lora"] = None
-        given["validation"] = _build(ValidationConfig, given.get("validation", {}), "validation")
-        if "objective" in given:
-            given["objective"] = goal(given["objective"])
-        return _build(cls, given, "")
+        return build(cls, values, TuneError)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, JSON-ready."""
-        return {**asdict(self), "objective": {"name": self.objective.name} | asdict(self.objective)}
-
-
-def goal(value: Any) -> Goal:
-    """An objective from its name, or from `{name: tgo, beta: 1.0, ...}`."""
-    if isinstance(value, Goal):
-        return value
-    given = {"name": value} if isinstance(value, str) else value
-    if not isinstance(given, Mapping) or "name" not in given:
-        raise TuneError(f"objective={value!r}: a name ({', '.join(GOALS)}), or a name and values")
-    name = given["name"]
-    if name not in GOALS:
-        raise TuneError(f"objective={name!r}: one of {', '.join(GOALS)}")
-    return _build(GOALS[name], {k: v for k, v in given.items() if k != "name"}, "objective")
-
-
-def _build(kind: Any, values: Any, where: str) -> Any:
-    """A dataclass from plain values; lists become tuples, numbers written as text numbers."""
-    if isinstance(values, kind):
-        return values
-    if isinstance(values, Mapping):
-        known = {f.name: f for f in fields(kind)}
-        values = {k: _plain(known[k], v, where) if k in known else v for k, v in values.items()}
-    return build(kind, values, where)
-
-
-def _plain(known: Any, value: Any, where: str) -> Any:
-    kind = str(known.type)
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, str) and "float" in kind and "str" not in kind:  # YAML reads 1e-5 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    wanted = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(kind.split(" | ")[0])
-    optional = value is None and "None" in kind
-    boolean = isinstance(value, bool) and wanted is not bool
-    if wanted and not optional and (boolean or not isinstance(value, wanted)):
-        raise TuneError(f"{where and where + '.'}{known.name}={value!r}: must be {kind}")
-    return value
-
-
-def _positive(config: Any, where: str, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) >= 1:
-            raise TuneError(f"{where}{name}={getattr(config, name)!r}: must be at least 1")
-
-
-def _within(config: Any, name: str, low: float, high: float, open_end: bool = False) -> None:
-    value = getattr(config, name)
-    if not low <= value <= high or (open_end and value == high):
-        raise TuneError(f"{name}={value!r}: must be in [{low}, {high}{')' if open_end else ']'}")
+        objective = {"name": self.objective.name, **self.objective.model_dump()}
+        return {**self.model_dump(exclude={"objective"}), "objective": objective}

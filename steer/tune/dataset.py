@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steer.core.errors import TuneError
-from steer.tune.dataset_checks import check_index, check_pairs, check_score, listed
+from steer.tune.dataset_checks import check_index, check_score, pairs_of
 from steer.tune.shards import Shards, open_shard
+from steer.tune.tables import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    PAIRS,
+    SHARED,
+    UNCOND,
+    Images,
+    Pairs,
+    list_names,
+    read_columns,
+)
 
 
-FORMAT = "steer-tune/1"
-MANIFEST, INDEX, PAIRS = "manifest.json", "index.parquet", "pairs.parquet"
-UNCOND, SHARED = "text-uncond.safetensors", "text-shared.safetensors"
 LATENTS, PROMPT_IDS = "latents", "prompt_ids"
 _TEXT_FILE = re.compile(r"text-\d+\.safetensors")
 
 Rows = Sequence[int] | NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Preferences between images of one prompt, as rows of the index.
-
-    Attributes:
-        winner, loser: (M,) rows of the index.
-        margin: (M,) score of the winner minus the loser's; negative where labels were flipped.
-        split: (M,) `"train"` or `"test"`.
-    """
-
-    winner: NDArray[np.int64]
-    loser: NDArray[np.int64]
-    margin: NDArray[np.float64]
-    split: NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.winner)
 
 
 class Dataset:
@@ -65,12 +54,16 @@ class Dataset:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], index: dict[str, Any]) -> None:
         self.folder, self.manifest, self._index = folder, manifest, index
-        self.ids: list[str] = [str(name) for name in index["id"]]
-        self.prompts: list[str] = [str(text) for text in index["prompt"]]
-        self.prompt_ids = np.asarray(index["prompt_id"], dtype=np.int64)
-        self.split = np.asarray(index["split"], dtype=np.str_)
+        images = Images(
+            [str(name) for name in index["id"]],
+            [str(text) for text in index["prompt"]],
+            np.asarray(index["prompt_id"], dtype=np.int64),
+            np.asarray(index["split"], dtype=np.str_),
+        )
+        self.ids, self.prompts = images.ids, images.prompts
+        self.prompt_ids, self.split = images.prompt_ids, images.split
         self.scores = self.score()
-        check_index(self)
+        check_index(folder, images, manifest.get("count", len(images)))
         files = sorted(set(index["shard"]))
         position = {name: i for i, name in enumerate(files)}
         file_of = np.array([position[name] for name in index["shard"]], dtype=np.int64)
@@ -78,7 +71,7 @@ class Dataset:
         self._latents = Shards(folder, files, file_of, row_of, [LATENTS])
         self._text, self._text_row = _text(folder, self.prompt_ids)
         self._check_shape()
-        self.pairs: Pairs | None = self._read_pairs()
+        self.pairs: Pairs | None = self._read_pairs(images)
 
     @classmethod
     def load(cls, folder: str | Path) -> Dataset:
@@ -90,7 +83,7 @@ class Dataset:
         """
         folder = Path(folder)
         manifest = _manifest(folder)
-        return cls(folder, manifest, _table(folder / INDEX, _COLUMNS))
+        return cls(folder, manifest, read_columns(folder / INDEX, _COLUMNS))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -164,14 +157,14 @@ class Dataset:
                 f"{self.latent_shape}; make the dataset again"
             )
 
-    def _read_pairs(self) -> Pairs | None:
+    def _read_pairs(self, images: Images) -> Pairs | None:
         path = self.folder / PAIRS
         if not path.is_file():
             if self.manifest["kind"] == "pairs":
                 raise TuneError(f"{str(path)!r}: missing from a dataset of kind 'pairs'")
             return None
-        table = _table(path, ("winner", "loser", "prompt_id", "margin"))
-        return check_pairs(self, table)
+        table = read_columns(path, ("winner", "loser", "prompt_id", "margin"))
+        return pairs_of(images, table, self.latents)
 
 
 _COLUMNS = ("id", "prompt", "prompt_id", "seed", "shard", "row", "score", "split")
@@ -197,23 +190,6 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     return manifest
 
 
-def _table(path: Path, columns: Sequence[str]) -> dict[str, Any]:
-    """A parquet file's columns as lists."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise TuneError("datasets need pyarrow: pip install pyarrow") from error
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise TuneError(f"{str(path)!r}: cannot be read ({error}); make it again") from error
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise TuneError(f"{str(path)!r}: without the column(s) {', '.join(missing)}")
-    return {name: table.column(name).to_pylist() for name in table.column_names}
-
-
 def _text(folder: Path, prompt_ids: NDArray[np.int64]) -> tuple[Shards, dict[int, int]]:
     """The text features, and the row among them of every prompt's number."""
     files = sorted(p.name for p in folder.iterdir() if _TEXT_FILE.fullmatch(p.name))
@@ -232,7 +208,8 @@ def _text(folder: Path, prompt_ids: NDArray[np.int64]) -> tuple[Shards, dict[int
     lost = [int(p) for p in np.unique(prompt_ids) if int(p) not in row_by_prompt]
     if lost:
         raise TuneError(
-            f"data={str(folder)!r}: no text features for prompt_id {listed(lost)}; make it again"
+            f"data={str(folder)!r}: no text features for prompt_id {list_names(lost)}; make it "
+            "again"
         )
     as_array = (np.array(file_of, dtype=np.int64), np.array(row_of, dtype=np.int64))
     return Shards(folder, files, *as_array, names or []), row_by_prompt

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from steer.core.errors import TuneError
+from steer.core.settings import Settings
 from steer.tune.objectives import (
     CSFT_MARK,
     diffusion_kto,
@@ -37,8 +38,7 @@ class Outcome:
     margin: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Goal(ABC):
+class Goal(Settings, ABC):
     """An objective and its parameters; `name` is what configurations call it.
 
     Attributes:
@@ -75,7 +75,6 @@ class Goal(ABC):
         return None
 
 
-@dataclass(frozen=True)
 class Labelled(Goal):
     """Objectives of single images, good or bad by a threshold.
 
@@ -87,22 +86,13 @@ class Labelled(Goal):
         positive_share: Share of good images in every batch; None takes them as they come.
     """
 
-    quantile: float = 0.5
+    quantile: float = Field(default=0.5, ge=0, le=1)
     per_prompt: bool = False
     threshold: str | None = None
     score: str = "score"
-    positive_share: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.quantile <= 1:
-            raise TuneError(f"objective.quantile={self.quantile!r}: must be in [0, 1]")
-        if self.positive_share is not None and not 0 < self.positive_share < 1:
-            raise TuneError(
-                f"objective.positive_share={self.positive_share!r}: must be between 0 and 1"
-            )
+    positive_share: float | None = Field(default=None, gt=0, lt=1)
 
 
-@dataclass(frozen=True)
 class TGO(Labelled):
     """Threshold-guided optimisation (arXiv:2605.04653); its published settings are the defaults.
 
@@ -113,20 +103,10 @@ class TGO(Labelled):
     """
 
     name: ClassVar[str] = "tgo"
-    beta: float = 1.0
-    temperature: float = 1e-3
-    c: float = 5.0
-    units: str = "raw"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_beta(self.beta)
-        if not self.temperature > 0:
-            raise TuneError(f"objective.temperature={self.temperature!r}: must be positive")
-        if not self.c >= 0:
-            raise TuneError(f"objective.c={self.c!r}: must not be negative")
-        if self.units not in ("raw", "spread"):
-            raise TuneError(f"objective.units={self.units!r}: 'raw' or 'spread'")
+    beta: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1e-3, gt=0)
+    c: float = Field(default=5.0, ge=0)
+    units: Literal["raw", "spread"] = "raw"
 
     def loss(
         self,
@@ -141,7 +121,6 @@ class TGO(Labelled):
         return _single(tgo(reward, labels, weights), reward, labels)
 
 
-@dataclass(frozen=True)
 class KTO(Labelled):
     """Diffusion-KTO (arXiv:2404.04465), sigmoid utility.
 
@@ -151,18 +130,9 @@ class KTO(Labelled):
     """
 
     name: ClassVar[str] = "kto"
-    beta: float = 5000.0
-    positive: float = 1.0
-    negative: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_beta(self.beta)
-        if not (self.positive >= 0 and self.negative >= 0):
-            raise TuneError(
-                f"objective.positive={self.positive!r}, negative={self.negative!r}: must not be "
-                "negative"
-            )
+    beta: float = Field(default=5000.0, gt=0)
+    positive: float = Field(default=1.0, ge=0)
+    negative: float = Field(default=1.0, ge=0)
 
     def loss(
         self,
@@ -182,7 +152,6 @@ class KTO(Labelled):
         return kto_baseline(implicit_reward(-policy, -reference, self.beta))
 
 
-@dataclass(frozen=True)
 class SFT(Labelled):
     """Supervised fine-tuning on the images above the threshold, and on no others."""
 
@@ -200,7 +169,6 @@ class SFT(Labelled):
         return Outcome(policy)
 
 
-@dataclass(frozen=True)
 class CSFT(SFT):
     """Conditional supervised fine-tuning on all images; bad ones get a marked prompt.
 
@@ -212,7 +180,6 @@ class CSFT(SFT):
     mark: str = CSFT_MARK
 
 
-@dataclass(frozen=True)
 class PolyDPO(Goal):
     """Poly-DPO (arXiv:2604.24953).
 
@@ -224,12 +191,13 @@ class PolyDPO(Goal):
     name: ClassVar[str] = "poly_dpo"
     pairs: ClassVar[bool] = True
     labelled: ClassVar[bool] = False
-    beta: float = 5000.0
+    beta: float = Field(default=5000.0, gt=0)
     alpha: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check_beta(self.beta)
+    @model_validator(mode="after")
+    def _check_alpha(self) -> PolyDPO:
         poly_dpo(torch.zeros(1), self.alpha)
+        return self
 
     def loss(
         self,
@@ -245,16 +213,16 @@ class PolyDPO(Goal):
         return Outcome(poly_dpo(logit, self.alpha), _agreement(logit), logit.detach())
 
 
-@dataclass(frozen=True)
 class DiffusionDPO(PolyDPO):
     """Diffusion-DPO (arXiv:2311.12908): Poly-DPO at alpha = 0."""
 
     name: ClassVar[str] = "dpo"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _check_none(self) -> DiffusionDPO:
         if self.alpha:
-            raise TuneError(f"objective.alpha={self.alpha!r}: dpo has none; use poly_dpo")
+            raise ValueError(f"objective.alpha={self.alpha!r}: dpo has none; use poly_dpo")
+        return self
 
 
 GOALS: dict[str, type[Goal]] = {k.name: k for k in (TGO, KTO, SFT, CSFT, PolyDPO, DiffusionDPO)}
@@ -267,8 +235,3 @@ def _single(loss: Tensor, reward: Tensor, labels: Tensor) -> Outcome:
 
 def _agreement(margin: Tensor) -> Tensor:
     return (1 + margin.detach().sign()) / 2
-
-
-def _check_beta(beta: float) -> None:
-    if not beta > 0:
-        raise TuneError(f"objective.beta={beta!r}: must be positive")

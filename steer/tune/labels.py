@@ -14,9 +14,9 @@ from steer.core.errors import TuneError
 from steer.rewards.thresholds.threshold import Threshold
 from steer.tune.checks import histogram
 from steer.tune.dataset import Dataset
-from steer.tune.dataset_checks import listed
 from steer.tune.goals import TGO, Labelled
 from steer.tune.objectives import tgo_targets
+from steer.tune.tables import list_names
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _threshold(
     if alone:
         raise TuneError(
             f"objective.per_prompt: {len(alone)} prompt(s) have one image and no counterpart to be "
-            f"held against: {listed(alone)}; make more images of them, leave them out, or set "
+            f"held against: {list_names(alone)}; make more images of them, leave them out, or set "
             "per_prompt: false"
         )
     by_prompt: dict[str, list[float]] = {}

@@ -87,7 +87,7 @@ class Loader:
         self._next = (step + 1, self._worker.submit(self._read, step + 1))
         return batch
 
-    def fixed(self, rows: NDArray[np.int64], tag: int) -> Batch:
+    def measurement(self, rows: NDArray[np.int64], tag: int) -> Batch:
         """These rows with randomness that depends on nothing else, for measurements."""
         return self._worker.submit(
             self._build, rows, self._draw(0, len(rows), tag, 0.0, 1)
@@ -150,11 +150,11 @@ def to_device(
         noise, timestep and text on all sides.
     """
     sides = len(batch.x0)
-    text = {k: _repeated(v, sides) for k, v in batch.text.items()} | dict(batch.shared)
+    text = {k: _repeat(v, sides) for k, v in batch.text.items()} | dict(batch.shared)
     text = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in text.items()}
-    noise, index = _repeated(batch.draws.noise, sides), _repeated(batch.draws.index, sides)
+    noise, index = _repeat(batch.draws.noise, sides), _repeat(batch.draws.index, sides)
     return batch.x0.flatten(0, 1).to(device), text, noise.to(device), index.to(device)
 
 
-def _repeated(values: Tensor, times: int) -> Tensor:
+def _repeat(values: Tensor, times: int) -> Tensor:
     return values if times == 1 else values.repeat(times, *[1] * (values.ndim - 1))

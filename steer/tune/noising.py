@@ -90,12 +90,12 @@ class Noising:
         moved = (x.to(device) for x in (self.alpha, self.sigma, self.timesteps))
         return Noising(self.prediction, *moved)
 
-    def noisy(self, x0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
         """x_t for rows of `index` (B,) into the grid: (B, *latent)."""
         return _along(self.alpha[index], x0) * x0 + _along(self.sigma[index], x0) * noise
 
     def target(self, x0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
-        """What a perfect denoiser would answer to `noisy(x0, noise, index)`: (B, *latent)."""
+        """What a perfect denoiser would answer to `add_noise(x0, noise, index)`: (B, *latent)."""
         match self.prediction:
             case "epsilon":
                 return noise
@@ -127,14 +127,14 @@ def predict(model: Any, noisy: Tensor, timesteps: Tensor, conditions: Mapping[st
         model: A UNet or transformer of diffusers.
         noisy: (B, *latent).
         timesteps: (B,) as it wants them.
-        conditions: Its further keyword arguments, as `nested` makes them.
+        conditions: Its further keyword arguments, as `nest` makes them.
     """
     out = model(noisy, timestep=timesteps, **conditions, return_dict=False)[0]
     channels = noisy.shape[1]
     return out if out.shape == noisy.shape else out[:, :channels]
 
 
-def nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     """Keyword arguments from dotted names: `a.b` becomes `a={"b": ...}`."""
     found: dict[str, Any] = {}
     for name, value in flat.items():

@@ -78,7 +78,7 @@ class Policy:
             ) from error
         cast_training_params(self.module, torch.float32)
 
-    def named(self) -> dict[str, nn.Parameter]:
+    def parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name."""
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
@@ -103,7 +103,7 @@ class Policy:
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Put trained parameters back; TuneError where they do not fit."""
-        own = self.named()
+        own = self.parameters()
         if own.keys() != weights.keys():
             raise TuneError("checkpoint: holds other parameters than the denoiser trains")
         with torch.no_grad():

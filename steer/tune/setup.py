@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from steer.core.errors import TuneError
 from steer.tune.batches import Order
 from steer.tune.config import TuneConfig
-from steer.tune.dataset import Dataset, Pairs
-from steer.tune.dataset_checks import listed
+from steer.tune.dataset import Dataset
 from steer.tune.goals import Goal, Labelled
 from steer.tune.labels import Labels, make_labels
+from steer.tune.tables import Pairs, list_names
 
 
-def trainable(goal: Goal, data: Dataset) -> tuple[NDArray[np.int64], Labels | None]:
+def training_rows(goal: Goal, data: Dataset) -> tuple[NDArray[np.int64], Labels | None]:
     """The rows (or pairs) that are trained on, and labels of all images where they are needed.
 
     Raises:
@@ -48,7 +48,7 @@ def _tell_unpaired(data: Dataset, pairs: Pairs) -> None:
     if lost:
         warnings.warn(
             f"pairs.parquet: {len(lost)} prompt(s) are without a counterpart to any of their "
-            f"images and are not trained on: {listed(list(lost))}",
+            f"images and are not trained on: {list_names(list(lost))}",
             stacklevel=2,
         )
 
@@ -92,4 +92,4 @@ def load_pipeline(config: TuneConfig) -> Any:
     """The pipeline to tune, on the CPU."""
     from steer.jobs.pipelines import load_pipeline as load
 
-    return load(config.pipeline, "cpu", getattr(torch, config.weights))
+    return load(config.pipeline, "cpu", getattr(torch, config.base_dtype))

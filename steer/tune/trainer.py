@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,9 +17,10 @@ from steer.tune import checkpointing
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
 from steer.tune.goals import CSFT, Outcome
+from steer.tune.interrupts import Stopped, stop_requests
 from steer.tune.loader import Batch, Loader, to_device
 from steer.tune.marked import marked_features
-from steer.tune.noising import Noising, nested, predict
+from steer.tune.noising import Noising, nest, predict
 from steer.tune.objectives import squared_error
 from steer.tune.policy import Policy
 from steer.tune.runfiles import TUNED, RunFiles
@@ -30,17 +30,9 @@ from steer.tune.setup import (
     load_pipeline,
     make_order,
     timestep_scale,
-    trainable,
+    training_rows,
 )
-from steer.tune.validation import EVALUATION, draw_column, held_out, write_grid
-
-
-class Stopped(KeyboardInterrupt):
-    """The run was interrupted; `checkpoint` is where it continues from."""
-
-    def __init__(self, step: int, checkpoint: Path) -> None:
-        super().__init__(f"interrupted after step {step}; continues from {checkpoint}")
-        self.step, self.checkpoint = step, checkpoint
+from steer.tune.validation import EVALUATION, draw_column, test_rows, write_grid
 
 
 def tune(config: TuneConfig, pipe: Any = None, progress: bool = True) -> Path:
@@ -82,9 +74,9 @@ class Trainer:
         self.config, self.goal, self.out = config, config.objective, Path(config.out)
         self.progress, self.step = progress, 0
         self.data = Dataset.load(config.data)
-        rows, self.labels = trainable(self.goal, self.data)
+        rows, self.labels = training_rows(self.goal, self.data)
         order = make_order(config, rows, self.labels, self.data)
-        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+        self.accelerator = Accelerator(mixed_precision=_AUTOCAST[config.dtype], cpu=config.cpu)
         check_shares(config, self.accelerator.num_processes)
         self.pipe = pipe if pipe is not None else load_pipeline(config)
         self.noising = Noising.of(self.pipe, timestep_scale(config, self.data))
@@ -113,7 +105,7 @@ class Trainer:
             self.policy.module.enable_gradient_checkpointing()
         self.policy.module.to(device)
         self.policy.to(device)
-        self.parameters = list(self.policy.named().values())
+        self.parameters = list(self.policy.parameters().values())
         optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -140,7 +132,7 @@ class Trainer:
             desc=self.goal.name,
             disable=not (self.progress and self.accelerator.is_main_process),
         )
-        with _stop_flag() as stop, bar:
+        with stop_requests() as stop, bar:
             if look and self.step == 0:
                 self._look()
             while self.step < self.config.steps:
@@ -196,11 +188,11 @@ class Trainer:
         return value
 
     def _outcome(self, batch: Batch) -> Outcome:
-        dtype = getattr(torch, self.config.weights)
+        dtype = getattr(torch, self.config.base_dtype)
         x0, text, noise, index = to_device(batch, self.accelerator.device, dtype)
-        noisy = self.noising.noisy(x0, noise, index).to(dtype)
+        noisy = self.noising.add_noise(x0, noise, index).to(dtype)
         target = self.noising.target(x0, noise, index)
-        timesteps, conditions = self.noising.timesteps[index], nested(text)
+        timesteps, conditions = self.noising.timesteps[index], nest(text)
         reference = None
         with self.accelerator.autocast():
             if self.goal.reference:
@@ -231,32 +223,30 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss, accuracy and margin on the split "test" at fixed noise; {} where it is empty."""
-        rows = held_out(self.data, self.goal.pairs, self.config.validation.rows)
+        rows = test_rows(self.data, self.goal.pairs, self.config.validation.rows)
         if not len(rows):
             return {}
         totals = [
-            _sums(self._outcome(self.loader.fixed(rows[start : start + self.config.batch], tag)))
+            _sums(
+                self._outcome(self.loader.measurement(rows[start : start + self.config.batch], tag))
+            )
             for tag, start in enumerate(range(0, len(rows), self.config.batch), EVALUATION)
         ]
         return {f"test_{k}": v for k, v in self._means(totals, len(rows)).items()}
 
     def _look(self) -> None:
-        with self.averaged():
+        with self.average():
             row = self.evaluate()
             if row:
                 self.files.log(self.step, row)
             if self.config.validation.prompts and self.accelerator.is_main_process:
                 check = self.config.validation
-                write_grid(
-                    self.out,
-                    self.step,
-                    draw_column(self.pipe, check, self.accelerator.device),
-                    check,
-                )
+                column = draw_column(self.pipe, check, self.accelerator.device)
+                write_grid(self.out, self.step, column, check)
         self.accelerator.wait_for_everyone()
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def average(self) -> Iterator[None]:
         """With the averaged weights in the denoiser, where there is an average."""
         if self.ema is None:
             yield
@@ -274,7 +264,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
-                "weights": {k: v.detach().cpu() for k, v in self.policy.named().items()},
+                "weights": {k: v.detach().cpu() for k, v in self.policy.parameters().items()},
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
@@ -305,13 +295,15 @@ class Trainer:
         """Write the tuned weights (the average, where there is one) and what they come from."""
         folder = self.out / TUNED
         if self.accelerator.is_main_process:
-            with self.averaged():
+            with self.average():
                 written = self.policy.save(folder)
             self.files.origin(written, self.step, self.config, self.data, self.labels)
         self.accelerator.wait_for_everyone()
         return folder
 
 
+_AUTOCAST = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
+"""accelerate's names."""
 _SHOWN = ("loss", "accuracy", "margin")
 
 
@@ -319,25 +311,3 @@ def _sums(outcome: Outcome) -> Tensor:
     """(3,) or (1,): sums of loss, accuracy and margin over the rows."""
     known = (outcome.loss, outcome.correct, outcome.margin)
     return torch.stack([x.detach().sum() for x in known if x is not None])
-
-
-@contextmanager
-def _stop_flag() -> Iterator[list[int]]:
-    """A list that fills when the process is asked to stop; a second request stops at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    try:
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs it stops it otherwise
-        yield asked
-        return
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,7 +20,7 @@ EVALUATION = 1
 """The tag of the randomness of measurements, apart from training's."""
 
 
-def held_out(data: Dataset, pairs: bool, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def test_rows(data: Dataset, pairs: bool, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Up to `count` rows (or pairs) of the split "test", spread evenly over it."""
     split = data.pairs.split if pairs and data.pairs is not None else data.split
     rows = np.flatnonzero(split == "test")
@@ -52,24 +52,18 @@ def write_grid(out: Path, step: int, column: list[Image.Image], config: Validati
     """
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
     first = out / FOLDER / "step-0000000.png"
-    here = _stacked(column)
+    here = _grid(column, 1)
     if step and first.is_file():
         with Image.open(first) as base:
             if base.size == here.size:
-                here = _beside(base.convert("RGB"), here)
+                here = _grid([base.convert("RGB"), here], 2)
     path = out / FOLDER / f"step-{step:07d}.png"
     data = {"prompts": list(config.prompts), "seed": config.seed, "step": step}
     save_png(path, here, data)
     return path
 
 
-def _stacked(column: list[Image.Image]) -> Image.Image:
+def _grid(images: list[Image.Image], columns: int) -> Image.Image:
     from diffusers.utils.pil_utils import make_image_grid
 
-    return make_image_grid(column, rows=len(column), cols=1)
-
-
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    from diffusers.utils.pil_utils import make_image_grid
-
-    return make_image_grid([left, right], rows=1, cols=2)
+    return make_image_grid(images, rows=len(images) // columns, cols=columns)

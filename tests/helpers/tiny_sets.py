@@ -84,7 +84,7 @@ def write_set(
         "kind": "scored" if pairs is None else "pairs",
         "count": count,
         "latent_shape": list(LATENTS[family]),
-        "dtype": "float16",
+        "stored_dtype": "float16",
         "reward": "toy",
         **manifest,
     }

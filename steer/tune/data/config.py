@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from steer.core.errors import TuneError
-from steer.tune.settings import build, number, one_of, read_yaml, whole
+from steer.core.settings import Settings, Several, build, read_yaml
 
 
 _PLACE = ("out", "device", "samples")
-_LABELS = ("pairs", "scores", "balance")
+_LABELS = ("pairs", "balance")
 _SHAPES_STEPS = 20
 
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Margin = Annotated[float, Field(ge=0)]
 
-@dataclass(frozen=True)
-class PairConfig:
+
+class PairConfig(Settings):
     """How samples of one prompt become pairs.
 
     Attributes:
@@ -27,52 +31,19 @@ class PairConfig:
         unit: Of `margin`: `"raw"` scores, or the `"spread"` of each reward within a prompt.
         consensus: Keep a pair only where every reward prefers the same image.
         count: How many pairs in all, drawn from those found; None keeps all.
-        noise: Share of pairs whose winner and loser are deliberately swapped.
         seed: Of every draw above.
     """
 
-    per_prompt: int | None = 1
+    per_prompt: Count | None = 1
     choose: Literal["widest", "random"] = "widest"
-    margin: float | Mapping[str, float] = 0.0
+    margin: Margin | Mapping[str, Margin] = 0.0
     unit: Literal["raw", "spread"] = "raw"
     consensus: bool = True
-    count: int | None = None
-    noise: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("per_prompt", "count"):
-            if getattr(self, name) is not None:
-                whole(f"pairs: {name}", getattr(self, name))
-        one_of("pairs: choose", self.choose, ("widest", "random"))
-        one_of("pairs: unit", self.unit, ("raw", "spread"))
-        margins = self.margin if isinstance(self.margin, Mapping) else {"margin": self.margin}
-        for name, value in margins.items():
-            number(f"pairs: {name}", value)
-        number("pairs: noise", self.noise, 0, 1)
-        whole("pairs: seed", self.seed, 0)
+    count: Count | None = None
+    seed: Seed = 0
 
 
-@dataclass(frozen=True)
-class ScoreConfig:
-    """What is done to scalar scores.
-
-    Attributes:
-        noise: Share of images whose score is deliberately reflected about the median of all
-            scores: good ones are then called bad, as surely as they were good.
-        seed: Of that draw.
-    """
-
-    noise: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        number("scores: noise", self.noise, 0, 1)
-        whole("scores: seed", self.seed, 0)
-
-
-@dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """A preference set: whose samples, of which prompts, scored by what, labelled how.
 
     Attributes:
@@ -90,73 +61,65 @@ class DataConfig:
         call: Further arguments of the pipeline, such as `height`.
         batch: Samples per pipeline call.
         shard: Samples per file, and per step that an interruption can lose; whole prompts.
-        store: Precision of the stored latents and text features.
-        precision: Precision that the pipeline runs in; `"auto"` as for `steer sample`.
+        stored_dtype: Of the stored latents and text features.
+        dtype: What the pipeline computes in; `"auto"` as for `steer sample`.
         compile: `torch.compile` the denoiser: a minute or two of compiling, faster steps after.
         device: `"auto"` or a torch device.
         test_share: Share of prompts that are kept for validation (`split` is `"test"`).
         balance: Keep as many pairs (without pairs: prompts) of every category.
         pairs: Makes a paired set; None makes a scored one.
-        scores: Deliberate noise on a scored set.
-        samples: A finished folder whose samples are taken as they are; only `pairs`, `scores`,
-            `balance` and `out` are then of this configuration.
+        samples: A finished folder whose samples are taken as they are; only `pairs`, `balance`
+            and `out` are then of this configuration.
     """
 
     out: str
     prompts: Any = None
     pipeline: str = "shapes"
-    rewards: Sequence[str] = ("shapes",)
-    seeds: int | Sequence[int] = 4
-    seed: int = 0
-    steps: int | None = None
+    rewards: Several[str] = ("shapes",)
+    seeds: Count | Several[Seed] = 4
+    seed: Seed = 0
+    steps: Count | None = None
     guidance_scale: float | None = None
     negative_prompt: str = ""
-    call: Mapping[str, Any] = field(default_factory=dict)
-    batch: int = 16
-    shard: int = 512
-    store: Literal["float16", "bfloat16", "float32"] = "float16"
-    precision: str = "auto"
+    call: Mapping[str, Any] = Field(default_factory=dict)
+    batch: Count = 16
+    shard: Count = 512
+    stored_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     compile: bool = False
     device: str = "auto"
-    test_share: float = 0.05
+    test_share: float = Field(default=0.05, ge=0, le=0.99)
     balance: bool = False
     pairs: PairConfig | None = None
-    scores: ScoreConfig = field(default_factory=ScoreConfig)
     samples: str | None = None
 
-    def __post_init__(self) -> None:
-        if isinstance(self.rewards, str):
-            object.__setattr__(self, "rewards", (self.rewards,))
-        object.__setattr__(self, "rewards", tuple(self.rewards))
-        if not self.rewards or len(set(self.rewards)) != len(self.rewards):
-            raise TuneError(f"rewards={list(self.rewards)!r}: name at least one, each once")
-        for name in ("batch", "shard"):
-            whole(name, getattr(self, name))
-        if self.steps is not None:
-            whole("steps", self.steps)
-        whole("seed", self.seed, 0)
-        number("test_share", self.test_share, 0, 0.99)
-        one_of("compile", self.compile, (False, True))
-        one_of("store", self.store, ("float16", "bfloat16", "float32"))
-        self._check_seeds()
-        if self.pairs is not None and self.scores.noise:
-            raise TuneError("scores: noise beside pairs: a paired set's noise is pairs: noise")
-        if self.samples is None and self.prompts is None:
-            raise TuneError("'prompts' is missing: name a file, a list, or {shapes: train, ...}")
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _several(cls, rewards: Any) -> Any:
+        return (rewards,) if isinstance(rewards, str) else rewards
 
-    def _check_seeds(self) -> None:
-        if not isinstance(self.seeds, int):
-            object.__setattr__(self, "seeds", tuple(self.seeds))
-            for value in self.seeds:
-                whole("seeds", value, 0)
-            if len(set(self.seeds)) != len(self.seeds):
-                raise TuneError(f"seeds={list(self.seeds)!r}: each once, equal ones draw one image")
-        else:
-            whole("seeds", self.seeds)
+    @field_validator("rewards")
+    @classmethod
+    def _check_rewards(cls, rewards: tuple[str, ...]) -> tuple[str, ...]:
+        if not rewards or len(set(rewards)) != len(rewards):
+            raise ValueError(f"rewards={list(rewards)!r}: name at least one, each once")
+        return rewards
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> DataConfig:
+        if not isinstance(self.seeds, int) and len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)!r}: each once, equal ones draw one image")
         if self.pairs is not None and self.samples is None and self.per_prompt < 2:
-            raise TuneError(
+            raise ValueError(
                 f"seeds={self.seeds!r} with pairs: a pair needs two samples of a prompt"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> DataConfig:
+        if self.samples is None and self.prompts is None:
+            raise ValueError("'prompts' is missing: name a file, a list, or {shapes: train, ...}")
+        return self
 
     @classmethod
     def load(cls, path: str | Path, **given: Any) -> DataConfig:
@@ -165,13 +128,8 @@ class DataConfig:
         Raises:
             TuneError: A file that cannot be read, an unknown name, or a value out of range.
         """
-        data = {**read_yaml(path), **{k: v for k, v in given.items() if v is not None}}
-        for name, cls_ in (("pairs", PairConfig), ("scores", ScoreConfig)):
-            if data.get(name) is not None:
-                data[name] = build(cls_, data[name], name)
-            else:
-                data.pop(name, None)
-        return build(cls, data)
+        data = read_yaml(path, TuneError) | {k: v for k, v in given.items() if v is not None}
+        return build(cls, data, TuneError)
 
     @property
     def per_prompt(self) -> int:
@@ -180,11 +138,11 @@ class DataConfig:
 
     def sampling(self) -> dict[str, Any]:
         """The settings that decide which samples there are, JSON-ready."""
-        return {k: v for k, v in asdict(self).items() if k not in (*_PLACE, *_LABELS)}
+        return {k: v for k, v in self.model_dump().items() if k not in (*_PLACE, *_LABELS)}
 
     def labelling(self) -> dict[str, Any]:
         """The settings that decide how samples are labelled, JSON-ready."""
-        return {k: v for k, v in asdict(self).items() if k in _LABELS}
+        return {k: v for k, v in self.model_dump().items() if k in _LABELS}
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline call's own, but for prompts and generators."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from steer.core.errors import RecordError, TuneError
 from steer.core.files.atomic import usable, write_atomic, write_json
 from steer.tune.checks import check_unchanged
+from steer.tune.tables import MANIFEST, arrow
 
 
 if TYPE_CHECKING:
@@ -26,21 +27,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-FORMAT = "steer-tune/1"
-MANIFEST, INDEX, PAIRS = "manifest.json", "index.parquet", "pairs.parquet"
-UNCOND, SHARED = "text-uncond.safetensors", "text-shared.safetensors"
 PARTS, BEGUN = "parts", "begun.json"
 _LEFT = re.compile(r"\..+\.tmp")
-
-
-def arrow() -> tuple[Any, Any]:
-    """`(pyarrow, pyarrow.parquet)`; TuneError where it is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise TuneError("preference sets need pyarrow: pip install pyarrow") from error
-    return pyarrow, pyarrow.parquet
 
 
 class Folder:

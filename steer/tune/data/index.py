@@ -16,15 +16,9 @@ from steer.core.errors import TuneError
 from steer.core.files.versions import versions
 from steer.tune.checks import check_scores
 from steer.tune.data.config import DataConfig
-from steer.tune.data.folder import FORMAT, INDEX, MANIFEST, PAIRS, Folder
-from steer.tune.data.pairs import (
-    Pairs,
-    Table,
-    balanced,
-    chosen_share,
-    make_pairs,
-    reflected,
-)
+from steer.tune.data.folder import Folder
+from steer.tune.data.pairs import Pairing, Table, balance_rows, make_pairs
+from steer.tune.tables import FORMAT, INDEX, MANIFEST, PAIRS
 
 
 if TYPE_CHECKING:
@@ -61,14 +55,13 @@ def finish(
     check_scores(found.main, found.ids, f"reward {names[0]!r}")
     labels: dict[str, Any] = {"kind": "scored", "pairs": 0}
     if config.pairs is None:
-        table, labels["scores"] = _scored(config, table, found)
+        table = _balanced(config, table, found)
     else:
         pairs = make_pairs(found, config.pairs, balance=config.balance)
         folder.write_table(PAIRS, _pair_columns(found, pairs))
         labels = {
             "kind": "pairs",
             "pairs": len(pairs),
-            "flipped": int(pairs.flipped.sum()),
             "left_out": pairs.dropped,
         }
     folder.write_arrow(INDEX, table)
@@ -88,36 +81,22 @@ def read_table(table: pa.Table, named: Mapping[str, str]) -> Table:
     )
 
 
-def _scored(config: DataConfig, table: pa.Table, found: Table) -> tuple[pa.Table, dict[str, Any]]:
-    """The table with balance and noise, and what was done."""
-    import pyarrow
-
-    if config.balance:
-        rng = np.random.default_rng([config.seed, 53])
-        groups = found.groups()
-        kinds = [found.category[rows[0]] for rows in groups]
-        kept = np.concatenate([groups[i] for i in balanced(kinds, rng, "prompts")])
-        table, kept = table.take(kept), kept
-        clean = found.main[kept]
-    else:
-        clean = found.main
-    chosen = chosen_share(len(clean), config.scores.noise, config.scores.seed)
-    if config.scores.noise:
-        at = table.column_names.index("score")
-        noisy = reflected(clean, chosen)
-        table = table.set_column(at, "score", pyarrow.array(noisy))
-        table = table.append_column("clean_score", pyarrow.array(clean))
-        table = table.append_column("flipped", pyarrow.array(chosen))
-    return table, {"reflected": int(chosen.sum()), "median": float(np.median(clean))}
+def _balanced(config: DataConfig, table: pa.Table, found: Table) -> pa.Table:
+    """As many prompts of every category, where that is asked for."""
+    if not config.balance:
+        return table
+    rng = np.random.default_rng([config.seed, 53])
+    groups = found.groups()
+    kinds = [found.category[rows[0]] for rows in groups]
+    return table.take(np.concatenate([groups[i] for i in balance_rows(kinds, rng, "prompts")]))
 
 
-def _pair_columns(table: Table, pairs: Pairs) -> dict[str, Any]:
+def _pair_columns(table: Table, pairs: Pairing) -> dict[str, Any]:
     return {
         "winner": [table.ids[row] for row in pairs.winner],
         "loser": [table.ids[row] for row in pairs.loser],
         "prompt_id": table.prompt_ids[pairs.winner],
         "margin": pairs.margin,
-        "flipped": pairs.flipped,
         "split": [table.split[row] for row in pairs.winner],
     }
 
@@ -140,7 +119,7 @@ def _manifest(
         "count": table.num_rows,
         "prompts": len(set(table.column("prompt_id").to_pylist())),
         "latent_shape": shape,
-        "dtype": {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}[dtype],
+        "stored_dtype": {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}[dtype],
         "steps": arguments.get("num_inference_steps"),
         "guidance": arguments.get("guidance_scale"),
         "negative_prompt": config.negative_prompt,

@@ -22,11 +22,12 @@ from steer.rewards.parts import identity
 from steer.tune.checks import check_room
 from steer.tune.data.config import DataConfig
 from steer.tune.data.features import Features, denoiser_of
-from steer.tune.data.folder import SHARED, UNCOND, Folder, latents_name, text_name
+from steer.tune.data.folder import Folder, latents_name, text_name
 from steer.tune.data.index import columns, finish
 from steer.tune.data.prompts import Prompt, read_prompts
 from steer.tune.data.relabel import relabel
 from steer.tune.data.sampling import Drawn, Sampler, plan, splits
+from steer.tune.tables import SHARED, UNCOND
 
 
 TEXT_SHARD = 1024
@@ -123,7 +124,7 @@ class _Maker:
             },
             "rewards": models["rewards"],
             "device": models["device"],
-            "precision": models["dtype"],
+            "dtype": models["dtype"],
         }
 
     def write_text(self, progress: bool) -> None:
@@ -201,7 +202,7 @@ class _Maker:
         self.folder.write_table(f"parts/index-{shard:05d}.parquet", table)
 
     def _stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Floats in the stored precision, but for whole numbers (sizes, positions, masks)."""
+        """Floats in `stored_dtype`, but for whole numbers (sizes, positions, masks)."""
         return {
             key: self._cast(key, value)
             if value.is_floating_point() and not bool((value == value.round()).all())
@@ -210,13 +211,13 @@ class _Maker:
         }
 
     def _cast(self, name: str, value: Tensor) -> Tensor:
-        cast = value.to(getattr(torch, self.config.store))
+        cast = value.to(getattr(torch, self.config.stored_dtype))
         if not bool(cast.isfinite().all()):
             what = "are not finite" if not bool(value.isfinite().all()) else "do not fit"
             raise TuneError(
-                f"store={self.config.store!r}: values of {name} {what} (up to "
-                f"{float(value.abs().max()):.3g}): set store: bfloat16 or float32, or "
-                "precision: float32"
+                f"stored_dtype={self.config.stored_dtype!r}: values of {name} {what} (up to "
+                f"{float(value.abs().max()):.3g}): set stored_dtype: bfloat16 or float32, or "
+                "dtype: float32"
             )
         return cast
 
@@ -239,7 +240,7 @@ def _loaded(
     if rewards is None:
         rewards = [reward(name, device=device) for name in config.rewards]
     if pipe is None:
-        dtype = dtype_of(config.precision, device, config.pipeline)
+        dtype = dtype_of(config.dtype, device, config.pipeline)
         pipe = load_pipeline(config.pipeline, device, dtype)
     return pipe, list(rewards)
 

@@ -1,4 +1,4 @@
-"""Scores to pairs: margins, consensus of rewards, balance of categories, deliberate noise."""
+"""Scores to pairs: margins, consensus of rewards, balance of categories."""
 
 from __future__ import annotations
 
@@ -59,37 +59,34 @@ class Table:
 
 
 @dataclass
-class Pairs:
+class Pairing:
     """Winners and losers as rows of a `Table`, and what became of the rest.
 
     Attributes:
         winner, loser: (M,).
-        margin: (M,) main score of the winner minus the loser's; negative where flipped.
-        flipped: (M,) bool.
+        margin: (M,) main score of the winner minus the loser's, at least 0.
         dropped: How many candidates were left out, by reason.
     """
 
     winner: Ints
     loser: Ints
     margin: Floats
-    flipped: NDArray[np.bool_]
     dropped: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.winner)
 
-    def take(self, rows: Any) -> Pairs:
+    def take(self, rows: Any) -> Pairing:
         """Some of them, in that order."""
-        margin, flipped = self.margin[rows], self.flipped[rows]
-        return Pairs(self.winner[rows], self.loser[rows], margin, flipped, self.dropped)
+        return Pairing(self.winner[rows], self.loser[rows], self.margin[rows], self.dropped)
 
 
-def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pairs:
+def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pairing:
     """Pairs of samples of one prompt that the rewards agree on.
 
     Args:
         table: Scored samples.
-        config: Margins, consensus, how many, noise.
+        config: Margins, consensus, how many.
         balance: Keep as many pairs of every category.
 
     Raises:
@@ -116,43 +113,18 @@ def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pa
         )
     winner, loser = np.array(found, dtype=np.int64).T
     margin = table.main[winner] - table.main[loser]
-    pairs = Pairs(winner, loser, margin, np.zeros(len(winner), dtype=bool), dropped)
+    pairs = Pairing(winner, loser, margin, dropped)
     if balance:
         kinds = [table.category[row] for row in pairs.winner]
-        pairs = pairs.take(balanced(kinds, rng, "pairs"))
+        pairs = pairs.take(balance_rows(kinds, rng, "pairs"))
     if config.count is not None:
         way_out = f"left out were {_told(dropped)}; lower count or margin, or draw more samples"
         check_enough(len(pairs), config.count, "pairs", way_out)
         pairs = pairs.take(np.sort(rng.permutation(len(pairs))[: config.count]))
-    return flipped(pairs, config.noise, config.seed)
+    return pairs
 
 
-def flipped(pairs: Pairs, share: float, seed: int) -> Pairs:
-    """The pairs with exactly `round(share * M)` of them turned round, and marked so."""
-    chosen = chosen_share(len(pairs), share, seed)
-    return Pairs(
-        np.where(chosen, pairs.loser, pairs.winner),
-        np.where(chosen, pairs.winner, pairs.loser),
-        np.where(chosen, -pairs.margin, pairs.margin),
-        chosen,
-        pairs.dropped,
-    )
-
-
-def chosen_share(count: int, share: float, seed: int) -> NDArray[np.bool_]:
-    """(count,) bool, `round(share * count)` of them true; a larger share includes a smaller one."""
-    order = np.random.default_rng([seed, 47]).permutation(count)
-    chosen = np.zeros(count, dtype=bool)
-    chosen[order[: round(share * count)]] = True
-    return chosen
-
-
-def reflected(scores: Floats, chosen: NDArray[np.bool_]) -> Floats:
-    """Scores with the chosen ones reflected about the median of all."""
-    return np.where(chosen, 2 * np.median(scores) - scores, scores)
-
-
-def balanced(kinds: Sequence[str], rng: np.random.Generator, what: str) -> Ints:
+def balance_rows(kinds: Sequence[str], rng: np.random.Generator, what: str) -> Ints:
     """Rising rows that hold every kind equally often, as often as the rarest has.
 
     Raises:

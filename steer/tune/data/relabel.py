@@ -1,4 +1,4 @@
-"""Other labels on samples that are there: other margins, balance or noise, nothing drawn again."""
+"""Other labels on samples that are there: other margins or balance, nothing drawn again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from steer.core.errors import TuneError
 from steer.tune.data.config import DataConfig
-from steer.tune.data.folder import INDEX, MANIFEST, SHARED, Folder, arrow
+from steer.tune.data.folder import Folder
 from steer.tune.data.index import finish
+from steer.tune.tables import INDEX, MANIFEST, SHARED, arrow
 
 
-_KEPT = ("pipeline", "rewards", "device", "precision")
+_KEPT = ("pipeline", "rewards", "device", "dtype")
 _CALL = ("steps", "guidance", "negative_prompt", "seeds", "seed")
 
 
@@ -34,10 +35,6 @@ def relabel(config: DataConfig, folder: Folder) -> Path:
     if folder.finished:
         return folder.path
     table = arrow()[1].read_table(source / INDEX)
-    if "clean_score" in table.column_names:
-        at = table.column_names.index("score")
-        table = table.set_column(at, "score", table.column("clean_score"))
-        table = table.drop_columns(["clean_score", "flipped"])
     texts = sorted(path.name for path in source.glob("text-*.safetensors"))
     names = sorted(set(table.column("shard").to_pylist()))
     for name in [*names, *texts]:

@@ -34,7 +34,7 @@ class Accuracy:
         )
 
 
-def ordered(scores: NDArray[np.float64], worth: NDArray[np.float64]) -> tuple[float, int]:
+def count_ordered(scores: NDArray[np.float64], worth: NDArray[np.float64]) -> tuple[float, int]:
     """How many pairs of one prompt's images are ordered by score as by worth, of how many.
 
     Args:

@@ -115,7 +115,7 @@ def _read(path: Path) -> list[Any]:
                 lines = path.read_text("utf-8").splitlines()
                 entries = [json.loads(line) for line in lines if line.strip()]
             case ".parquet":
-                from steer.tune.data.folder import arrow
+                from steer.tune.tables import arrow
 
                 entries = arrow()[1].read_table(path).to_pylist()
             case _:

@@ -1,9 +1,8 @@
-"""`steer tune reward`: choices to a preference scorer, and what it is worth."""
+"""`steer tune scorer`: choices to a preference scorer, and what it is worth."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,28 @@ from steer.core.files.versions import versions
 from steer.core.weights.reading import fingerprint
 from steer.tune.checks import check_unchanged
 from steer.tune.scorer import loop
-from steer.tune.scorer.accuracy import Accuracy, accuracy, ordered
+from steer.tune.scorer.accuracy import Accuracy, accuracy, count_ordered
 from steer.tune.scorer.choices import digest, divide, read_choices
-from steer.tune.scorer.config import RewardConfig
+from steer.tune.scorer.config import ScorerConfig
 from steer.tune.scorer.loop import Loss, Optimisation
-from steer.tune.scorer.model import OpenClip, load_open_clip, lock, save_open_clip, soup
-from steer.tune.scorer.objective import cosines, padded, preference_loss
-from steer.tune.scorer.source import Batch, Files, Source
+from steer.tune.scorer.model import OpenClip, load_open_clip, lock, save_open_clip
+from steer.tune.scorer.objective import cosines, pad_rows, preference_loss
+from steer.tune.scorer.source import ChoiceBatch, ChoiceSource, FileChoices
 
 
-BEGUN, RESULT, SCORER = "begun.json", "reward.json", "scorer"
+BEGUN, RESULT, SCORER = "begun.json", "scorer.json", "scorer"
 _CHUNK = 64
 
 
 def fit(
-    config: RewardConfig, *, source: Source | None = None, progress: bool = True
+    config: ScorerConfig, *, source: ChoiceSource | None = None, progress: bool = True
 ) -> dict[str, Any]:
     """Fine-tune the scorer that `config` describes, or continue it.
 
-    Writes `scorer/` (an open_clip folder: the reward `clip:local-dir:OUT/scorer`), `reward.json`
-    (accuracy on held-out pairs before and after, settings, versions), and per member a checkpoint
-    and a log of losses. A run that was killed continues from its last checkpoint with equal
-    results.
+    Writes `scorer/` (an open_clip folder: the reward `clip:local-dir:OUT/scorer`), `scorer.json`
+    (accuracy on held-out pairs before and after, settings, versions), `scorer.pt` (a checkpoint)
+    and `scorer.jsonl` (the losses). A run that was killed continues from its last checkpoint with
+    equal results.
 
     Args:
         config: The run.
@@ -47,7 +46,7 @@ def fit(
         progress: Show a bar.
 
     Returns:
-        What `reward.json` holds.
+        What `scorer.json` holds.
 
     Raises:
         TuneError: Choices that cannot be read or learned from, a folder that cannot be written or
@@ -65,19 +64,10 @@ def fit(
     if (out / RESULT).is_file() and (out / SCORER).is_dir():
         return json.loads((out / RESULT).read_text("utf-8"))
     before = measure(clip, source, device)
-    clip.model.to("cpu")  # room for the members
-    members = []
-    for number in range(config.members):
-        member = load_open_clip(config.model, config.resize)
-        lock(member.model, config.unlocked_image, config.unlocked_text)
-        name = f"member{number}"
-        train_member(name, member, source, optimisation(config), out, device, config, progress)
-        members.append(member.model.to("cpu"))
-    if config.soup:
-        members = [clip.model, *members]
-    clip.model.load_state_dict(soup(members))
+    lock(clip.model, config.unlocked_image, config.unlocked_text)
+    train_model(clip, source, out, device, config, progress)
     after = measure(clip, source, device)
-    save_open_clip(out / SCORER, clip, getattr(torch, config.store))
+    save_open_clip(out / SCORER, clip, getattr(torch, config.stored_dtype))
     result = {
         "reward": f"clip:local-dir:{out / SCORER}",
         "accuracy_before": vars(before),
@@ -92,30 +82,29 @@ def fit(
     return result
 
 
-def train_member(
-    name: str,
+def train_model(
     clip: OpenClip,
-    source: Source,
-    recipe: Optimisation,
+    source: ChoiceSource,
     folder: Path,
     device: str,
-    config: RewardConfig,
+    config: ScorerConfig,
     progress: bool = True,
 ) -> None:
-    """Train one model in place; see `loop.train` for its files, errors and resumption."""
+    """Train the model in place; see `loop.train` for its files, errors and resumption."""
     model = clip.model.to(device)
     if config.checkpointing:
         model.set_grad_checkpointing(True)
+    recipe = optimisation(config)
     size = loop.share(recipe)
-    mixed = _autocast(device, config.precision)
+    mixed = _autocast(device, config.dtype)
     loop.train(
-        name,
+        SCORER,
         model,
         choice_loss(clip, source, size, config.smoothing, device, mixed),
         recipe,
         folder,
         config.seed,
-        held=lambda rng: source.held(size, rng),
+        names=lambda rng: source.names(size, rng),
         checkpoint_every=config.checkpoint_every,
         progress=progress,
     )
@@ -123,7 +112,7 @@ def train_member(
 
 def choice_loss(
     clip: OpenClip,
-    source: Source,
+    source: ChoiceSource,
     size: int,
     smoothing: float,
     device: str,
@@ -138,8 +127,8 @@ def choice_loss(
         with mixed:
             cosine = _cosines(clip, batch, device)
         scale = model.logit_scale.float().exp().clamp(max=100)
-        scores, mask = padded(scale * cosine, batch.counts)
-        target, _ = padded(batch.target.to(device), batch.counts)
+        scores, mask = pad_rows(scale * cosine, batch.counts)
+        target, _ = pad_rows(batch.target.to(device), batch.counts)
         value = preference_loss(scores, target, mask, smoothing)
         best = scores.masked_fill(~mask, float("-inf")).argmax(1) == target.argmax(1)
         return value, {"best_chosen": best.float().mean()}
@@ -148,7 +137,7 @@ def choice_loss(
 
 
 @torch.no_grad()
-def measure(clip: OpenClip, source: Source, device: str) -> Accuracy:
+def measure(clip: OpenClip, source: ChoiceSource, device: str) -> Accuracy:
     """Accuracy on the source's held-out pairs, in float32, in evaluation mode."""
     clip.model.to(device).eval()
     right, pairs = [], []
@@ -156,7 +145,7 @@ def measure(clip: OpenClip, source: Source, device: str) -> Accuracy:
         found = _cosines(clip, batch, device).double().cpu().split(batch.counts)
         worth = batch.worth.double().split(batch.counts)
         for scores, own in zip(found, worth, strict=True):
-            wins, count = ordered(scores.numpy(), own.numpy())
+            wins, count = count_ordered(scores.numpy(), own.numpy())
             right.append(wins)
             pairs.append(count)
     try:
@@ -165,7 +154,7 @@ def measure(clip: OpenClip, source: Source, device: str) -> Accuracy:
         raise TuneError(f"held_out: {error}") from error
 
 
-def optimisation(config: RewardConfig) -> Optimisation:
+def optimisation(config: ScorerConfig) -> Optimisation:
     """The optimiser of a configuration; gains, biases and the scale do not decay."""
     return Optimisation(
         config.steps,
@@ -180,41 +169,33 @@ def optimisation(config: RewardConfig) -> Optimisation:
     )
 
 
-def make_source(config: RewardConfig, clip: OpenClip, device: str) -> Source:
+def make_source(config: ScorerConfig, clip: OpenClip, device: str) -> ChoiceSource:
     """The choices that a configuration names."""
-    if isinstance(config.data, Mapping):
-        if set(config.data) != {"shapes"}:
-            raise TuneError(f"data={dict(config.data)!r}: name a file, or {{shapes: FOLDER}}")
-        from recipes.shapes_world.scorer import Samples
+    folder = Path(config.data).expanduser()
+    if folder.is_dir():
+        from steer.tune.scorer.latents import LatentChoices
 
-        try:
-            return Samples.load(Path(config.data["shapes"]), clip.preprocess)
-        except FileNotFoundError as error:
-            raise TuneError(f"data={dict(config.data)!r}: {error}") from error
-    if Path(config.data).expanduser().is_dir():
-        from steer.tune.scorer.decoded import Decoded
-
-        return Decoded.load(Path(config.data).expanduser(), clip.preprocess, device)
+        return LatentChoices.load(folder, clip.preprocess, device)
     train = read_choices(config.data, config.root)
     if config.held_out is not None:
         test = read_choices(config.held_out, config.root)
     else:
         train, test = divide(train, config.test_share, config.seed)
-    return Files(train, test, clip.preprocess, digest([*train, *test]))
+    return FileChoices(train, test, clip.preprocess, digest([*train, *test]))
 
 
-def _cosines(clip: OpenClip, batch: Batch, device: str) -> Tensor:
+def _cosines(clip: OpenClip, batch: ChoiceBatch, device: str) -> Tensor:
     ids = clip.tokenizer(batch.texts).to(device)
     return cosines(clip.model, batch.pixels.to(device), ids, batch.counts)
 
 
-def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    if precision == "float32":
+def _autocast(device: str, dtype: str) -> AbstractContextManager[Any]:
+    if dtype == "float32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
-def _begin(out: Path, config: RewardConfig, clip: OpenClip, source: Source) -> None:
+def _begin(out: Path, config: ScorerConfig, clip: OpenClip, source: ChoiceSource) -> None:
     """Note what a new run is made of, or see that a run under way is made of the same."""
     try:
         usable(out)

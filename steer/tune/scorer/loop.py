@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
@@ -22,7 +23,7 @@ from steer.core.errors import NonFiniteError
 
 
 Loss = Callable[[np.random.Generator, torch.Generator], tuple[Tensor, dict[str, float]]]
-Held = Callable[[np.random.Generator], Sequence[str]]
+Names = Callable[[np.random.Generator], Sequence[str]]
 CHECKPOINT_EVERY, LOG_EVERY = 250, 25
 ATTENTION = {
     "cpu": [SDPBackend.MATH],  # whose backward beats the fused kernel's at small sizes, measured
@@ -77,36 +78,21 @@ def generators(seed: int, stage: str, step: int) -> tuple[np.random.Generator, t
 
 
 def learning_rate(step: int, recipe: Optimisation) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
+    """Linear warm-up, then half a cosine down to zero: open_clip's, which HPS v2 was trained with.
+
+    (diffusers' `get_scheduler` begins at 0, so its first step would change nothing.)
+    """
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Ema:
-    """An exponential moving average of a module's trained parameters, warmed up."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.shadow = [p.detach().clone() for p in _trained(module)]
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in _trained(module)], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        for p, s in zip(_trained(module), self.shadow, strict=True):
-            p.copy_(s)
-
-
 class Watch:
     """Losses and gradient norms since they were last looked at; looking waits for the device."""
 
-    def __init__(self, name: str, seed: int, checkpoint: Path, held: Held | None) -> None:
-        self.name, self.seed, self.checkpoint, self.held = name, seed, checkpoint, held
+    def __init__(self, name: str, seed: int, checkpoint: Path, names: Names | None) -> None:
+        self.name, self.seed, self.checkpoint, self.names = name, seed, checkpoint, names
         self._seen: list[tuple[int, Tensor]] = []
 
     def note(self, step: int, loss: Tensor, norm: Tensor) -> None:
@@ -125,7 +111,7 @@ class Watch:
             if math.isfinite(loss) and math.isfinite(norm):
                 continue
             rng, _ = generators(self.seed, self.name, step)
-            ids = [str(i) for i in self.held(rng)] if self.held else []
+            ids = [str(i) for i in self.names(rng)] if self.names else []
             what = f"loss={loss}, its gradient's norm is {norm}"
             kept = self.checkpoint if self.checkpoint.exists() else None
             raise NonFiniteError(what, step, ids, kept)
@@ -139,7 +125,7 @@ def train(
     folder: Path,
     seed: int,
     *,
-    held: Held | None = None,
+    names: Names | None = None,
     checkpoint_every: int = CHECKPOINT_EVERY,
     progress: bool = True,
 ) -> None:
@@ -157,7 +143,7 @@ def train(
         recipe: Optimisation.
         folder: Of the two files.
         seed: Of the run.
-        held: From a step's first generator to the names of what its batch holds, for the message
+        names: From a step's first generator to the names of what its batch holds, for the message
             of a NonFiniteError.
         checkpoint_every: Steps.
         progress: Show a bar.
@@ -168,10 +154,10 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
     optimizer = _adamw(module, recipe)
-    ema = Ema(module, recipe.ema) if recipe.ema else None
+    ema = EMAModel(_parameters(module), decay=recipe.ema, foreach=True) if recipe.ema else None
     start = _resume(checkpoint, module, optimizer, ema)
     module.train()
-    watch = Watch(name, seed, checkpoint, held)
+    watch = Watch(name, seed, checkpoint, names)
     hidden = rank() != 0 or not progress
     bar = tqdm(
         range(start, recipe.steps),
@@ -190,11 +176,11 @@ def train(
             value.backward()
         if world_size() > 1:
             _average_gradients(module)
-        norm = nn.utils.clip_grad_norm_(_trained(module), recipe.clip)
+        norm = nn.utils.clip_grad_norm_(_parameters(module), recipe.clip)
         watch.note(step, value, norm)
         optimizer.step()
         if ema:
-            ema.update(module, step)
+            ema.step(_parameters(module))
         last = step == recipe.steps - 1
         if rank() == 0 and (step % LOG_EVERY == 0 or last):
             watch.look()
@@ -206,7 +192,7 @@ def train(
             watch.look()
             _save(checkpoint, module, optimizer, ema, step + 1)
     if ema:
-        ema.copy_to(module)
+        ema.copy_to(_parameters(module))
     module.eval()
 
 
@@ -216,12 +202,12 @@ def attention(module: nn.Module) -> AbstractContextManager[Any]:
     return sdpa_kernel(kernels) if kernels else nullcontext()
 
 
-def _trained(module: nn.Module) -> list[nn.Parameter]:
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
 def _adamw(module: nn.Module, recipe: Optimisation) -> torch.optim.AdamW:
-    parameters = _trained(module)
+    parameters = _parameters(module)
     groups: list[dict[str, object]] = [{"params": parameters}]
     if not recipe.decay_gains:
         groups = [
@@ -234,7 +220,10 @@ def _adamw(module: nn.Module, recipe: Optimisation) -> torch.optim.AdamW:
 
 
 def _average_gradients(module: nn.Module) -> None:
-    """Mean gradient over the processes, in one message."""
+    """Mean gradient over the processes, in one message.
+
+    (DDP, accelerate's too, wants the module's `forward`; towers are called one by one here.)
+    """
     grads = [p.grad for p in module.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
@@ -248,7 +237,7 @@ def _rounded(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _resume(
-    checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
+    checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel | None
 ) -> int:
     """The step to go on with, 0 without a checkpoint."""
     if not checkpoint.exists():
@@ -258,18 +247,19 @@ def _resume(
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     if ema:
-        ema.shadow = state["ema"]
+        ema.load_state_dict(state["ema"])
+        ema.to(device)
     return state["step"]
 
 
 def _save(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, step: int
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel | None, step: int
 ) -> None:
     state = {
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
-        "ema": ema.shadow if ema else [],
+        "ema": ema.state_dict() if ema else None,
     }
     partial = path.with_suffix(".part")
     torch.save(state, partial)

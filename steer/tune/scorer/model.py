@@ -1,4 +1,4 @@
-"""The open_clip model that is fine-tuned: loaded, frozen in part, averaged, written."""
+"""The open_clip model that is fine-tuned: loaded, frozen in part, written."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from steer.core.errors import TuneError
 from steer.rewards.clip.encoder import Source, load_encoder
@@ -46,7 +46,7 @@ def load_open_clip(model: str, resize: str = "model") -> OpenClip:
     """What `model` names, as the reward `clip:` would load it, ready to be trained on the CPU.
 
     Args:
-        model: See `RewardConfig.model`.
+        model: See `ScorerConfig.model`.
         resize: Another way to come to the model's size, or `"model"`.
 
     Raises:
@@ -89,29 +89,20 @@ def lock(model: Any, image: int | None, text: int | None) -> None:
         raise TuneError("unlocked_image, unlocked_text: nothing is left to train; unlock more")
 
 
-def soup(models: Sequence[nn.Module]) -> dict[str, Tensor]:
-    """The mean of the models' weights (Wortsman et al. 2022, arXiv:2203.05482, arXiv:2109.01903).
-
-    With the model that fine-tuning began from among them, what it knew is kept.
-    """
-    states = [model.state_dict() for model in models]
-    return {key: torch.stack([s[key].float() for s in states]).mean(0) for key in states[0]}
-
-
-def save_open_clip(folder: Path, clip: OpenClip, store: torch.dtype) -> Path:
+def save_open_clip(folder: Path, clip: OpenClip, dtype: torch.dtype) -> Path:
     """Write the model as a folder that `clip:local-dir:FOLDER` and open_clip load, in one step."""
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     inner = getattr(clip.tokenizer, "tokenizer", None)
     if inner is not None:
         write_open_clip_folder(
-            partial, clip.model, clip.config, clip.preprocess_cfg, inner, dtype=store
+            partial, clip.model, clip.config, clip.preprocess_cfg, inner, dtype=dtype
         )
     else:  # CLIP's own tokenizer is part of open_clip
         partial.mkdir(parents=True)
         config = {"model_cfg": clip.config, "preprocess_cfg": _plain(clip.preprocess_cfg)}
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tensors = {n: _stored(v, store) for n, v in clip.model.state_dict().items()}
+        tensors = {n: _on_cpu(v, dtype) for n, v in clip.model.state_dict().items()}
         save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
     if folder.exists():
         shutil.rmtree(folder)
@@ -126,6 +117,6 @@ def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
 
-def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _on_cpu(value: Tensor, dtype: torch.dtype) -> Tensor:
     value = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype)
     return value.clone().contiguous()

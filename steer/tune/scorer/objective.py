@@ -64,7 +64,7 @@ def cosines(model: Any, pixels: Tensor, ids: Tensor, counts: Sequence[int]) -> T
     return (image * text.repeat_interleave(repeats, 0, output_size=len(image))).sum(-1)
 
 
-def padded(values: Tensor, counts: Sequence[int], fill: float = 0.0) -> tuple[Tensor, Tensor]:
+def pad_rows(values: Tensor, counts: Sequence[int], fill: float = 0.0) -> tuple[Tensor, Tensor]:
     """`(sum(counts),)` values as `(B, max(counts))` rows, and where they are real."""
     rows = torch.nn.utils.rnn.pad_sequence(list(values.split(list(counts))), True, fill)
     sizes = torch.tensor(list(counts), device=values.device)

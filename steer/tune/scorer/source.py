@@ -21,7 +21,7 @@ from steer.tune.scorer.choices import Choice
 
 
 @dataclass(frozen=True)
-class Batch:
+class ChoiceBatch:
     """Choices, image by image and prompt by prompt.
 
     Attributes:
@@ -39,32 +39,32 @@ class Batch:
     worth: Tensor
 
 
-class Source(Protocol):
+class ChoiceSource(Protocol):
     """What a scorer is trained and measured on."""
 
     digest: str
     """Tells the data from other data."""
 
-    def batch(self, size: int, rng: np.random.Generator, noise: torch.Generator) -> Batch:
+    def batch(self, size: int, rng: np.random.Generator, noise: torch.Generator) -> ChoiceBatch:
         """A random batch, wholly decided by the two generators."""
         ...
 
-    def held(self, size: int, rng: np.random.Generator) -> Sequence[str]:
+    def names(self, size: int, rng: np.random.Generator) -> Sequence[str]:
         """The names of what `batch` with the same generator holds."""
         ...
 
-    def held_out(self, size: int) -> Iterator[Batch]:
+    def held_out(self, size: int) -> Iterator[ChoiceBatch]:
         """All held-out choices, in batches."""
         ...
 
 
-class Files:
+class FileChoices:
     """Choices between image files, decoded by threads as they are asked for.
 
     Args:
         train, test: Choices.
         preprocess: Of the model.
-        digest: See `Source`.
+        digest: See `ChoiceSource`.
     """
 
     def __init__(
@@ -78,22 +78,22 @@ class Files:
         self.preprocess, self.digest = preprocess, digest
         self._pool = ThreadPoolExecutor()
 
-    def batch(self, size: int, rng: np.random.Generator, noise: torch.Generator) -> Batch:
-        return self._load(self._drawn(size, rng))
+    def batch(self, size: int, rng: np.random.Generator, noise: torch.Generator) -> ChoiceBatch:
+        return self._load(self._draw(size, rng))
 
-    def held(self, size: int, rng: np.random.Generator) -> list[str]:
-        return [choice.name for choice in self._drawn(size, rng)]
+    def names(self, size: int, rng: np.random.Generator) -> list[str]:
+        return [choice.name for choice in self._draw(size, rng)]
 
-    def held_out(self, size: int) -> Iterator[Batch]:
+    def held_out(self, size: int) -> Iterator[ChoiceBatch]:
         for start in range(0, len(self.test), size):
             yield self._load(self.test[start : start + size])
 
-    def _drawn(self, size: int, rng: np.random.Generator) -> list[Choice]:
+    def _draw(self, size: int, rng: np.random.Generator) -> list[Choice]:
         """Different ones, in any order: HPS v2 shuffles images, and so does a drawn order."""
         rows = rng.choice(len(self.train), min(size, len(self.train)), replace=False)
         return [self.train[row] for row in rows]
 
-    def _load(self, choices: Sequence[Choice]) -> Batch:
+    def _load(self, choices: Sequence[Choice]) -> ChoiceBatch:
         paths = [path for choice in choices for path in choice.images]
         pixels = torch.cat(list(self._pool.map(self._read, paths)))
         start = 0
@@ -105,7 +105,7 @@ class Files:
                     f"{choice.name}: two of these images are the same, so nothing can be preferred "
                     "there; leave this choice out"
                 )
-        return Batch(
+        return ChoiceBatch(
             pixels,
             tuple(len(choice.images) for choice in choices),
             [choice.prompt for choice in choices],

@@ -1,4 +1,4 @@
-"""`steer tune CONFIG.yaml`: the file, the command, and how it ends."""
+"""`steer tune run CONFIG.yaml`: the file, the command, and how it ends."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_configuration_comes_back_from_its_own_values(tmp_path: Path) -> None:
         {
             **LEAST,
             "objective": objective,
-            "lr": "1e-4",  # what YAML makes of 1e-4
+            "lr": 1e-4,
             "lora": {"rank": 4, "targets": ["to_q"]},
             "validation": {"every": 5, "prompts": ["a"]},
         }
@@ -66,34 +66,38 @@ def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
     ("values", "message"),
     [
         ({"siblings": 5}, r"siblings=5: must divide batch=32"),
-        ({"siblings": 0}, r"siblings=0: must be at least 1"),
+        ({"siblings": 0}, r"siblings=0: must be a whole number of at least 1"),
         ({"siblings": 2, "objective": "dpo"}, r"siblings=2: is for objectives of single images"),
         ({"stepz": 5}, "stepz.*did you mean 'steps'"),
         ({"objective": "ppo"}, "objective='ppo': one of tgo, kto"),
         ({"objective": {"beta": 1}}, "a name and values"),
         ({"objective": {"name": "tgo", "alpha": 1}}, "objective.*alpha.*unknown"),
         ({"objective": {"name": "poly_dpo", "alpha": -2}}, r"alpha=-2.*at least -1"),
-        ({"objective": {"name": "tgo", "beta": "much"}}, "objective.beta='much': must be float"),
+        (
+            {"objective": {"name": "tgo", "beta": "much"}},
+            "objective: beta='much': must be a number above 0",
+        ),
         ({"lora": {"rank": 0}}, "lora.rank=0"),
         ({"lora": {"alpha": -1.0}}, "lora.alpha"),
         ({"lora": {"targets": []}}, "lora.targets"),
         ({"lora": 3}, "lora"),
         ({"steps": 0}, "steps=0"),
-        ({"steps": 2.5}, "steps=2.5: must be int"),
+        ({"steps": 2.5}, "steps=2.5: must be a whole number"),
         ({"batch": True}, "batch=True"),
         ({"lr": 0}, "lr=0"),
         ({"lr": "fast"}, "lr='fast'"),
+        ({"lr": "1e-5"}, r"lr='1e-5': must be a number above 0.*write 1\.0e-05"),
         ({"ema": 1.0}, "ema=1.0"),
         ({"text_dropout": 1.5}, "text_dropout=1.5"),
         ({"schedule": "step"}, "schedule='step': one of constant"),
-        ({"precision": "int8"}, "precision='int8'"),
-        ({"weights": "bfloat16", "lora": False}, "weights='bfloat16' with lora: false"),
-        ({"weights": "int4"}, "weights='int4'"),
+        ({"dtype": "int8"}, "dtype='int8': one of float32"),
+        ({"base_dtype": "bfloat16", "lora": False}, "base_dtype='bfloat16' with lora: false"),
+        ({"base_dtype": "int4"}, "base_dtype='int4'"),
         ({"warmup": -1}, "warmup=-1"),
         ({"keep": 0}, "keep=0"),
         ({"validation": {"every": -1}}, "validation.every=-1"),
         ({"validation": [1]}, "validation"),
-        ({"data": 3}, "data=3: must be str"),
+        ({"data": 3}, "data=3: must be text"),
     ],
 )
 def test_what_is_wrong_in_a_configuration_is_named(values: dict[str, Any], message: str) -> None:
@@ -133,7 +137,7 @@ def test_the_command_trains_continues_and_says_where_the_weights_are(tmp_path: P
         cpu=True,
     )
     out = tmp_path / "run"
-    result = run("tune", path, "--out", out, "--quiet")
+    result = run("tune", "run", path, "--out", out, "--quiet")
     assert result.exit_code == 0, result.output
     assert str(out / "tuned") in result.output.replace("\n", "")
     assert load_file(out / "tuned" / "pytorch_lora_weights.safetensors")
@@ -141,7 +145,7 @@ def test_the_command_trains_continues_and_says_where_the_weights_are(tmp_path: P
     same = run("tune", "run", path, "--out", out, "--quiet")
     assert same.exit_code == 0
     path.write_text(path.read_text().replace("steps: 2", "steps: 2\nlr: 0.5"))
-    other = run("tune", path, "--out", out, "--quiet")
+    other = run("tune", "run", path, "--out", out, "--quiet")
     assert other.exit_code == 2 and "lr: 1e-05 -> 0.5" in other.output
 
 
@@ -150,20 +154,29 @@ def test_bad_input_and_a_loss_that_is_not_finite_end_the_command(
 ) -> None:
     monkeypatch.setattr(trainer, "load_pipeline", lambda config: build("sd"))
     values = {**LEAST, "out": str(tmp_path / "run"), "steps": 2, "batch": 2, "cpu": True}
-    lost = run("tune", written(tmp_path, **{**values, "data": str(tmp_path / "no")}), "--quiet")
+    lost = run(
+        "tune", "run", written(tmp_path, **{**values, "data": str(tmp_path / "no")}), "--quiet"
+    )
     assert lost.exit_code == 2 and "no such folder" in lost.output
     flat = write_set(tmp_path / "flat", scores=[0.25] * 16)
-    refused = run("tune", written(tmp_path, **{**values, "data": str(flat)}), "--quiet")
+    refused = run("tune", "run", written(tmp_path, **{**values, "data": str(flat)}), "--quiet")
     assert refused.exit_code == 2 and "0.25: 12" in refused.output
     broken = write_set(tmp_path / "broken")
     for path in broken.glob("latents-*"):
         save_file({"latents": torch.full_like(load_file(path)["latents"], torch.nan)}, path)
-    failed = run("tune", written(tmp_path, **{**values, "data": str(broken)}), "--quiet")
+    failed = run("tune", "run", written(tmp_path, **{**values, "data": str(broken)}), "--quiet")
     assert failed.exit_code == 1 and "step 1: the loss is nan" in failed.output
-    assert run("tune", tmp_path / "none.yaml").exit_code == 2
+    assert run("tune", "run", tmp_path / "none.yaml").exit_code == 2
 
 
-def test_the_group_knows_its_other_commands() -> None:
+def test_the_group_knows_its_commands() -> None:
     shown = run("tune", "--help").output
-    assert "data" in shown and "run" in shown
+    assert all(name in shown for name in ("run", "data", "scorer"))
     assert "Sample, score and pair" in run("tune", "data", "--help").output
+    assert run("tune", EXAMPLES / "tune_shapes.yaml").exit_code == 2  # `run` is not left out
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    path = written(tmp_path, **LEAST)
+    path.write_text(path.read_text() + "lr: 1e-4\n")
+    assert TuneConfig.load(path).lr == 1e-4

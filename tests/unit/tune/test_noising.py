@@ -11,7 +11,7 @@ from families import BETAS, FAMILIES, SCHEDULERS, arguments, build, seeded, shar
 from hypothesis import given, settings, strategies as st
 
 from steer.core.errors import TuneError
-from steer.tune.noising import PREDICTIONS, Noising, denoiser, nested, predict
+from steer.tune.noising import PREDICTIONS, Noising, denoiser, nest, predict
 
 
 X0, NOISE = torch.randn(2, 3, 4, 4, 4, generator=seeded(0))
@@ -28,7 +28,7 @@ def test_diffusion_is_what_the_scheduler_adds_and_predicts(kind: str, zero_snr: 
     assert noising.prediction == kind and len(noising) == 1000
     assert torch.equal(noising.timesteps, torch.arange(1000))
     expected = pipe.scheduler.add_noise(X0, NOISE, INDEX)
-    torch.testing.assert_close(noising.noisy(X0, NOISE, INDEX), expected)
+    torch.testing.assert_close(noising.add_noise(X0, NOISE, INDEX), expected)
     velocity = pipe.scheduler.get_velocity(X0, NOISE, INDEX)
     targets = {"epsilon": NOISE, "sample": X0, "v_prediction": velocity}
     torch.testing.assert_close(noising.target(X0, NOISE, INDEX), targets[kind])
@@ -47,7 +47,7 @@ def test_flow_matching_is_the_schedulers_own_with_its_static_shift() -> None:
     noising = Noising.of(pipe)
     timesteps = noising.timesteps[INDEX]
     expected = pipe.scheduler.scale_noise(X0, timesteps, NOISE)
-    torch.testing.assert_close(noising.noisy(X0, NOISE, INDEX), expected)
+    torch.testing.assert_close(noising.add_noise(X0, NOISE, INDEX), expected)
     torch.testing.assert_close(noising.target(X0, NOISE, INDEX), NOISE - X0)
     even = torch.linspace(1, 1e-3, 1000)
     torch.testing.assert_close(noising.sigma, 3 * even / (1 + 2 * even))
@@ -84,7 +84,7 @@ def test_noisy_and_target_determine_the_image(kind: str, angle: float) -> None:
     noising = Noising(kind, alpha, sigma, torch.zeros(1))
     x0, noise = X0.double(), NOISE.double()
     index = torch.zeros(3, dtype=torch.long)
-    x, y = noising.noisy(x0, noise, index), noising.target(x0, noise, index)
+    x, y = noising.add_noise(x0, noise, index), noising.target(x0, noise, index)
     found = {
         "epsilon": x - angle * y,  # alpha x0
         "sample": alpha * y,
@@ -95,7 +95,7 @@ def test_noisy_and_target_determine_the_image(kind: str, angle: float) -> None:
 
 
 def test_a_learned_variance_is_left_out_and_dotted_names_are_nested() -> None:
-    assert nested({"a": X0, "b.c": NOISE, "b.d": X0}) == {"a": X0, "b": {"c": NOISE, "d": X0}}
+    assert nest({"a": X0, "b.c": NOISE, "b.d": X0}) == {"a": X0, "b": {"c": NOISE, "d": X0}}
 
     def doubled(x: Any, timestep: Any, return_dict: bool) -> Any:
         return (torch.cat([2 * x, x], 1),)

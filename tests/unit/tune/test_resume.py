@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_sets import equal, rows, tiny_config as config, write_set
 
 from steer.tune import NonFiniteError, TuneError, tune
-from steer.tune.trainer import Stopped, Trainer
+from steer.tune.interrupts import Stopped
+from steer.tune.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -155,8 +156,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_ids_and_checkpoint(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
-def test_a_gpu_trains_and_continues_with_its_gradient_scale(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_gpu_trains_and_continues_with_its_gradient_scale(dtype: str, tmp_path: Path) -> None:
     data = write_set(tmp_path / "data", "sd3")
     objective = {"name": "dpo", "beta": 100.0}
     for steps in (2, 4):
@@ -165,7 +166,7 @@ def test_a_gpu_trains_and_continues_with_its_gradient_scale(precision: str, tmp_
             data,
             steps=steps,
             cpu=False,
-            precision=precision,
+            dtype=dtype,
             objective=objective,
             gradient_checkpointing=True,
         )
@@ -174,4 +175,4 @@ def test_a_gpu_trains_and_continues_with_its_gradient_scale(precision: str, tmp_
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     state = torch.load(tmp_path / "run" / "checkpoints" / "step-0000004" / "state.pt")
-    assert (state["scaler"] is not None) == (precision == "fp16")
+    assert (state["scaler"] is not None) == (dtype == "float16")

@@ -19,7 +19,7 @@ from steer.core.errors import CheckpointError
 from steer.core.files.png import read
 from steer.driver.denoisers.checkpoints import load
 from steer.tune import TuneError, tune
-from steer.tune.noising import denoiser, nested, predict
+from steer.tune.noising import denoiser, nest, predict
 from steer.tune.trainer import Trainer
 
 
@@ -33,12 +33,12 @@ def _fresh_accelerator() -> None:
 
 def answer(pipe: Any, trainer: Trainer) -> torch.Tensor:
     """What the pipeline's denoiser says to the first training batch."""
-    batch = trainer.loader.fixed(torch.arange(3).numpy(), 1)
-    noisy = trainer.noising.noisy(batch.x0[0], batch.draws.noise, batch.draws.index)
+    batch = trainer.loader.measurement(torch.arange(3).numpy(), 1)
+    noisy = trainer.noising.add_noise(batch.x0[0], batch.draws.noise, batch.draws.index)
     given = {k: v.float() for k, v in (dict(batch.text) | dict(batch.shared)).items()}
     with torch.no_grad():
         at = trainer.noising.timesteps[batch.draws.index]
-        return predict(denoiser(pipe)[1], noisy, at, nested(given))
+        return predict(denoiser(pipe)[1], noisy, at, nest(given))
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "wan", "sana"])
@@ -73,11 +73,11 @@ def test_adapters_beyond_attention_are_all_loaded_again(tmp_path: Path) -> None:
     after = answer(trainer.pipe, trainer)
     fresh = build("sd")
     fresh.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
-    assert lora_parameters(fresh.unet) == len(trainer.policy.named())
+    assert lora_parameters(fresh.unet) == len(trainer.policy.parameters())
     torch.testing.assert_close(answer(fresh, trainer), after, rtol=1e-4, atol=1e-5)
     other = build("sd")
     load(other, str(folder))
-    assert lora_parameters(other.unet) == len(trainer.policy.named())
+    assert lora_parameters(other.unet) == len(trainer.policy.parameters())
     state = load_file(folder / "pytorch_lora_weights.safetensors")
     names = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
     mixed = {
@@ -143,16 +143,14 @@ def test_gradient_checkpointing_changes_memory_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "precision", [{"precision": "bf16"}, {"weights": "bfloat16"}], ids=["autocast", "weights"]
+    "dtypes", [{"dtype": "bfloat16"}, {"base_dtype": "bfloat16"}], ids=["autocast", "weights"]
 )
-def test_half_precision_trains_adapters_in_float32(
-    precision: dict[str, str], tmp_path: Path
-) -> None:
-    dtype = torch.bfloat16 if "weights" in precision else torch.float32
+def test_half_precision_trains_adapters_in_float32(dtypes: dict[str, str], tmp_path: Path) -> None:
+    dtype = torch.bfloat16 if "base_dtype" in dtypes else torch.float32
     data = write_set(tmp_path / "data", "sd3")
-    job = config(tmp_path / "run", data, objective={"name": "dpo", "beta": 100}, **precision)
+    job = config(tmp_path / "run", data, objective={"name": "dpo", "beta": 100}, **dtypes)
     trainer = Trainer(job, build("sd3", dtype=dtype), progress=False)
-    assert {p.dtype for p in trainer.policy.named().values()} == {torch.float32}
+    assert {p.dtype for p in trainer.policy.parameters().values()} == {torch.float32}
     assert next(trainer.pipe.transformer.parameters()).dtype == dtype
     trainer.run()
     log = rows(tmp_path / "run")
@@ -177,13 +175,13 @@ def test_the_average_of_the_weights_is_exported(tmp_path: Path) -> None:
     trainer.advance = followed
     trainer.run()
     raw = [p.detach().clone() for p in trainer.parameters]
-    with trainer.averaged():
+    with trainer.average():
         for mean, parameter in zip(shadow, trainer.parameters, strict=True):
             torch.testing.assert_close(parameter.detach(), mean, rtol=1e-5, atol=1e-7)
     assert all(map(torch.equal, raw, [p.detach() for p in trainer.parameters]))
     fresh = build("sd3")
     fresh.load_lora_weights(tmp_path / "run" / "tuned", weight_name=_LORA)
-    with trainer.averaged():
+    with trainer.average():
         after = answer(trainer.pipe, trainer)
     torch.testing.assert_close(answer(fresh, trainer), after, rtol=1e-4, atol=1e-5)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 import steer
 from steer.core.errors import RewardError, TuneError
 from steer.tune.data import make as making
-from steer.tune.data.config import DataConfig, PairConfig, ScoreConfig
+from steer.tune.data.config import DataConfig, PairConfig
 from steer.tune.data.folder import Folder
 from steer.tune.data.make import make
 from steer.tune.dataset import Dataset
@@ -61,7 +61,7 @@ def configured(out: Path, family: str = "sd", **more: Any) -> DataConfig:
         "call": call,
         "batch": 4,
         "shard": 6,
-        "store": "float32",
+        "stored_dtype": "float32",
         "test_share": 0.2,
     }
     return DataConfig(out=str(out), **{**given, **more})
@@ -196,7 +196,7 @@ def test_compiling_is_for_the_samples_only_and_changes_none(
     other = made(configured(tmp_path / "compiled", compile=True), pipe)
     assert pipe.unet.forward == own and calls
     assert contents(other)["index.parquet"] == contents(whole)["index.parquet"]
-    with pytest.raises(TuneError, match=r"compile=1\.5"):
+    with pytest.raises(ValueError, match="compile"):
         configured(tmp_path, compile=1.5)
 
 
@@ -242,27 +242,6 @@ def test_pairs_by_consensus_and_other_labels_on_the_same_samples(
     ours, theirs = (pq.read_table(f / "pairs.parquet") for f in (folder, again))
     assert ours.equals(theirs)
     assert Dataset.load(again).manifest["samples"]["folder"] == str(whole)
-    noisy = PairConfig(per_prompt=None, noise=0.5)
-    given = DataConfig(out=str(tmp_path / "noisy"), samples=str(whole), pairs=noisy)
-    table = pq.read_table(make(given, progress=False) / "pairs.parquet")
-    flipped = table["flipped"].to_numpy(zero_copy_only=False)
-    assert flipped.sum() == round(0.5 * len(flipped))
-    assert ((table["margin"].to_numpy() < 0) == flipped).all()
-
-
-def test_noise_on_scalars_turns_labels_round(whole: Path, tmp_path: Path) -> None:
-    given = DataConfig(out=str(tmp_path / "a"), samples=str(whole), scores=ScoreConfig(noise=0.4))
-    noisy = make(given, progress=False)
-    table = pq.read_table(noisy / "index.parquet")
-    flipped = table["flipped"].to_numpy(zero_copy_only=False)
-    score, clean = table["score"].to_numpy(), table["clean_score"].to_numpy()
-    median = np.median(clean)
-    assert flipped.sum() == 6
-    np.testing.assert_allclose((score - median)[flipped], -(clean - median)[flipped], atol=1e-12)
-    assert (score[~flipped] == clean[~flipped]).all()
-    again = DataConfig(out=str(tmp_path / "b"), samples=str(noisy))
-    back = pq.read_table(make(again, progress=False) / "index.parquet")
-    assert back.equals(pq.read_table(whole / "index.parquet"))
 
 
 def test_balance_keeps_as_many_prompts_of_every_category(pipe: Any, tmp_path: Path) -> None:
@@ -323,7 +302,7 @@ def test_bad_arguments(pipe: Any, tmp_path: Path, whole: Path) -> None:
         ranked = steer.reward({"compressibility": 1.0, "incompressibility": 0.5}, combine="rank")
         given = configured(tmp_path / "b", rewards=("ranked",))
         make(given, pipe=pipe, rewards=[ranked], progress=False)
-    with pytest.raises(TuneError, match="a pair needs two"):
+    with pytest.raises(ValueError, match="a pair needs two"):
         configured(tmp_path, seeds=1, pairs=PairConfig())
     with pytest.raises(TuneError, match="holds no finished set"):
         make(DataConfig(out=str(tmp_path / "c"), samples=str(tmp_path)), progress=False)

@@ -14,11 +14,8 @@ from steer.core.errors import TuneError
 from steer.tune.data.config import PairConfig
 from steer.tune.data.pairs import (
     Table,
-    balanced,
-    chosen_share,
-    flipped,
+    balance_rows,
     make_pairs,
-    reflected,
 )
 
 
@@ -91,30 +88,6 @@ def test_all_pairs_equal_an_exhaustive_search(
         assert gap == pairs.margin[same].max()
 
 
-@given(st.integers(0, 200), st.floats(0, 1), st.integers(0, 5))
-def test_the_flipped_share_is_exact_and_grows_by_inclusion(n: int, share: float, seed: int) -> None:
-    chosen = chosen_share(n, share, seed)
-    assert chosen.sum() == round(share * n)
-    assert (chosen <= chosen_share(n, 1.0, seed)).all()
-    assert (chosen_share(n, share / 2, seed) <= chosen).all()
-
-
-def test_flipping_twice_gives_the_pairs_back() -> None:
-    samples = table([[0.1, 0.5, 0.9], [0.3, 0.2, 0.7]])
-    clean = make_pairs(samples, PairConfig(per_prompt=None))
-    noisy = make_pairs(samples, PairConfig(per_prompt=None, noise=0.4))
-    assert noisy.flipped.sum() == round(0.4 * len(clean))
-    back = flipped(noisy, 0.4, 0)
-    assert (back.winner == clean.winner).all() and (back.margin == clean.margin).all()
-    assert ((noisy.margin < 0) == noisy.flipped).all()
-
-
-def test_reflection_turns_the_label_round_and_keeps_its_distance() -> None:
-    scores = np.array([0.0, 1.0, 2.0, 3.0, 10.0])
-    noisy = reflected(scores, np.array([True, False, False, False, True]))
-    assert noisy.tolist() == [4.0, 1.0, 2.0, 3.0, -6.0]
-
-
 def test_margins_by_reward_and_in_spreads() -> None:
     main, other = [[0.0, 1.0], [0.0, 3.0]], [[0.0, 0.1], [0.0, 0.2]]
     samples = table(main, other)
@@ -148,7 +121,7 @@ def test_balance_is_exact_and_random_choice_is_seeded() -> None:
     assert counts == {"a": 8, "b": 8}
     again = make_pairs(samples, PairConfig(per_prompt=2, choose="random"), balance=True)
     assert (again.winner == pairs.winner).all()
-    kept = balanced(list("aabbbbc"), np.random.default_rng(1), "x")
+    kept = balance_rows(list("aabbbbc"), np.random.default_rng(1), "x")
     assert Counter("aabbbbc"[i] for i in kept) == {"a": 1, "b": 1, "c": 1}
     with pytest.raises(TuneError, match="all of category 'a'"):
         make_pairs(table([[0, 1]], category="a"), PairConfig(), balance=True)

@@ -1,4 +1,4 @@
-"""`steer tune reward` end to end: it learns, resumes, stops at NaN, and its folder loads."""
+"""`steer tune scorer` end to end: it learns, resumes, stops at NaN, and its folder loads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from steer.tune.data.config import DataConfig, PairConfig
 from steer.tune.data.make import make
 from steer.tune.scorer import fit as fitting, loop
 from steer.tune.scorer.choices import divide, read_choices
-from steer.tune.scorer.config import RewardConfig
-from steer.tune.scorer.decoded import Decoded
+from steer.tune.scorer.config import ScorerConfig
 from steer.tune.scorer.fit import fit
-from steer.tune.scorer.model import load_open_clip, lock, soup
+from steer.tune.scorer.latents import LatentChoices
+from steer.tune.scorer.model import load_open_clip, lock
 
 
 PAIRS = 60
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def configured(folder: Path, out: Path, **more: Any) -> RewardConfig:
+def configured(folder: Path, out: Path, **more: Any) -> ScorerConfig:
     given: dict[str, Any] = {
         "model": "shapes-clip",
         "data": str(folder / "pairs.json"),
@@ -62,10 +62,10 @@ def configured(folder: Path, out: Path, **more: Any) -> RewardConfig:
         "lr": 1e-3,
         "warmup": 2,
         "ema": 0.5,
-        "precision": "float32",
+        "dtype": "float32",
         "checkpoint_every": 4,
     }
-    return RewardConfig(out=str(out), **{**given, **more})
+    return ScorerConfig(out=str(out), **{**given, **more})
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         patch.setattr(fitting, "preference_loss", dying)
         with pytest.raises(KeyboardInterrupt):
             fit(config, progress=False)
-    assert not (tmp_path / "run" / "reward.json").exists()
+    assert not (tmp_path / "run" / "scorer.json").exists()
     result = fit(config, progress=False)
     assert result["version"] == whole[1]["version"] and calls == 8
     name = "scorer/open_clip_model.safetensors"
@@ -169,20 +169,6 @@ def test_locked_towers_stay_as_they_were(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TuneError, match="nothing is left to train"):
         model = load_open_clip("shapes-clip").model.requires_grad_(False)
         lock(model, None, None)
-
-
-def test_a_soup_of_members_has_the_mean_weights(folder: Path, tmp_path: Path) -> None:
-    given = {"steps": 1, "members": 2, "soup": True, "store": "float32", "ema": 0.0}
-    fit(configured(folder, tmp_path / "run", **given), progress=False)
-    states = [
-        torch.load(tmp_path / "run" / f"member{k}.pt", weights_only=True)["module"] for k in (0, 1)
-    ]
-    assert not torch.equal(states[0]["visual.proj"], states[1]["visual.proj"])
-    base = load_open_clip("shapes-clip").model.state_dict()
-    mixed = load_open_clip(f"local-dir:{tmp_path / 'run' / 'scorer'}").model.state_dict()
-    mean = (base["visual.proj"] + states[0]["visual.proj"] + states[1]["visual.proj"]) / 3
-    torch.testing.assert_close(mixed["visual.proj"], mean)
-    assert soup([torch.nn.Linear(1, 1)]).keys() == {"weight", "bias"}
 
 
 def test_choices_are_read_in_every_spelling(folder: Path, tmp_path: Path) -> None:
@@ -242,16 +228,12 @@ def test_choices_that_are_none(entries: Any, message: str, folder: Path, tmp_pat
 
 
 def test_bad_input(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(TuneError, match="without soup"):
-        configured(folder, tmp_path, members=2)
-    with pytest.raises(TuneError, match="nothing is left to train"):
+    with pytest.raises(ValueError, match="nothing is left to train"):
         configured(folder, tmp_path, unlocked_image=0, unlocked_text=0)
     with pytest.raises(TuneError, match="cannot be read"):
         fit(configured(folder, tmp_path / "a", data="no.json"), progress=False)
     with pytest.raises(TuneError, match="is 0: name a held_out"):
         fit(configured(folder, tmp_path / "a", test_share=0.0), progress=False)
-    with pytest.raises(TuneError, match=r"shapes.*no train samples"):
-        fit(configured(folder, tmp_path / "a", data={"shapes": str(tmp_path)}), progress=False)
     with pytest.raises(ValueError, match="open_clip has no model"):
         fit(configured(folder, tmp_path / "a", model="ViT-Z"), progress=False)
     (tmp_path / "file").write_text("x")
@@ -277,13 +259,17 @@ def test_pairs_of_a_preference_set_are_decoded(tmp_path: Path) -> None:
     """A paired set of the bundled world: images as the pipeline makes them, splits as they are."""
     settings = {"prompts": {"shapes": "train", "count": 6, "seed": 1}, "seeds": 2, "steps": 2}
     given = DataConfig(
-        str(tmp_path / "set"), **settings, test_share=0.34, pairs=PairConfig(), store="float32"
+        out=str(tmp_path / "set"),
+        **settings,
+        test_share=0.34,
+        pairs=PairConfig(),
+        stored_dtype="float32",
     )
     folder = make(given, progress=False)
     clip = load_open_clip("shapes-clip")
     config = configured(folder, tmp_path / "run", data=str(folder), batch=2)
     source = fitting.make_source(config, clip, "cpu")
-    assert isinstance(source, Decoded) and len(source.test) == 2
+    assert isinstance(source, LatentChoices) and len(source.test) == 2
     (batch,) = source.held_out(8)
     row = source.data.pairs.winner[source.data.pairs.split == "test"][0]  # pyright: ignore
     index = pq.read_table(folder / "index.parquet").to_pylist()[row]
@@ -295,7 +281,7 @@ def test_pairs_of_a_preference_set_are_decoded(tmp_path: Path) -> None:
     torch.testing.assert_close(batch.pixels[:1], clip.preprocess(image), atol=1e-4, rtol=0)
     assert batch.texts[0] == index["prompt"] and batch.counts == (2, 2)
     assert fit(configured(folder, tmp_path / "run", data=str(folder), steps=2), progress=False)
-    scored = DataConfig(str(tmp_path / "scored"), samples=str(folder))
+    scored = DataConfig(out=str(tmp_path / "scored"), samples=str(folder))
     with pytest.raises(TuneError, match="a scored set without pairs"):
         data = str(make(scored, progress=False))
         fit(configured(folder, tmp_path / "b", data=data), progress=False)
@@ -305,11 +291,11 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     runner = CliRunner()
     given = {"model": "shapes-clip", "data": str(folder / "pairs.json"), "steps": 1, "batch": 2}
     (tmp_path / "c.yaml").write_text(json.dumps({**given, "warmup": 0, "out": "unused"}))
-    command = ["reward", str(tmp_path / "c.yaml"), "--device", "cpu", "--out"]
+    command = ["scorer", str(tmp_path / "c.yaml"), "--device", "cpu", "--out"]
     done = runner.invoke(tune, [*command, str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     assert "Held-out accuracy now:" in done.output and "clip:local-dir:" in done.output
-    bad = runner.invoke(tune, ["reward", str(tmp_path / "no.yaml")])
+    bad = runner.invoke(tune, ["scorer", str(tmp_path / "no.yaml")])
     assert bad.exit_code == 2 and "cannot be read" in bad.output + str(bad.stderr)
 
     def diverging(*args: Any, **kwargs: Any) -> Any:

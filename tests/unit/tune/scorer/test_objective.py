@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binomtest
 from torch import Tensor
 
-from steer.tune.scorer.accuracy import accuracy, ordered, wilson
-from steer.tune.scorer.objective import padded, pair_loss, preference_loss
+from steer.tune.scorer.accuracy import accuracy, count_ordered, wilson
+from steer.tune.scorer.objective import pad_rows, pair_loss, preference_loss
 
 
 def rows(count: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -43,8 +43,8 @@ def test_loss_of_unequal_numbers_of_images_is_the_mean_of_each() -> None:
     parts = [rows(1, n, n) for n in (2, 4, 3)]
     flat = torch.cat([scores[0] for scores, _ in parts]).requires_grad_()
     counts = (2, 4, 3)
-    scores, mask = padded(flat, counts)
-    target, _ = padded(torch.cat([t[0] for _, t in parts]), counts)
+    scores, mask = pad_rows(flat, counts)
+    target, _ = pad_rows(torch.cat([t[0] for _, t in parts]), counts)
     assert mask.sum().item() == 9 and scores.shape == (3, 4)
     loss = preference_loss(scores, target, mask, 0.1)
     each = [preference_loss(s, t, smoothing=0.1) for s, t in parts]
@@ -81,7 +81,7 @@ def test_ordered_pairs_by_brute_force(found: np.ndarray) -> None:
             total += 1
             gap = (scores[i] - scores[j]) * (worth[i] - worth[j])
             right += 0.5 if gap == 0 else float(gap > 0)
-    assert ordered(scores, worth) == (right, total)
+    assert count_ordered(scores, worth) == (right, total)
 
 
 def test_one_pair_per_prompt_gives_about_wilsons_own_interval() -> None:

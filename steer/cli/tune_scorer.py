@@ -1,4 +1,4 @@
-"""`steer tune reward`: a preference scorer from a settings file."""
+"""`steer tune scorer`: a preference scorer from a settings file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 from steer.cli.exits import FAILED, INTERRUPTED, bad_input
 
 
-def reward(
-    config: Annotated[Path, typer.Argument(help="Settings in YAML; see docs/tune-reward.md.")],
+def scorer(
+    config: Annotated[Path, typer.Argument(help="Settings in YAML; see docs/tune-scorer.md.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder, instead of the file's `out`.")
     ] = None,
@@ -24,12 +24,12 @@ def reward(
     Writes a model folder that the reward clip:local-dir:FOLDER loads, and its accuracy.
     Interrupt it at any time: the same command continues from the last checkpoint.
 
-    Example: steer tune reward examples/tune_shapes_reward.yaml
+    Example: steer tune scorer examples/tune_shapes_scorer.yaml
     """
     with bad_input():
-        from steer.tune.scorer.config import RewardConfig
+        from steer.tune.scorer.config import ScorerConfig
 
-        job = RewardConfig.load(config, out=None if out is None else str(out), device=device)
+        job = ScorerConfig.load(config, out=None if out is None else str(out), device=device)
         from steer.core.errors import NonFiniteError
         from steer.tune.scorer.accuracy import Accuracy
         from steer.tune.scorer.fit import fit

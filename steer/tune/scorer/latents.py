@@ -16,10 +16,10 @@ from steer.driver.decode import decode
 from steer.rewards.clip.preprocess import Preprocess
 from steer.tune.checks import check_enough
 from steer.tune.dataset import Dataset
-from steer.tune.scorer.source import Batch
+from steer.tune.scorer.source import ChoiceBatch
 
 
-class Decoded:
+class LatentChoices:
     """Pairs of a finished preference set; its `test` split is held out.
 
     Args:
@@ -50,7 +50,7 @@ class Decoded:
         self.digest = fingerprint({"pairs": ids, "scores": torch.from_numpy(data.scores)})
 
     @classmethod
-    def load(cls, folder: Path, preprocess: Preprocess, device: str) -> Decoded:
+    def load(cls, folder: Path, preprocess: Preprocess, device: str) -> LatentChoices:
         """A folder, decoded by the pipeline that its manifest names, in float32."""
         from steer.jobs.pipelines import load_pipeline
 
@@ -65,22 +65,22 @@ class Decoded:
 
         return cls(data, decoder, preprocess)
 
-    def batch(self, size: int, rng: np.random.Generator, noise: torch.Generator) -> Batch:
-        return self._load(self._drawn(size, rng))
+    def batch(self, size: int, rng: np.random.Generator, noise: torch.Generator) -> ChoiceBatch:
+        return self._load(self._draw(size, rng))
 
-    def held(self, size: int, rng: np.random.Generator) -> Sequence[str]:
-        return [self.data.ids[row] for row in self._drawn(size, rng).flatten()]
+    def names(self, size: int, rng: np.random.Generator) -> Sequence[str]:
+        return [self.data.ids[row] for row in self._draw(size, rng).flatten()]
 
-    def held_out(self, size: int) -> Iterator[Batch]:
+    def held_out(self, size: int) -> Iterator[ChoiceBatch]:
         for start in range(0, len(self.test), size):
             yield self._load(self.test[start : start + size])
 
-    def _drawn(self, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _draw(self, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
         rows = rng.choice(len(self.train), min(size, len(self.train)), replace=False)
         return self.train[rows]
 
-    def _load(self, pairs: NDArray[np.int64]) -> Batch:
+    def _load(self, pairs: NDArray[np.int64]) -> ChoiceBatch:
         images = self.decoder(self.data.latents(pairs.flatten()))
         shares = torch.tensor([1.0, 0.0]).repeat(len(pairs))
         texts = [self.data.prompts[row] for row in pairs[:, 0]]
-        return Batch(self.preprocess(images), (2,) * len(pairs), texts, shares, shares)
+        return ChoiceBatch(self.preprocess(images), (2,) * len(pairs), texts, shares, shares)
