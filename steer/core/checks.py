@@ -55,7 +55,12 @@ def plain_calls(compute: object) -> None:
         raise ValueError(f"compute={compute!r}: a plain call costs 1; give 1 or more, such as 4")
 
 
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` where a known name is close, else nothing."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
 def near(name: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` where a known name is close, and all of them."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"; did you mean {found[0]!r}?" if found else "") + f" There are {', '.join(known)}"
+    return did_you_mean(name, known) + f" There are {', '.join(known)}"

@@ -21,8 +21,8 @@ from steer.cli.app import app
 from steer.core.files.png import read, save_png
 from steer.core.files.score_log import Key, Row, ScoreLog, ranked, write_csv, write_json_rows
 from steer.jobs import scoring
-from steer.jobs.images import find_images, natural
-from steer.jobs.prompts import by_file, read_prompts
+from steer.jobs.image_files import find_images
+from steer.jobs.image_prompts import by_file, read_prompts
 from steer.pipeline.report.sheet import MAX_CELLS, score_sheet
 from steer.rewards import register_reward
 
@@ -257,7 +257,7 @@ def test_the_table_is_sorted_and_has_means(folder: Path) -> None:
 def test_long_tables_are_cut(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from steer.pipeline.report.ranking import ranking
+    from steer.cli.score_table import ranking
 
     rows = [Row(f"{k}.png", "x" if k else "other", {"r": -float(k), "s": None}) for k in range(100)]
     console = Console(width=100, file=io.StringIO(), record=True)
@@ -280,7 +280,7 @@ def test_long_tables_are_cut(tmp_path: Path) -> None:
 def test_paths_are_shown_within_their_folder(paths: list[str], shown: list[str]) -> None:
     from rich.console import Console
 
-    from steer.pipeline.report.ranking import ranking
+    from steer.cli.score_table import ranking
 
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(ranking([Row(path, "x", {"r": 0.5}) for path in paths], ["r"]))
@@ -494,18 +494,6 @@ def test_a_log_cut_anywhere_is_a_shorter_log(
     with again.appending():
         again.add(merged)
     assert all(ScoreLog(path).get(key) == value for key, value in merged.items())
-
-
-@given(st.lists(st.text("0123456789ab/.", max_size=8), max_size=6))
-def test_natural_order_is_total(names: list[str]) -> None:
-    """Numbers by value, and no two different names compare as a mixture that cannot be sorted."""
-    ordered = sorted(names, key=natural)
-    assert sorted(reversed(ordered), key=natural) == sorted(ordered, key=natural)
-
-
-def test_natural_order() -> None:
-    names = ["b2.png", "b10.png", "a/10.png", "a/9.png", "b1.png"]
-    assert sorted(names, key=natural) == ["a/9.png", "a/10.png", "b1.png", "b2.png", "b10.png"]
 
 
 def test_each_file_once(folder: Path, tmp_path: Path) -> None:

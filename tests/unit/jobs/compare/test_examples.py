@@ -13,8 +13,8 @@ from families import build
 from steer.jobs.compare import prompts
 from steer.jobs.compare.arms import check_arm
 from steer.jobs.compare.config import Comparison, read
-from steer.jobs.compare.prompts import Prompt, PromptSet, load_prompts
-from steer.jobs.compare.run import run
+from steer.jobs.compare.job import run
+from steer.jobs.compare.prompt_sets import Prompt, PromptSet, load_prompts
 from steer.rewards import register_reward
 
 

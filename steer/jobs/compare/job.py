@@ -7,19 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from steer.core.errors import FolderError
 from steer.core.files.atomic import plain
 from steer.core.files.versions import versions
 from steer.jobs.compare import results
 from steer.jobs.compare.arms import Painter, Studio, check_arm
 from steer.jobs.compare.config import Arm, Comparison
 from steer.jobs.compare.processes import Processes, join
-from steer.jobs.compare.prompts import PromptSet, load_prompts
-from steer.jobs.compare.scoring import check_judges, diversity_names, reported, score_all
+from steer.jobs.compare.prompt_sets import PromptSet, load_prompts
+from steer.jobs.compare.scoring import check_judges, diversity_names, reported, score_missing
 from steer.jobs.compare.store import Store, Unit
 
 
-class Run:
+class CompareJob:
     """A comparison in a folder, ready to be drawn.
 
     Args:
@@ -41,10 +40,7 @@ class Run:
         pipe: Any = None,
     ) -> None:
         self.comparison, self._pipe, self._versions = comparison, pipe, versions()
-        for arm in comparison.arms:
-            check_arm(arm)
-        self.prompts: PromptSet = load_prompts(comparison.prompts)
-        check_judges(comparison, self.prompts)
+        self.prompts = check(comparison)
         self.names = reported(comparison)
         self.store = Store(folder)
         self.processes = processes or join(comparison.device)
@@ -92,7 +88,9 @@ class Run:
             SteerError, ValueError: A reward that is not to be had or gives no number; a full disk.
         """
         self.processes.meet()
-        yield from score_all(self.store, self.comparison, self.prompts, self.processes, self.names)
+        yield from score_missing(
+            self.store, self.comparison, self.prompts, self.processes, self.names
+        )
         self.processes.meet()
 
     @property
@@ -120,7 +118,7 @@ class Run:
         """This process's pipeline calls of an arm: fixed runs of its images."""
         prompts, seeds = range(len(self.prompts.prompts)), self.comparison.seeds
         units = [Unit(arm.name, prompt, seed) for prompt in prompts for seed in seeds]
-        size = self.comparison.batch
+        size = self.comparison.images_per_call
         return self.processes.share([units[k : k + size] for k in range(0, len(units), size)])
 
     def _draw(
@@ -138,6 +136,19 @@ class Run:
                 own = {"prompt": text, "index": unit.prompt, **{k: record[k] for k in kept}}
                 self.store.put(unit, image, own | common, record)
                 yield unit
+
+
+def check(comparison: Comparison) -> PromptSet:
+    """The prompts, after seeing that methods, blends and judges can be used; nothing is loaded.
+
+    Raises:
+        ComparisonError, PromptsError: What cannot be used.
+    """
+    for arm in comparison.arms:
+        check_arm(arm)
+    prompts = load_prompts(comparison.prompts)
+    check_judges(comparison, prompts)
+    return prompts
 
 
 _PAGE_ONLY = ("show", "title", "device")
@@ -171,14 +182,11 @@ def run(
     Raises:
         SteerError, ValueError: Whatever cannot be used; the message names it and the way out.
     """
-    work = Run(comparison, folder, pipe=pipe)
-    for _ in work.draw(work.missing()):
+    job = CompareJob(comparison, folder, pipe=pipe)
+    for _ in job.draw(job.missing()):
         pass
-    for _ in work.score():
+    for _ in job.score():
         pass
-    page = work.finish(command)
-    work.processes.leave()
+    page = job.finish(command)
+    job.processes.leave()
     return page
-
-
-__all__ = ["FolderError", "Run", "run", "setup"]

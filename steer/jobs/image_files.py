@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from steer.core.files.names import natural_key
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -53,7 +54,7 @@ def find_images(paths: Sequence[Path], leave_out: Collection[Path] = ()) -> list
     for path in paths:
         for found, explicit in _under(path, skip):
             named.setdefault(os.path.abspath(found), (found, explicit))
-    order = sorted(named.values(), key=lambda item: natural(item[0]))
+    order = sorted(named.values(), key=lambda item: natural_key(item[0]))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         seen = list(pool.map(lambda item: _look(*item), order))
     images = [image for image in seen if image is not None]
@@ -61,12 +62,6 @@ def find_images(paths: Sequence[Path], leave_out: Collection[Path] = ()) -> list
         shown = ", ".join(repr(str(path)) for path in paths)
         raise ValueError(f"paths={shown}: no images found; name image files ({_KINDS}) or folders")
     return images
-
-
-def natural(path: str) -> list[tuple[int, int, str]]:
-    """A sort key: as text, but digits by their value."""
-    parts = [part for part in re.split(r"(\d+)", path) if part]
-    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts]
 
 
 def _under(path: Path, skip: Collection[str]) -> Iterator[tuple[str, bool]]:

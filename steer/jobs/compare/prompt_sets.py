@@ -24,7 +24,7 @@ from typing import Any
 
 from steer.core.checks import near
 from steer.core.errors import PromptsError
-from steer.jobs.compare.sources import COMPBENCH, DRAWBENCH, GENEVAL, HPSV2, PARTI, fetch
+from steer.jobs.compare.prompt_files import COMPBENCH, DRAWBENCH, GENEVAL, HPSV2, PARTI, fetch
 
 
 SETS = ("shapes", "hpsv2", "parti", "drawbench", "geneval", "compbench")

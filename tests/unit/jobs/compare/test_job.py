@@ -18,12 +18,12 @@ from families import build
 from PIL import Image
 
 from steer.core.errors import ComparisonError, FolderError
-from steer.core.files import record
+from steer.core.files import png
 from steer.core.seeds import row_seed
 from steer.jobs.compare import store as stores
 from steer.jobs.compare.arms import effort
 from steer.jobs.compare.config import Arm
-from steer.jobs.compare.run import Run
+from steer.jobs.compare.job import CompareJob
 from steer.jobs.compare.store import Unit
 
 
@@ -73,7 +73,7 @@ def test_the_base_arm_is_the_plain_pipeline(finished: Path) -> None:
 
 
 def test_images_say_where_they_come_from(finished: Path) -> None:
-    data = record.read(finished / "images" / "best" / "00002-s0.png")
+    data = png.read(finished / "images" / "best" / "00002-s0.png")
     assert data["prompt"] == PROMPTS[2] and data["method"] == "BestOfN(n=2)"
     assert data["arm"]["name"] == "best" and data["comparison"]["steps"] == 3
 
@@ -97,7 +97,7 @@ def test_batches_are_fixed_runs(finished: Path, tmp_path: Path) -> None:
         assert float(cell["test-redder"]) == pytest.approx(float(alone["test-redder"]), abs=0.02)
         assert float(cell["equivalent_rows"]) == float(alone["equivalent_rows"])
     (two / "images" / "best" / "00001-s0.png").unlink()
-    assert units(Run(comparison(batch=4), two)) == [Unit("best", 1, 0)]
+    assert units(CompareJob(comparison(batch=4), two)) == [Unit("best", 1, 0)]
     assert forked(1, lambda: compare(two, batch=4)) == [0]
     assert contents(one, "images") == contents(two, "images")
     costs = [arm["cost"] for arm in findings(one)["arms"]]
@@ -132,7 +132,7 @@ def test_killed_and_continued(finished: Path, tmp_path: Path, when: int) -> None
     assert not list(folder.rglob("*.tmp"))
 
 
-def units(run: Run) -> list[Unit]:
+def units(run: CompareJob) -> list[Unit]:
     return [unit for some in run.missing().values() for unit in some]
 
 
@@ -144,11 +144,11 @@ def copied(finished: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_only_what_is_missing_is_drawn(finished: Path, copied: Path) -> None:
-    assert not units(Run(comparison(), copied))
+    assert not units(CompareJob(comparison(), copied))
     (copied / "images" / "best" / "00001-s0.png").unlink()
     image = copied / "images" / "base" / "00002-s3.png"
     image.write_bytes(image.read_bytes()[:100])
-    assert units(Run(comparison(), copied)) == [Unit("base", 2, 3), Unit("best", 1, 0)]
+    assert units(CompareJob(comparison(), copied)) == [Unit("base", 2, 3), Unit("best", 1, 0)]
     compare(copied)
     assert contents(copied, "images") == contents(finished, "images")
 
@@ -175,14 +175,14 @@ def test_a_finished_run_loads_nothing(copied: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_changed_configurations_are_refused(copied: Path, more: dict, said: str) -> None:
     with pytest.raises(FolderError, match=said):
-        Run(comparison(**more), copied)
+        CompareJob(comparison(**more), copied)
 
 
 def test_the_page_may_change(copied: Path, tmp_path: Path) -> None:
     moved = tmp_path / "the_same.txt"
     moved.write_text("\n".join(PROMPTS))
     changed = comparison(title="Another title", show=1, prompts=str(moved))
-    run = Run(changed, copied)
+    run = CompareJob(changed, copied)
     assert not units(run)
     page = run.finish()
     assert page is not None and "Another title" in page.read_text()
@@ -202,7 +202,7 @@ def test_a_full_disk_says_so_and_continues(
     with pytest.raises(FolderError, match="the disk is full"):
         compare(folder)
     monkeypatch.undo()
-    assert len(units(Run(comparison(), folder))) == 9
+    assert len(units(CompareJob(comparison(), folder))) == 9
     compare(folder)
     assert contents(folder, "images") == contents(finished, "images")
 

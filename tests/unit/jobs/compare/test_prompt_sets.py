@@ -12,8 +12,8 @@ import pytest
 
 from steer.core.errors import PromptsError
 from steer.jobs.compare import prompts, sources
-from steer.jobs.compare.prompts import load_prompts
-from steer.jobs.compare.sources import PromptFile, cache_path, fetch
+from steer.jobs.compare.prompt_files import PromptFile, cache_path, fetch
+from steer.jobs.compare.prompt_sets import load_prompts
 
 
 def test_a_text_file(tmp_path: Path) -> None:
