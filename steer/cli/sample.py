@@ -9,7 +9,6 @@ import typer
 
 from steer.cli.exits import INTERRUPTED, bad_input, fail
 from steer.cli.terminal import command, escape, say
-from steer.methods.written import written
 
 
 if TYPE_CHECKING:
@@ -120,6 +119,7 @@ def sample(
     with bad_input():
         from steer.jobs.image_prompts import read_lines
         from steer.jobs.sample_job import SampleJob
+        from steer.methods.written import written
 
         method = written(method, method_args)
         texts = (*(prompts or ()), *(read_lines(prompts_file) if prompts_file else ()))

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from steer.core.files.atomic import plain
-from steer.methods.parse import is_bare
 
 
 COMPUTE = 4.0
@@ -72,7 +71,7 @@ class SampleJob:
 
     def _check_effort(self) -> None:
         """`compute` and `method` fit together; `compute` is filled in where none of them says."""
-        sized = self.method is None or is_bare(self.method)
+        sized = self.method is None or _is_bare(self.method)
         if self.compute is None and sized:
             object.__setattr__(self, "compute", COMPUTE)
         if self.compute is None:
@@ -90,3 +89,9 @@ class SampleJob:
     def to_dict(self) -> dict[str, Any]:
         """The arguments by name, JSON-ready."""
         return plain(asdict(self))
+
+
+def _is_bare(method: str) -> bool:
+    from steer.methods.parse import is_bare
+
+    return is_bare(method)

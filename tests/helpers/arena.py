@@ -44,7 +44,7 @@ def comparison(**more: Any) -> Comparison:
         "prompts": PROMPTS,
         "seeds": [0, 3],
         "steps": 3,
-        "guidance": 3.0,
+        "guidance_scale": 3.0,
         "reward": "test-redder",
         "judges": ["test-evenness"],
         "device": "cpu",

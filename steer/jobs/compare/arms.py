@@ -158,7 +158,7 @@ def _check_options(pipe: Any, options: Mapping[str, Any]) -> None:
     known = inspect.signature(type(pipe).__call__).parameters
     odd = next((key for key in options if key not in known), None)
     if odd is not None:
-        key = "guidance_scale" if odd == "guidance_scale" else "size"
+        key = odd if odd == "guidance_scale" else "size"
         raise ComparisonError(
             f"{key}: {type(pipe).__name__} takes no {odd!r}: leave {key} out of the configuration"
         )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from steer.core.files.atomic import plain
 from steer.core.files.versions import versions
 from steer.jobs.compare import results
 from steer.jobs.compare.arms import Painter, Studio, check_arm
 from steer.jobs.compare.config import Arm, Comparison
 from steer.jobs.compare.processes import Processes, join
-from steer.jobs.compare.prompt_sets import PromptSet, load_prompts
+from steer.jobs.compare.prompt_sets import load_prompts
+from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.scoring import check_judges, diversity_names, reported, score_missing
 from steer.jobs.compare.store import Store, Unit
 
@@ -126,9 +125,13 @@ class CompareJob:
     ) -> Iterator[Unit]:
         """Draw one call's images, and store those that are wanting."""
         texts = [self.prompts.texts[unit.prompt] for unit in call]
-        shared = {k: v for k, v in plain(asdict(self.comparison)).items() if k not in _PAGE_ONLY}
+        shared = {k: v for k, v in self.comparison.to_dict().items() if k not in _PAGE_ONLY}
         shared = {k: v for k, v in shared.items() if k not in ("arms", "prompts", "judges")}
-        common = {"arm": plain(asdict(arm)), "comparison": shared, "versions": self._versions}
+        common = {
+            "arm": arm.model_dump(mode="json"),
+            "comparison": shared,
+            "versions": self._versions,
+        }
         kept = ("seed", "noise_seed", "method", "denoiser", "weights", "steps")
         drawn = painter.draw(call, texts)
         for unit, text, (image, record) in zip(call, texts, drawn, strict=True):
@@ -160,7 +163,7 @@ def setup(comparison: Comparison, prompts: PromptSet) -> dict[str, Any]:
     kept = {k: v for k, v in comparison.to_dict().items() if k not in (*_PAGE_ONLY, _READ)}
     rows = [[p.text, p.category] for p in prompts.prompts]
     arms = [{k: v for k, v in arm.items() if k != "label"} for arm in kept.pop("arms")]
-    return {**plain(kept), "arms": plain(arms), "prompts_sha256": prompts.sha256, "texts": rows}
+    return {**kept, "arms": arms, "prompts_sha256": prompts.sha256, "texts": rows}
 
 
 def run(

@@ -12,8 +12,9 @@ from PIL import Image
 from steer.core.files.atomic import write_atomic
 from steer.jobs.compare import findings, panels, views
 from steer.jobs.compare.analysis import TIE
+from steer.jobs.compare.config import SHARED
 from steer.jobs.compare.plot import text_of
-from steer.jobs.compare.prompt_sets import PromptSet
+from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.results import as_array
 from steer.jobs.compare.store import Store, Unit, disk
 from steer.pipeline.report.page import environment, inline
@@ -135,7 +136,7 @@ def _title(found: Mapping[str, Any]) -> str:
 def _lede(found: Mapping[str, Any]) -> str:
     seeds, count = len(found["configuration"]["seeds"]), found["prompts"]["count"]
     odd = sorted({key for arm in found["arms"] for key in arm["differs"]})
-    shared = [key for key in ("steps", "guidance", "scheduler") if key not in odd]
+    shared = [key for key in SHARED if key not in odd]
     same = ", ".join(["prompts", "noise", *shared])
     text = (
         f"{len(found['arms'])} ways to draw {count} prompts "

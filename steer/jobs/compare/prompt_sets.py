@@ -13,63 +13,19 @@ duplicates included; in a file or a list an empty or repeated prompt is a mistak
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steer.core.checks import near
 from steer.core.errors import PromptsError
-from steer.jobs.compare.prompt_files import COMPBENCH, DRAWBENCH, GENEVAL, HPSV2, PARTI, fetch
+from steer.jobs.compare.prompts import Prompt, PromptSet
+from steer.jobs.compare.published_sets import READERS
 
 
-SETS = ("shapes", "hpsv2", "parti", "drawbench", "geneval", "compbench")
+SETS = ("shapes", *READERS)
 _SHAPES = 64
 _OPTIONS = ("set", "categories", "limit", "split", "seed")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt, and the set's category for it where it has some."""
-
-    text: str
-    category: str | None = None
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts in their order.
-
-    Attributes:
-        name: Of the set, the file's name, or `"list"`.
-        prompts: The prompts.
-        source: Where they come from, for the page.
-    """
-
-    name: str
-    prompts: tuple[Prompt, ...]
-    source: str
-
-    @property
-    def texts(self) -> list[str]:
-        """The prompts' texts."""
-        return [prompt.text for prompt in self.prompts]
-
-    @property
-    def categories(self) -> list[str]:
-        """The categories in the order in which they appear; none where there is but one."""
-        found = list(dict.fromkeys(p.category for p in self.prompts if p.category is not None))
-        return found if len(found) > 1 else []
-
-    @property
-    def sha256(self) -> str:
-        """Of the texts and categories: equal sets have equal digests."""
-        rows = [[p.text, p.category] for p in self.prompts]
-        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
 def load_prompts(spec: Any) -> PromptSet:
@@ -105,7 +61,7 @@ def _by_name(name: str, options: Mapping[str, Any] | None = None) -> PromptSet:
     if base == "shapes":
         return _shapes(options)
     _refuse_options(options, ("categories", "limit"), base)
-    return _limited(_READERS[base](), options)
+    return _limited(READERS[base](), options)
 
 
 def _shapes(options: Mapping[str, Any]) -> PromptSet:
@@ -203,64 +159,3 @@ def _refuse_options(options: Mapping[str, Any], known: Sequence[str], name: str)
     odd = next((key for key in options if key not in known), None)
     if odd is not None:
         raise PromptsError(f"prompts: {odd!r} is no option of {name!r}{near(odd, known)}")
-
-
-def _hpsv2() -> PromptSet:
-    found = [
-        Prompt(text, style)
-        for style, file in HPSV2.items()
-        for text in _texts(json.loads(fetch(file)), 800, f"hpsv2 {style}")
-    ]
-    return PromptSet("hpsv2", tuple(found), "HPS v2 benchmark, zhwang/HPDv2")
-
-
-def _parti() -> PromptSet:
-    text = io.StringIO(fetch(PARTI).decode("utf-8-sig"), newline="")
-    rows = list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return _rows("parti", rows, "Prompt", "Category", 1632, "PartiPrompts, google-research/parti")
-
-
-def _drawbench() -> PromptSet:
-    rows = list(csv.DictReader(io.StringIO(fetch(DRAWBENCH).decode("utf-8-sig"), newline="")))
-    return _rows("drawbench", rows, "Prompts", "Category", 200, "DrawBench, sayakpaul/drawbench")
-
-
-def _geneval() -> PromptSet:
-    rows = [json.loads(line) for line in fetch(GENEVAL).decode().splitlines() if line.strip()]
-    return _rows("geneval", rows, "prompt", "tag", 553, "GenEval, djghosh13/geneval")
-
-
-def _compbench() -> PromptSet:
-    found = []
-    for category, file in COMPBENCH.items():
-        lines = [line.strip() for line in fetch(file).decode("utf-8-sig").splitlines()]
-        found += [Prompt(text, category) for text in _texts(lines, 300, f"compbench {category}")]
-    return PromptSet("compbench", tuple(found), "T2I-CompBench validation, Karine-Huang")
-
-
-_READERS = {
-    "hpsv2": _hpsv2,
-    "parti": _parti,
-    "drawbench": _drawbench,
-    "geneval": _geneval,
-    "compbench": _compbench,
-}
-
-
-def _rows(
-    name: str, rows: Sequence[Mapping[str, Any]], text: str, category: str, count: int, source: str
-) -> PromptSet:
-    if rows and not {text, category} <= set(rows[0]):
-        raise PromptsError(f"prompts: {name}: its file lacks the columns {text!r}, {category!r}")
-    texts = _texts([row[text] for row in rows], count, name)
-    pairs = zip(texts, rows, strict=True)
-    return PromptSet(name, tuple(Prompt(t, row[category]) for t, row in pairs), source)
-
-
-def _texts(values: Any, count: int, name: str) -> list[str]:
-    """The published texts; PromptsError where they are not the number that the set has."""
-    fine = isinstance(values, list) and all(isinstance(v, str) and v.strip() for v in values)
-    if not fine or len(values) != count:
-        found = len(values) if isinstance(values, list) else type(values).__name__
-        raise PromptsError(f"prompts: {name}: its file holds {found} texts, expected {count}")
-    return [value.strip() for value in values]

@@ -13,7 +13,7 @@ from steer.core.files.atomic import write_json
 from steer.core.files.tables import write_table
 from steer.jobs.compare import analysis
 from steer.jobs.compare.config import Comparison
-from steer.jobs.compare.prompt_sets import PromptSet
+from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.scoring import DIVERSITY, diversity_names, gather
 from steer.jobs.compare.store import IMAGES, Store, Unit, disk
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from steer.core.errors import ComparisonError, RewardError
 from steer.jobs.compare.config import Comparison
 from steer.jobs.compare.processes import Processes
-from steer.jobs.compare.prompt_sets import PromptSet
+from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.store import Store, Unit
 from steer.jobs.reward_loader import RewardLoader
 from steer.rewards.base import as_scores

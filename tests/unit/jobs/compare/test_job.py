@@ -90,15 +90,15 @@ def test_results_do_not_depend_on_processes(finished: Path, tmp_path: Path, coun
 def test_batches_are_fixed_runs(finished: Path, tmp_path: Path) -> None:
     """Four images a call: shared among processes and made again whole, with the calls' costs."""
     one, two = tmp_path / "one", tmp_path / "two"
-    assert forked(1, lambda: compare(one, batch=4)) == [0]
-    assert forked(2, lambda: compare(two, batch=4)) == [0, 0]
+    assert forked(1, lambda: compare(one, images_per_call=4)) == [0]
+    assert forked(2, lambda: compare(two, images_per_call=4)) == [0, 0]
     assert contents(one, "images") == contents(two, "images")
     for cell, alone in zip(scores(one), scores(finished), strict=True):
         assert float(cell["test-redder"]) == pytest.approx(float(alone["test-redder"]), abs=0.02)
         assert float(cell["equivalent_rows"]) == float(alone["equivalent_rows"])
     (two / "images" / "best" / "00001-s0.png").unlink()
-    assert units(CompareJob(comparison(batch=4), two)) == [Unit("best", 1, 0)]
-    assert forked(1, lambda: compare(two, batch=4)) == [0]
+    assert units(CompareJob(comparison(images_per_call=4), two)) == [Unit("best", 1, 0)]
+    assert forked(1, lambda: compare(two, images_per_call=4)) == [0]
     assert contents(one, "images") == contents(two, "images")
     costs = [arm["cost"] for arm in findings(one)["arms"]]
     alone_costs = [arm["cost"] for arm in findings(finished)["arms"]]
@@ -157,19 +157,21 @@ def test_a_finished_run_loads_nothing(copied: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded a reward")
 
-    monkeypatch.setattr("steer.jobs.compare.scoring.load_reward", refuse)
-    monkeypatch.setattr("steer.jobs.compare.arms.load_reward", refuse)
+    monkeypatch.setattr("steer.jobs.reward_loader.RewardLoader.load", refuse)
     assert compare(copied) == copied / "report.html"
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"guidance": 4.0}, "guidance was 3.0, now 4.0"),
+        ({"guidance_scale": 4.0}, "guidance_scale was 3.0, now 4.0"),
         ({"seeds": [0, 4]}, r"seeds\[1\] was 3, now 4"),
         ({"prompts": [*PROMPTS[:2], "a cow"]}, r"texts\[2\]\[0\] was 'a <b>fish"),
         ({"prompts": PROMPTS[:2]}, "texts was"),
-        ({"arms": ["base", {"name": "best", "compute": 3}]}, r"arms\[1\]\.compute was 2, now 3"),
+        (
+            {"arms": ["base", {"name": "best", "compute": 3}]},
+            r"arms\[1\]\.compute was 2\.0, now 3\.0",
+        ),
         ({"judges": ["test-redder:x"]}, r"judges\[0\] was 'test-evenness'"),
     ],
 )
@@ -212,7 +214,7 @@ def test_arms_that_say_that_they_differ(tmp_path: Path) -> None:
         "base",
         {"name": "longer", "steps": 6, "differs": ["steps"]},
         {"name": "euler", "scheduler": "EulerDiscreteScheduler", "differs": ["scheduler"]},
-        {"name": "unguided", "guidance": 1.0, "differs": ["guidance"]},
+        {"name": "unguided", "guidance_scale": 1.0, "differs": ["guidance_scale"]},
     ]
     compare(tmp_path / "out", arms=arms, prompts=PROMPTS[:2], seeds=1)
     found = findings(tmp_path / "out")
@@ -273,13 +275,15 @@ def test_effort_counts_plain_calls_of_the_base() -> None:
     from steer.driver.denoisers import RLG
     from steer.methods import BestOfN
 
-    assert effort(Arm("a"), 20) == {"method": BestOfN(1)}
-    assert effort(Arm("a", compute=4), 20) == {"compute": 4}
-    assert effort(Arm("a", method="best-of-n", compute=8), 20) == {"method": BestOfN(8)}
-    assert effort(Arm("a", method="best-of-n", compute=8), 20, RLG(2.0)) == {"method": BestOfN(4)}
-    assert effort(Arm("a", method="BestOfN(8)"), 20, RLG(2.0)) == {"method": BestOfN(8)}
+    assert effort(Arm(name="a"), 20) == {"method": BestOfN(1)}
+    assert effort(Arm(name="a", compute=4), 20) == {"compute": 4}
+    assert effort(Arm(name="a", method="best-of-n", compute=8), 20) == {"method": BestOfN(8)}
+    assert effort(Arm(name="a", method="best-of-n", compute=8), 20, RLG(2.0)) == {
+        "method": BestOfN(4)
+    }
+    assert effort(Arm(name="a", method="BestOfN(8)"), 20, RLG(2.0)) == {"method": BestOfN(8)}
     with pytest.raises(ComparisonError, match="one call of which costs 2"):
-        effort(Arm("a", blend="RLG(2.0)", method="best-of-n", compute=1.5), 20, RLG(2.0))
+        effort(Arm(name="a", blend="RLG(2.0)", method="best-of-n", compute=1.5), 20, RLG(2.0))
 
 
 def test_tuned_and_blended_arms(tmp_path: Path) -> None:
