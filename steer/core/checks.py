@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Sequence
 
@@ -64,3 +65,17 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def near(name: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` where a known name is close, and all of them."""
     return did_you_mean(name, known) + f" There are {', '.join(known)}"
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Raise ImportError, with the command that installs it, where a module of an extra is missing.
+
+    Args:
+        extra: Its name in `pip install 'steer-diffusion[extra]'`.
+        modules: What it brings, by import name.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"{', '.join(missing)} not installed: run pip install 'steer-diffusion[{extra}]'"
+        )

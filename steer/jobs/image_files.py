@@ -100,22 +100,22 @@ def _look(path: str, explicit: bool) -> ImageFile | None:
             size, kind = image.size, image.format
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return ImageFile(path, stamp, error=reason(error, path))
-    told = _told(path) if kind == "PNG" else None
-    if told is not None and "prompt" not in told and not explicit:
+    data = _png_data(path) if kind == "PNG" else None
+    if data is not None and "prompt" not in data and not explicit:
         return None
-    prompt = told.get("prompt") if told else None
+    prompt = data.get("prompt") if data else None
     return ImageFile(path, stamp, size, prompt if isinstance(prompt, str) else None)
 
 
-def _told(path: str) -> dict[str, Any] | None:
+def _png_data(path: str) -> dict[str, Any] | None:
     """The data that steer wrote into a PNG, if it did."""
     from steer.core.files.png import read
 
     try:
-        told = read(path)
+        data = read(path)
     except ValueError:
         return None
-    return told if isinstance(told, dict) else None
+    return data if isinstance(data, dict) else None
 
 
 def reason(error: Exception, path: str) -> str:

@@ -18,11 +18,12 @@ from steer.core.files.run_folder import RunFolder
 from steer.core.files.versions import versions
 from steer.core.seeds import prompt_seed
 from steer.driver.denoisers import parse_blend
-from steer.driver.denoisers.blend import Blend, cost as blend_cost
+from steer.driver.denoisers.blend import Blend
 from steer.jobs.device import usable_device
+from steer.jobs.effort import sized_method
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
 from steer.jobs.reward_loader import RewardLoader
-from steer.jobs.sample_job import COMPUTE, SampleJob
+from steer.jobs.sample_job import SampleJob
 from steer.methods.parse import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
@@ -76,9 +77,8 @@ class Sampler:
         """`method` or `compute` for `guided`; a method by its bare name is sized here."""
         if not self.job.method:
             return {"compute": self.job.compute}
-        calls = 1 if blend is None else blend_cost(blend, self.steps)
-        compute = max((self.job.compute or COMPUTE) / calls, 1.0)
-        return {"method": parse_method(self.job.method, compute, self.steps)}
+        method = sized_method(self.job.method, self.job.compute, self.steps, blend)
+        return {"method": method}
 
     def configuration(self) -> dict[str, Any]:
         """What the job's arguments came to, for `run.json`."""

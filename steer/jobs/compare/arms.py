@@ -14,13 +14,12 @@ from steer.core.errors import ComparisonError
 from steer.core.files.atomic import plain
 from steer.core.seeds import pair_seed
 from steer.driver.denoisers import parse_blend
-from steer.driver.denoisers.blend import cost as blend_cost
 from steer.driver.denoisers.checkpoints import load as load_tuned
 from steer.jobs.compare.config import Arm, Comparison
 from steer.jobs.compare.store import Unit
+from steer.jobs.effort import calls_per_call, sized_method
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
 from steer.jobs.reward_loader import RewardLoader
-from steer.jobs.sample_job import COMPUTE
 from steer.methods.parse import is_bare, parse_method
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.guided import guided
@@ -178,19 +177,18 @@ def check_arm(arm: Arm) -> None:
 def effort(arm: Arm, steps: int, blend: Any = None) -> dict[str, Any]:
     """`method` or `compute` for `guided`; neither in the configuration is the plain call.
 
-    A method by its bare name takes its size from `compute`, which counts plain calls of the base:
-    where a blend evaluates two denoisers per row, half as many.
+    Raises:
+        ComparisonError: A method by its bare name, and less compute than one call of the blend.
     """
-    if arm.method is not None:
-        calls = 1 if blend is None else blend_cost(blend, steps)
-        compute = (arm.compute or (COMPUTE if is_bare(arm.method) else 1.0)) / calls
-        if is_bare(arm.method) and compute < 1:
-            raise ComparisonError(
-                f"arm {arm.name!r}: compute={arm.compute:g} with blend={arm.blend!r}, one call of "
-                f"which costs {calls:g}: give at least that"
-            )
-        return {"method": parse_method(arm.method, max(compute, 1.0), steps)}
-    return {"method": BestOfN(1)} if arm.compute is None else {"compute": arm.compute}
+    if arm.method is None:
+        return {"method": BestOfN(1)} if arm.compute is None else {"compute": arm.compute}
+    calls = calls_per_call(blend, steps)
+    if is_bare(arm.method) and arm.compute is not None and arm.compute < calls:
+        raise ComparisonError(
+            f"arm {arm.name!r}: compute={arm.compute:g} with blend={arm.blend!r}, one call of "
+            f"which costs {calls:g}: give at least that"
+        )
+    return {"method": sized_method(arm.method, arm.compute, steps, blend)}
 
 
 def make_scheduler(name: str, like: Any) -> Any:
