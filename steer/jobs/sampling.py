@@ -67,7 +67,7 @@ class Sampler:
             self.reward,
             **self._effort(blend),
             judge=self.judges,
-            width=job.lane_width,
+            lane_width=job.lane_width,
             keep_images=True,
             tuned=job.tuned,
             blend=blend,

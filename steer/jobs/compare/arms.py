@@ -96,7 +96,7 @@ class Painter:
             studio.pipe,
             studio.reward,
             **effort(arm, self.steps, extra.get("blend")),
-            width=shared.lane_width,
+            lane_width=shared.lane_width,
             **extra,
         )
 
