@@ -22,13 +22,12 @@ from steer.driver.denoisers.blend import Blend
 from steer.jobs.device import usable_device
 from steer.jobs.effort import sized_method
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
-from steer.jobs.reward_loader import RewardLoader
+from steer.jobs.reward_loader import RewardLoader, reward_parts
 from steer.jobs.sample_job import SampleJob
 from steer.methods.parse import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
 from steer.rewards.combine.weighted import is_relative
-from steer.rewards.parse import parse_reward
 from steer.shapes import oracle
 
 
@@ -51,7 +50,7 @@ class Sampler:
             parse_method(job.method)  # a mistake is told before anything is loaded
         blend = parse_blend(job.blend) if job.blend is not None else None
         for text in (job.reward, *job.judges):
-            parse_reward(text)
+            reward_parts(text)
         self.job, self.device = job, usable_device(job.device)
         self.dtype = dtype_of(job.dtype, self.device, job.pipeline)
         rewards = RewardLoader(self.device)
