@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterable
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from steer.cli.exits import INTERRUPTED, bad_input
+from steer.cli.terminal import command, progress, say
 
 
 if TYPE_CHECKING:
-    from steer.jobs.compare.run import Run
+    from steer.jobs.compare.config import Comparison
+    from steer.jobs.compare.job import CompareJob
 
+RESULTS = "results.json"
 Config = Annotated[Path, typer.Argument(help="A YAML file: arms, prompts, seeds, judges, ...")]
 Out = Annotated[
     Path | None,
@@ -44,29 +46,39 @@ def compare(config: Config, out: Out = None, check: Check = False) -> None:
         comparison = read(config)
         folder = out or Path(config.stem)
         if check:
-            _say(_plan(comparison, folder))
+            say(_plan(comparison, folder))
             return
-        from steer.jobs.compare.run import Run
+        from steer.jobs.compare.job import CompareJob
 
         _quiet()
-        run = Run(comparison, folder)
-        _run(run, folder)
+        _run(CompareJob(comparison, folder), folder)
 
 
-def _run(run: Run, folder: Path) -> None:
+def _plan(comparison: Comparison, folder: Path) -> str:
+    from steer.jobs.compare.job import check
+    from steer.jobs.compare.scoring import reported
+
+    prompts = check(comparison)
+    return (
+        f"{len(comparison.arms)} arms x {len(prompts.prompts)} prompts ({prompts.name}) x "
+        f"{len(comparison.seeds)} seeds = {len(prompts.prompts) * comparison.images} images, "
+        f"scored by {', '.join(reported(comparison))}, into {folder}"
+    )
+
+
+def _run(job: CompareJob, folder: Path) -> None:
     """Draw and score what is missing, with bars in the first process, then write and say it."""
+    processes = job.processes
     try:
-        missing = run.missing()
+        missing = job.missing()
         count = sum(map(len, missing.values()))
-        whole = len(run.prompts.prompts) * run.comparison.images
-        if run.processes.first:
-            others = f", over {run.processes.count} processes" if run.processes.count > 1 else ""
-            _say(f"{whole} images in {len(run.comparison.arms)} arms{others}, in {folder}")
-        for _ in _bar(run, "drawing", ((1, u) for u in run.draw(missing)), count):
-            pass
-        for _ in _bar(run, "scoring", ((n, n) for n in run.score()), run.scorings):
-            pass
-        page = run.finish(command())
+        whole = len(job.prompts.prompts) * job.comparison.images
+        if processes.first:
+            others = f", over {processes.count} processes" if processes.count > 1 else ""
+            say(f"{whole} images in {len(job.comparison.arms)} arms{others}, in {folder}")
+        progress("drawing", (1 for _ in job.draw(missing)), count, processes.first)
+        progress("scoring", job.score(), job.scorings, processes.first)
+        page = job.finish(command())
     except KeyboardInterrupt:
         typer.echo(
             f"Interrupted: what is finished is in {str(folder)!r}; the same command continues.",
@@ -74,38 +86,17 @@ def _run(run: Run, folder: Path) -> None:
         )
         raise typer.Exit(INTERRUPTED) from None
     if page is not None:
-        _show(folder)
-        _say(f"Report: [bold]{page}[/]")
-    run.processes.leave()
+        _show(json.loads((folder / RESULTS).read_bytes()))
+        say(f"Report: [bold]{page}[/]")
+    processes.leave()
 
 
-def _bar(run: Run, what: str, items: Iterable[tuple[int, Any]], total: int) -> Iterable[Any]:
-    """The items, with a progress bar in the first process."""
-    if not run.processes.first:
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (what, BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        for amount, item in items:
-            bar.advance(task, amount)
-            yield item
-
-
-def _show(folder: Path) -> None:
-    """The arms as a table."""
-    import json
-
+def _show(found: Mapping[str, Any]) -> None:
+    """The arms as a table, then what each wins against the baseline by the last judge."""
     from rich.table import Table
 
-    from steer.jobs.compare.plot import text_of
-    from steer.jobs.compare.results import RESULTS
-    from steer.jobs.compare.views import arm_view, digits_of
+    from steer.jobs.compare.panels import arm_view
 
-    found = json.loads((folder / RESULTS).read_bytes())
     table = Table(box=None, header_style="dim")
     table.add_column("arm")
     for reward in found["rewards"]:
@@ -115,42 +106,27 @@ def _show(folder: Path) -> None:
         cells = arm_view(found, index).cells
         shown = [f"{c.mean} ({c.difference})" if c.difference else c.mean for c in cells]
         table.add_row(arm["label"], *shown, f"{arm['cost']['multiple']:.2f}x")
-    _say(table)
-    base = found["configuration"]["baseline"]
-    reward = found["rewards"][-1]["name"]
-    pairs = [p for p in found["pairs"] if p["against"] == base and p["reward"] == reward]
-    for pair in pairs:
-        gap, digits = pair["difference"], digits_of(found, reward)
-        scale = found["rewards"][-1]["scale"]
-        low, high = gap["low"], gap["high"]
-        ends = [text_of(v * scale, digits, True) for v in (low, high) if v is not None]
-        span = f" \\[{', '.join(ends)}]" if ends else ""
-        _say(
-            f"[dim]{reward}:[/] {pair['arm']} over {base} "
-            f"{text_of(gap['mean'] * scale, digits, True)}{span}, "
-            f"{pair['wins']} won, {pair['ties']} tied, {pair['losses']} lost"
-        )
+    say(table)
+    base, reward = found["configuration"]["baseline"], found["rewards"][-1]["name"]
+    for pair in found["pairs"]:
+        if pair["against"] == base and pair["reward"] == reward:
+            say(_pair_line(found, pair))
 
 
-def _plan(comparison: Any, folder: Path) -> str:
-    from steer.jobs.compare.arms import check_arm
-    from steer.jobs.compare.prompts import load_prompts
-    from steer.jobs.compare.scoring import check_judges, reported
+def _pair_line(found: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
+    """An arm's paired difference, its interval, and the prompts won, tied and lost."""
+    from steer.jobs.compare.findings import digits_of, scale_in
+    from steer.jobs.compare.plot import text_of
 
-    for arm in comparison.arms:
-        check_arm(arm)
-    prompts = load_prompts(comparison.prompts)
-    check_judges(comparison, prompts)
+    reward, gap = pair["reward"], pair["difference"]
+    digits, scale = digits_of(found, reward), scale_in(found, reward)
+    ends = [text_of(v * scale, digits, True) for v in (gap["low"], gap["high"]) if v is not None]
+    span = f" \\[{', '.join(ends)}]" if ends else ""
     return (
-        f"{len(comparison.arms)} arms x {len(prompts.prompts)} prompts ({prompts.name}) x "
-        f"{len(comparison.seeds)} seeds = {len(prompts.prompts) * comparison.images} images, "
-        f"scored by {', '.join(reported(comparison))}, into {folder}"
+        f"[dim]{reward}:[/] {pair['arm']} over {pair['against']} "
+        f"{text_of(gap['mean'] * scale, digits, True)}{span}, "
+        f"{pair['wins']} won, {pair['ties']} tied, {pair['losses']} lost"
     )
-
-
-def command() -> str:
-    """The command that was given, as a shell takes it."""
-    return shlex.join(["steer", *sys.argv[1:]])
 
 
 def _quiet() -> None:
@@ -160,9 +136,3 @@ def _quiet() -> None:
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-
-
-def _say(what: Any) -> None:
-    from rich.console import Console
-
-    Console().print(what)

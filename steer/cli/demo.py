@@ -15,14 +15,15 @@ import typer
 if TYPE_CHECKING:
     from PIL import Image
 
-    from steer.core.files.record import Run
+    from steer.core.files.run_folder import RunFolder
 
 GRID_FILE = "grid.png"
 KIND = "demo"
+PROGRAM = "python -m steer.cli.demo"
 GUIDANCE = 3.5
 
 
-def demo(out: Path, captions: int = 8, compute: float = 8.0, seed: int = 0) -> Run:
+def demo(out: Path, captions: int = 8, compute: float = 8.0, seed: int = 0) -> RunFolder:
     """Draw held-out captions plain and guided into `out`: run.json, report.html and grid.png.
 
     Raises:
@@ -30,29 +31,29 @@ def demo(out: Path, captions: int = 8, compute: float = 8.0, seed: int = 0) -> R
         ValueError: `captions` or `compute` is below 1.
     """
     from steer.core.files.atomic import usable
-    from steer.core.files.record import Run
-    from steer.jobs.job import Job
-    from steer.jobs.sampling import IMAGES, Sampler, draw_all
+    from steer.core.files.run_folder import RunFolder
+    from steer.jobs.sample_job import SampleJob
+    from steer.jobs.sampling import IMAGES, Sampler, draw_missing
     from steer.pipeline.report.page import write_report
     from steer.shapes import prompts as shape_prompts
 
     if captions < 1:
         raise ValueError(f"captions={captions}: give at least 1")
     prompts = tuple(shape_prompts(split="held_out", count=captions, seed=seed))
-    job = Job(prompts, compute=compute, seed=seed, guidance_scale=GUIDANCE)
+    job = SampleJob(prompts, compute=compute, seed=seed, guidance_scale=GUIDANCE)
     usable(out)
     sampler = Sampler(job)
     shutil.rmtree(out / IMAGES, ignore_errors=True)
     words = f"--out {out} --captions {captions} --compute {compute:g} --seed {seed}"
-    run = Run.create(out, job.to_dict(), kind=KIND, command=f"python -m steer.cli.demo {words}")
-    for _ in draw_all(run, sampler):
+    run = RunFolder.create(out, job.to_dict(), kind=KIND, command=f"{PROGRAM} {words}")
+    for _ in draw_missing(run, sampler):
         pass
     write_report(run)
     write_grid(run)
     return run
 
 
-def write_grid(run: Run) -> Path:
+def write_grid(run: RunFolder) -> Path:
     """Put `grid.png` into the run's folder: captions as columns, plain above guided."""
     import io
 
@@ -95,8 +96,8 @@ def main(
     from rich.console import Console
 
     from steer.cli.exits import BAD_INPUT, INTERRUPTED
+    from steer.cli.summary import summary
     from steer.core.errors import SteerError
-    from steer.pipeline.report.summary import summary
 
     start, console = time.perf_counter(), Console()
     try:
@@ -117,7 +118,7 @@ def run_main(arguments: Sequence[str] | None = None) -> None:
     """The program: `main` with `arguments`, or with the command line's."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    app(args=None if arguments is None else list(arguments), prog_name="python -m steer.cli.demo")
+    app(args=None if arguments is None else list(arguments), prog_name=PROGRAM)
 
 
 if __name__ == "__main__":

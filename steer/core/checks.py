@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Sequence
 
@@ -55,7 +56,26 @@ def plain_calls(compute: object) -> None:
         raise ValueError(f"compute={compute!r}: a plain call costs 1; give 1 or more, such as 4")
 
 
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` where a known name is close, else nothing."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
 def near(name: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` where a known name is close, and all of them."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"; did you mean {found[0]!r}?" if found else "") + f" There are {', '.join(known)}"
+    return did_you_mean(name, known) + f" There are {', '.join(known)}"
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Raise ImportError, with the command that installs it, where a module of an extra is missing.
+
+    Args:
+        extra: Its name in `pip install 'steer-diffusion[extra]'`.
+        modules: What it brings, by import name.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"{', '.join(missing)} not installed: run pip install 'steer-diffusion[{extra}]'"
+        )

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steer.core.errors import CheckpointError
+from steer.core.files.atomic import file_sha256, replacement
 from steer.core.files.versions import versions
 from steer.core.weights.reading import load_into, load_state_dict
 from steer.rewards.clip.encoder import quiet
@@ -85,8 +83,7 @@ def convert(
     _check(source, target, reward, force)
     state = load_state_dict(source)
     check_weights(state, reward, str(source), model_config)
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(source)
     metadata = {
         "format": "pt",
         "source": source.name,
@@ -151,22 +148,16 @@ def _check(source: Path, target: Path, reward: str, force: bool) -> None:
 
 def _save(state: Mapping[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
     """Write beside the name, then rename over it."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
     try:
-        save_file(_apart(state), temporary, metadata)
-        temporary.chmod(0o644)
-        temporary.replace(target)
+        with replacement(target) as temporary:
+            save_file(_unshared(state), temporary, metadata)
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(
             f"cannot be written as safetensors ({error}): only dense tensors can"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, each with memory of its own, which the format asks for; copied where needed."""
     seen: set[int] = set()
     made = {}

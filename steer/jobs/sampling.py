@@ -14,20 +14,20 @@ from PIL import Image
 from steer.core.errors import SteerError
 from steer.core.files.atomic import plain
 from steer.core.files.png import save_png
-from steer.core.files.record import Run
+from steer.core.files.run_folder import RunFolder
 from steer.core.files.versions import versions
 from steer.core.seeds import prompt_seed
-from steer.driver.denoisers import parse as parse_blend
-from steer.driver.denoisers.blend import cost as blend_cost
+from steer.driver.denoisers import parse_blend
+from steer.driver.denoisers.blend import Blend
 from steer.jobs.device import usable_device
-from steer.jobs.job import Job
+from steer.jobs.effort import sized_method
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
+from steer.jobs.reward_loader import RewardLoader, reward_parts
+from steer.jobs.sample_job import SampleJob
 from steer.methods.parse import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
-from steer.rewards import registry
 from steer.rewards.parts import is_relative
-from steer.rewards.text import read_mixture
 from steer.shapes import oracle
 
 
@@ -45,37 +45,39 @@ class Sampler:
         SteerError, ValueError: The pipeline, reward, method or device is not to be had.
     """
 
-    def __init__(self, job: Job, pipe: Any = None) -> None:
+    def __init__(self, job: SampleJob, pipe: Any = None) -> None:
         if job.method:
             parse_method(job.method)  # a mistake is told before anything is loaded
         blend = parse_blend(job.blend) if job.blend is not None else None
-        for text in filter(None, (job.reward, job.judge)):
-            read_mixture(text)  # likewise
-        device = usable_device(job.device)
-        dtype = dtype_of(job.dtype, device, job.pipeline)
-        self.job = job
-        self.reward = registry.reward(job.reward, device=device)
-        self.judge = registry.reward(job.judge, device=device) if job.judge else None
-        self.pipe = pipe if pipe is not None else load_pipeline(job.pipeline, device, dtype)
+        for text in (job.reward, *job.judges):
+            reward_parts(text)
+        self.job, self.device = job, usable_device(job.device)
+        self.dtype = dtype_of(job.dtype, self.device, job.pipeline)
+        rewards = RewardLoader(self.device)
+        self.reward = rewards.load(job.reward)
+        self.judges = [rewards.load(text) for text in job.judges]
+        self.pipe = (
+            pipe if pipe is not None else load_pipeline(job.pipeline, self.device, self.dtype)
+        )
         self.steps = job.steps or default_steps(self.pipe, job.pipeline)
-        compute, method = job.compute, None
-        if job.method:
-            calls = 1 if blend is None else blend_cost(blend, self.steps)
-            paid = max((compute or 4.0) / calls, 1.0)
-            compute, method = None, parse_method(job.method, paid, self.steps)
         self.blended = job.tuned is not None or job.blend is not None
         self.guided = guided(
             self.pipe,
             self.reward,
-            method=method,
-            compute=compute,
-            judge=self.judge,
-            lane_width=job.width,
+            **self._effort(blend),
+            judge=self.judges,
+            lane_width=job.lane_width,
             keep_images=True,
             tuned=job.tuned,
             blend=blend,
         )
-        self.device, self.dtype = device, dtype
+
+    def _effort(self, blend: Blend | None) -> dict[str, Any]:
+        """`method` or `compute` for `guided`; a method by its bare name is sized here."""
+        if not self.job.method:
+            return {"compute": self.job.compute}
+        method = sized_method(self.job.method, self.job.compute, self.steps, blend)
+        return {"method": method}
 
     def configuration(self) -> dict[str, Any]:
         """What the job's arguments came to, for `run.json`."""
@@ -144,9 +146,9 @@ class Sampler:
     def _judged(self, image: Image.Image, prompt: str, report: Report) -> dict[str, Any]:
         """The plain image's scores: those of particle 0 where the search finished it untuned."""
         verdicts, judges = self._verdicts([image], prompt), {}
-        if self.judge:
-            known = None if self.blended else next(iter(report.base_judges.values()), [None])[0]
-            judges[self.judge.name] = self._score(self.judge, image, prompt, known)
+        for judge in self.judges:
+            known = None if self.blended else report.base_judges.get(judge.name, [None])[0]
+            judges[judge.name] = self._score(judge, image, prompt, known)
         known = None if self.blended else report.base_reward[0]
         return {
             "reward": self._score(self.reward, image, prompt, known),
@@ -199,7 +201,7 @@ def _save_previews(
     return {"file": name, "size": [width, height], "tiles": [list(key) for key in tiles]}
 
 
-def draw_all(run: Run, sampler: Sampler) -> Iterator[Mapping[str, Any]]:
+def draw_missing(run: RunFolder, sampler: Sampler) -> Iterator[Mapping[str, Any]]:
     """Draw the prompts that `run` lacks, one entry at a time; the run is valid at every moment.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections import deque
@@ -20,10 +19,11 @@ from torch import Tensor
 
 from steer.core.types import Reward
 from steer.jobs.device import usable_device
-from steer.jobs.images import reason
-from steer.rewards import registry
-from steer.rewards.base import BaseReward
-from steer.rewards.parts import as_scores
+from steer.jobs.image_files import reason
+from steer.jobs.image_prompts import without_prompt
+from steer.jobs.reward_loader import RewardLoader
+from steer.jobs.score_job import IMAGES_PER_BATCH, ScoreJob
+from steer.rewards.parts import as_scores, is_relative
 
 
 _AHEAD = 2
@@ -41,7 +41,7 @@ class Task:
 
 
 @dataclass
-class Batch:
+class ScoredBatch:
     """What became of some tasks: scores by task and reward, or why there are none."""
 
     tasks: Sequence[Task]
@@ -49,53 +49,74 @@ class Batch:
     failed: dict[Task, str] = field(default_factory=dict)
 
 
-def load_rewards(
-    names: Sequence[str],
-    checkpoints: Mapping[str, str],
-    device: str = "auto",
-    dtype: str = "auto",
-    batch: int | None = None,
-) -> dict[str, Reward]:
-    """The rewards by name, on one device.
+class Scorer:
+    """A job's missing scores, with the rewards for them loaded.
 
     Args:
-        names: As `steer.available_rewards` lists them.
-        checkpoints: Local weights for some of them.
-        device: `"auto"` or a torch device.
-        dtype: `"auto"` (each reward's own default) or a torch dtype's name.
-        batch: Images that a reward takes at once; None leaves each its own choice.
+        job: What to score.
 
     Raises:
-        ValueError: An unknown reward, device, or dtype.
+        ValueError: An unknown reward, device or dtype; a reward that only compares the images of
+            one call; images without a prompt that a reward reads.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
-    where = usable_device(device)
-    precision = None if dtype == "auto" else dtype
-    made = {}
-    for name in names:
-        reward = registry.reward(
-            name, checkpoint=checkpoints.get(name), device=where, dtype=precision
-        )
-        if getattr(reward, "relative", False):
+
+    def __init__(self, job: ScoreJob) -> None:
+        self.job, self.missing = job, job.missing()
+        needed = {name for names in self.missing.values() for name in names}
+        loader = RewardLoader(job.device, job.dtype, job.checkpoints, job.images_per_batch)
+        names = [name for name in job.rewards if name in needed]
+        self.rewards = {name: _own_scale(name, loader.load(name)) for name in names}
+        readers = [name for name, reward in self.rewards.items() if reward.needs_prompt]
+        lost = without_prompt(job.images, job.prompts)
+        if lost is not None and readers:
+            raise ValueError(f"{', '.join(readers)}: {lost}")
+
+    def score(self) -> Iterator[int]:
+        """Score what is missing, each batch into the job's log at once; yields their sizes.
+
+        Raises:
+            ValueError: Out of memory; what is scored is kept.
+            RewardError: A reward does not return one score per image.
+        """
+        job, indices = self.job, {self._task(k, names): k for k, names in self.missing.items()}
+        size = job.images_per_batch or IMAGES_PER_BATCH
+        try:
+            with job.log.appending():
+                for done in score_tasks(indices, self.rewards, size=size, device=job.device):
+                    scores = {job.key(indices[t], r): v for (t, r), v in done.scores.items()}
+                    job.log.add(scores)
+                    job.failed.update({task.path: why for task, why in done.failed.items()})
+                    yield len(done.tasks)
+        except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"reward {name!r} compares the images of one call, so it gives no image a score of "
-                "its own: name its parts instead"
-            )
-        if batch is not None and isinstance(reward, BaseReward) and reward.batch is not None:
-            reward = copy.copy(reward)
-            reward.batch = batch
-        made[name] = reward
-    return made
+                f"--images-per-batch {size}: out of memory; what is scored is kept, continue with "
+                "a smaller one"
+            ) from error
+
+    def _task(self, index: int, names: tuple[str, ...]) -> Task:
+        image = self.job.images[index]
+        return Task(image.path, image.size or (0, 0), self.job.prompts[index] or "", names)
 
 
-def score_all(
+def _own_scale(name: str, reward: Reward) -> Reward:
+    """The reward; ValueError where it gives no image a score of its own."""
+    if is_relative(reward):
+        raise ValueError(
+            f"reward {name!r} compares the images of one call, so it gives no image a score of "
+            "its own: name its parts instead"
+        )
+    return reward
+
+
+def score_tasks(
     tasks: Iterable[Task],
     rewards: Mapping[str, Reward],
     *,
-    batch: int = 32,
+    size: int = IMAGES_PER_BATCH,
     device: str = "auto",
-) -> Iterator[Batch]:
-    """Score tasks, in batches of at most `batch` images of one size; tasks keep their order.
+) -> Iterator[ScoredBatch]:
+    """Score tasks, in batches of at most `size` images of equal shape; tasks keep their order.
 
     Scores are those of `rewards[name](images, prompts)` on the batch. Files that cannot be decoded
     are in `failed`, with the reason; so are images to which a reward gave no finite number.
@@ -104,7 +125,7 @@ def score_all(
         RewardError: A reward does not return one score per image.
     """
     where = usable_device(device)
-    with closing(_decoded(batches(tasks, batch))) as decoded:
+    with closing(_decoded(batches(tasks, size))) as decoded:
         for done, images in decoded:
             for rows in _by_shape(images):
                 pixels = torch.from_numpy(np.stack([images[row] for row in rows])).to(where)
@@ -113,13 +134,13 @@ def score_all(
             yield done
 
 
-def batches(tasks: Iterable[Task], batch: int) -> Iterator[list[Task]]:
-    """Tasks by size, sizes in the order in which they first appear, at most `batch` together."""
-    sizes: dict[tuple[int, int], list[Task]] = {}
+def batches(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
+    """Tasks by shape, shapes in the order in which they first appear, at most `size` together."""
+    shapes: dict[tuple[int, int], list[Task]] = {}
     for task in tasks:
-        sizes.setdefault(task.size, []).append(task)
-    for same in sizes.values():
-        yield from (same[start : start + batch] for start in range(0, len(same), batch))
+        shapes.setdefault(task.size, []).append(task)
+    for same in shapes.values():
+        yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
 def decode(path: str) -> np.ndarray:
@@ -139,7 +160,7 @@ def decode(path: str) -> np.ndarray:
 
 def _decoded(
     chunks: Iterator[list[Task]],
-) -> Generator[tuple[Batch, dict[int, np.ndarray]]]:
+) -> Generator[tuple[ScoredBatch, dict[int, np.ndarray]]]:
     """Batches with their images by row, the next ones being decoded meanwhile."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
     queue: deque[tuple[list[Task], list[Future[np.ndarray]]]] = deque()
@@ -150,7 +171,7 @@ def _decoded(
             if not queue:
                 return
             tasks, futures = queue.popleft()
-            done, images = Batch(tasks), {}
+            done, images = ScoredBatch(tasks), {}
             for row, future in enumerate(futures):
                 try:
                     images[row] = future.result()
@@ -171,7 +192,7 @@ def _by_shape(images: Mapping[int, np.ndarray]) -> list[list[int]]:
 
 @torch.no_grad()
 def _score(
-    done: Batch, tasks: Sequence[Task], images: Tensor, rewards: Mapping[str, Reward]
+    done: ScoredBatch, tasks: Sequence[Task], images: Tensor, rewards: Mapping[str, Reward]
 ) -> None:
     for name, reward in rewards.items():
         rows = [row for row, task in enumerate(tasks) if name in task.rewards]

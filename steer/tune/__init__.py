@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from steer.core.checks import require_extra
+
 
 if TYPE_CHECKING:
     from steer.core.errors import NonFiniteError as NonFiniteError, TuneError as TuneError
     from steer.tune.config import TuneConfig as TuneConfig
     from steer.tune.dataset import Dataset as Dataset
     from steer.tune.trainer import tune as tune
+
+require_extra("train", "pyarrow", "tqdm")
 
 _HOME = {
     "Dataset": "tune.dataset",

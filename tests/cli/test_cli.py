@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import steer.jobs.sampling
 from steer.cli.app import app
 from steer.core.files import png
-from steer.core.files.record import Run
+from steer.core.files.run_folder import RunFolder
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.methods import BestOfN, Gate, Prune
@@ -135,7 +135,7 @@ def test_sample_writes_everything(tmp_path: Path, pipe: Pipe) -> None:
 def test_the_plain_image_is_particle_zero(tmp_path: Path, pipe: Pipe) -> None:
     """Drawn again only where the search chose another particle; the same pixels either way."""
     sample(tmp_path)
-    for entry in Run.load(tmp_path).entries:
+    for entry in RunFolder.load(tmp_path).entries:
         chosen = entry["trace"][-1]["chosen"][0]
         assert (entry["prompt"] in pipe.calls) == (chosen != 0)
         with Image.open(tmp_path / entry["base"]["image"]) as image:
@@ -145,7 +145,7 @@ def test_the_plain_image_is_particle_zero(tmp_path: Path, pipe: Pipe) -> None:
 
 def test_no_base(tmp_path: Path, pipe: Pipe) -> None:
     assert sample(tmp_path, "--no-base").exit_code == 0
-    assert not pipe.calls and Run.load(tmp_path).entries[0]["base"] is None
+    assert not pipe.calls and RunFolder.load(tmp_path).entries[0]["base"] is None
 
 
 def test_interrupting_and_continuing(tmp_path: Path, pipe: Pipe) -> None:
@@ -156,14 +156,14 @@ def test_interrupting_and_continuing(tmp_path: Path, pipe: Pipe) -> None:
         pipe.interrupt_at = at
         result = sample(out)
         assert result.exit_code == 130 and f"{finished} of 3 prompts" in result.stdout
-        run = Run.load(out)
+        run = RunFolder.load(out)
         assert run.status == "interrupted" and len(run.entries) == finished
         assert all((out / e["images"][0]).is_file() for e in run.entries)
         assert (out / "report.html").is_file()
     pipe.interrupt_at = None
     result = sample(out)
     assert result.exit_code == 0 and "Continuing: 2 of 3" in result.stdout
-    whole, parts = Run.load(tmp_path / "whole"), Run.load(out)
+    whole, parts = RunFolder.load(tmp_path / "whole"), RunFolder.load(out)
     assert parts.status == "finished"
     for a, b in zip(whole.entries, parts.entries, strict=True):
         assert (a["seed"], a["rewards"], a["trace"]) == (b["seed"], b["rewards"], b["trace"])
@@ -185,7 +185,7 @@ def test_other_arguments_in_the_same_folder(tmp_path: Path, pipe: Pipe) -> None:
     sample(tmp_path)
     assert "--compute was 4.0, now 8.0" in one_line(sample(tmp_path, "--compute", "8"))
     assert "prompts was" in one_line(sample(tmp_path, prompts=["another"]))
-    assert len(Run.load(tmp_path).entries) == 3
+    assert len(RunFolder.load(tmp_path).entries) == 3
 
 
 def test_bad_input_leaves_no_run_behind(tmp_path: Path, pipe: Pipe) -> None:
@@ -243,7 +243,7 @@ def test_prompts_from_a_file(tmp_path: Path, pipe: Pipe) -> None:
     (tmp_path / "prompts.txt").write_text("one\n\n  two  \n")
     out = tmp_path / "out"
     sample(out, "--prompts-file", str(tmp_path / "prompts.txt"), prompts=["zero"])
-    assert [e["prompt"] for e in Run.load(out).entries] == ["zero", "one", "two"]
+    assert [e["prompt"] for e in RunFolder.load(out).entries] == ["zero", "one", "two"]
 
 
 def test_report_is_rebuilt(tmp_path: Path, pipe: Pipe) -> None:
@@ -275,7 +275,8 @@ def test_methods_from_text() -> None:
 
 
 def test_the_command_starts_without_torch() -> None:
-    code = "import sys, steer.cli.app, steer.core.files.record; assert 'torch' not in sys.modules"
+    needed = "steer.cli.app, steer.jobs.sample_job, steer.jobs.score_job"
+    code = f"import sys, {needed}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -293,7 +294,7 @@ def test_demo_with_a_stand_in(
     tmp_path: Path, pipe: Pipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = FunctionReward(brightness, name="shapes")
-    monkeypatch.setattr(steer.jobs.sampling.registry, "reward", lambda *_, **__: made)
+    monkeypatch.setattr(steer.jobs.sampling.RewardLoader, "load", lambda *_: made)
     from steer.cli import demo
 
     with pytest.raises(SystemExit) as stop:

@@ -21,8 +21,9 @@ from steer.cli.app import app
 from steer.core.files.png import read, save_png
 from steer.core.files.score_log import Key, Row, ScoreLog, ranked, write_csv, write_json_rows
 from steer.jobs import scoring
-from steer.jobs.images import find_images, natural
-from steer.jobs.prompts import by_file, read_prompts
+from steer.jobs.image_files import find_images
+from steer.jobs.image_prompts import by_file, read_prompts
+from steer.jobs.reward_loader import RewardLoader
 from steer.pipeline.report.sheet import MAX_CELLS, score_sheet
 from steer.rewards import register_reward
 
@@ -75,8 +76,10 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def score(*words: Any, reward: str = "test-green", **more: Any) -> Result:
-    arguments = ["score", *map(str, words), "--reward", reward]
+def score(*words: Any, reward: str | list[str] = "test-green", **more: Any) -> Result:
+    rewards = [reward] if isinstance(reward, str) else reward
+    asked = [word for name in rewards for word in ("--reward", name)]
+    arguments = ["score", *map(str, words), *asked]
     return CliRunner().invoke(app, arguments, catch_exceptions=False, **more)
 
 
@@ -97,26 +100,28 @@ def opened(rows: list[dict[str, str]]) -> Any:
 
 def test_scores_are_the_rewards_own(folder: Path) -> None:
     """Bit for bit those of `reward(images, prompts)`, for learned rewards and for functions."""
-    names = "shapes,shapes-clip,test-green"
+    names = ["shapes", "shapes-clip", "test-green"]
     result = score(folder, "--prompt", "a red circle", "--csv", "s.csv", reward=names)
     assert result.exit_code == 0, result.output
     rows = table(Path("s.csv"))
     assert [Path(row["path"]).name for row in rows] == [f"{n}.png" for n in (1, 2, 3, 10, 11)]
-    for name in names.split(","):
+    for name in names:
         want = steer.reward(name, device="cpu")(opened(rows), "a red circle").tolist()
         assert [float(row[name]) for row in rows] == want
     assert Green.calls[0] == (5, ("a red circle",) * 5)
 
 
 def test_sizes_are_batched_apart(folder: Path) -> None:
-    """Equal sizes together, at most `--batch`; other sizes, modes and formats among them."""
+    """Equal sizes together, at most `--images-per-batch`; with other modes and formats."""
     wide = noise(50, 16, 40)
     wide.save(folder / "4.bmp")
     wide.convert("RGBA").save(folder / "5.webp", lossless=True)
     (folder / "deep" / "er").mkdir(parents=True)
     noise(51).convert("L").save(folder / "deep" / "er" / "gray.TIFF")
     noise(52).save(folder / "deep" / "photo.jpeg")
-    result = score(folder, "--prompt", "x", "--csv", "s.csv", "--batch", "3", "--device", "cpu")
+    result = score(
+        folder, "--prompt", "x", "--csv", "s.csv", "--images-per-batch", "3", "--device", "cpu"
+    )
     assert result.exit_code == 0, result.output
     assert sorted(count for count, _ in Green.calls) == [1, 2, 3, 3]
     reward = steer.reward("test-green")
@@ -136,11 +141,13 @@ def test_turned_photos_are_scored_upright(tmp_path: Path) -> None:
 
 
 def test_rewards_of_explicit_batch(folder: Path) -> None:
-    """`--batch` reaches the reward without changing the shared one."""
+    """`--images-per-batch` reaches the reward without changing the shared one."""
     shared: Any = steer.reward("test-small")
-    made: Any = scoring.load_rewards(["test-small", "test-green"], {}, "cpu", batch=7)
-    assert made["test-small"].batch == 7 and shared.batch == 2
-    assert made["test-green"].batch is None
+    loader = RewardLoader("cpu", images_per_batch=7)
+    small: Any = loader.load("test-small")
+    green: Any = loader.load("test-green")
+    assert small.batch == 7 and shared.batch == 2
+    assert green.batch is None
 
 
 def test_running_again_scores_only_what_is_new(folder: Path) -> None:
@@ -149,7 +156,7 @@ def test_running_again_scores_only_what_is_new(folder: Path) -> None:
     assert score(*words).exit_code == 0 and len(Green.calls) == 1
     noise(99).save(folder / "2.png")  # rewritten
     noise(98).save(folder / "7.png")  # new
-    result = score(*words, reward="test-green,test-red")
+    result = score(*words, reward=["test-green", "test-red"])
     assert "4 of 6 images are scored already" not in result.stdout  # all lack test-red
     assert [count for count, _ in Green.calls] == [5, 2]
     other = score(folder, "--prompt", "y", "--csv", "s.csv")  # another prompt is another score
@@ -173,7 +180,7 @@ def test_the_log_lies_beside_the_table(folder: Path, tmp_path: Path) -> None:
 
 
 def test_interrupting_and_continuing(folder: Path) -> None:
-    words = (folder, "--prompt", "x", "--csv", "s.csv", "--batch", "2")
+    words = (folder, "--prompt", "x", "--csv", "s.csv", "--images-per-batch", "2")
     Green.stop_at = 1
     result = score(*words)
     assert result.exit_code == 130 and "2 of 5 images are scored" in result.stdout
@@ -217,7 +224,7 @@ def test_damaged_images_are_told_and_the_rest_is_scored(folder: Path) -> None:
 
 def test_scores_that_are_no_numbers(folder: Path) -> None:
     Image.new("RGB", (24, 20)).save(folder / "black.png")
-    result = score(folder, "-p", "x", "--csv", "s.csv", reward="test-nan,test-green")
+    result = score(folder, "-p", "x", "--csv", "s.csv", reward=["test-nan", "test-green"])
     assert result.exit_code == 1 and "black.png: test-nan gave nan" in result.stderr
     row = next(row for row in table(Path("s.csv")) if row["path"].endswith("black.png"))
     assert row["test-nan"] == "" and float(row["test-green"]) == 0.0
@@ -225,14 +232,21 @@ def test_scores_that_are_no_numbers(folder: Path) -> None:
 
 
 def test_out_of_memory_says_what_to_do(folder: Path) -> None:
-    line = one_line(score(folder, "-p", "x", "--batch", "4", reward="test-memory"))
-    assert "--batch 4" in line and "smaller" in line
+    line = one_line(score(folder, "-p", "x", "--images-per-batch", "4", reward="test-memory"))
+    assert "--images-per-batch 4" in line and "smaller" in line
 
 
 def test_csv_and_json_say_the_same(folder: Path) -> None:
     prompt = 'with "quotes", commas\nand lines — ü'
     result = score(
-        folder, "-p", prompt, "--csv", "s.csv", "--json", "s.json", reward="test-green,test-red"
+        folder,
+        "-p",
+        prompt,
+        "--csv",
+        "s.csv",
+        "--json",
+        "s.json",
+        reward=["test-green", "test-red"],
     )
     assert result.exit_code == 0
     listed = json.loads(Path("s.json").read_text("utf-8"))
@@ -257,7 +271,7 @@ def test_the_table_is_sorted_and_has_means(folder: Path) -> None:
 def test_long_tables_are_cut(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from steer.pipeline.report.ranking import ranking
+    from steer.cli.score_table import ranking
 
     rows = [Row(f"{k}.png", "x" if k else "other", {"r": -float(k), "s": None}) for k in range(100)]
     console = Console(width=100, file=io.StringIO(), record=True)
@@ -280,7 +294,7 @@ def test_long_tables_are_cut(tmp_path: Path) -> None:
 def test_paths_are_shown_within_their_folder(paths: list[str], shown: list[str]) -> None:
     from rich.console import Console
 
-    from steer.pipeline.report.ranking import ranking
+    from steer.cli.score_table import ranking
 
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(ranking([Row(path, "x", {"r": 0.5}) for path in paths], ["r"]))
@@ -349,17 +363,17 @@ def test_images_bring_their_own_prompts(tmp_path: Path) -> None:
 def test_rewards_that_need_no_prompt(folder: Path) -> None:
     assert score(folder, "--csv", "s.csv", reward="test-red").exit_code == 0
     assert {row["prompt"] for row in table(Path("s.csv"))} == {""}
-    line = one_line(score(folder, "--csv", "s.csv", reward="test-red,test-green"))
+    line = one_line(score(folder, "--csv", "s.csv", reward=["test-red", "test-green"]))
     assert "test-green: no prompt for 5 of 5 images" in line and "--prompts-file" in line
 
 
 def test_the_contact_sheet(folder: Path) -> None:
     noise(5, 200, 400).save(folder / "wide.jpg")
     words = (folder, "-p", "x", "--sheet", folder / "sheet.png")
-    assert score(*words, reward="test-green,test-red").exit_code == 0
+    assert score(*words, reward=["test-green", "test-red"]).exit_code == 0
     first = (folder / "sheet.png").read_bytes()
     assert read(folder / "sheet.png") == {}
-    assert score(*words, reward="test-green,test-red").exit_code == 0  # not scored itself
+    assert score(*words, reward=["test-green", "test-red"]).exit_code == 0  # not scored itself
     assert (folder / "sheet.png").read_bytes() == first
     assert len(find_images([folder])) == 6
 
@@ -391,12 +405,13 @@ def _colours(sheet: Image.Image) -> list[tuple[int, ...]]:
         (["empty"], "test-green", "no images found in this folder"),
         (["notes.txt"], "test-green", "not an image by its name"),
         (["images"], "test-grene", "did you mean 'test-green'"),
-        (["images"], ",", "name at least one"),
-        (["images"], "hpsv2=0.7,shapes=0.3", "without weights"),
-        (["images"], "rank(shapes,test-green)", "without weights or ensembles"),
+        (["images"], " ", "name at least one"),
+        (["images"], "shapes,test-green", "--reward shapes --reward test-green"),
+        (["images"], "test-red=x,test-green=0.3", "not name=weight"),
+        (["images"], "rank(test-red,test-green)", "compares the images of one call"),
         (["images"], "prompt", "column of this name"),
         (["images", "--prompts-file", "notes.txt"], "test-green", "give one of them, not both"),
-        (["images", "--batch", "0"], "test-green", "--batch 0"),
+        (["images", "--images-per-batch", "0"], "test-green", "images_per_batch=0"),
         (["images", "--csv", "s.txt"], "test-green", "ends in .csv"),
         (["images", "--json", "no/s.json"], "test-green", "no folder 'no'"),
         (["images", "--sheet", "s.jpg"], "test-green", "ends in .png"),
@@ -444,13 +459,6 @@ def test_a_file_that_is_no_log_is_left_alone(folder: Path, text: str) -> None:
     assert Path("s.scores.jsonl").read_text() == text
 
 
-def test_rewards_that_compare_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = steer.reward("test-green")
-    monkeypatch.setattr(made, "relative", True, raising=False)
-    with pytest.raises(ValueError, match="compares the images of one call"):
-        scoring.load_rewards(["test-green"], {}, "cpu")
-
-
 def test_other_weights_and_precisions_are_other_scores(folder: Path) -> None:
     copy = Path("weights")
     copy.mkdir()
@@ -494,18 +502,6 @@ def test_a_log_cut_anywhere_is_a_shorter_log(
     with again.appending():
         again.add(merged)
     assert all(ScoreLog(path).get(key) == value for key, value in merged.items())
-
-
-@given(st.lists(st.text("0123456789ab/.", max_size=8), max_size=6))
-def test_natural_order_is_total(names: list[str]) -> None:
-    """Numbers by value, and no two different names compare as a mixture that cannot be sorted."""
-    ordered = sorted(names, key=natural)
-    assert sorted(reversed(ordered), key=natural) == sorted(ordered, key=natural)
-
-
-def test_natural_order() -> None:
-    names = ["b2.png", "b10.png", "a/10.png", "a/9.png", "b1.png"]
-    assert sorted(names, key=natural) == ["a/9.png", "a/10.png", "b1.png", "b2.png", "b10.png"]
 
 
 def test_each_file_once(folder: Path, tmp_path: Path) -> None:

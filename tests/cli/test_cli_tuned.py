@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import steer
 from steer.cli.app import app
-from steer.driver.denoisers import parse
+from steer.driver.denoisers import parse_blend
 from steer.driver.denoisers.checkpoints import KNOWN
 from steer.driver.denoisers.checkpoints.known import is_bundled
 
@@ -54,7 +54,7 @@ def test_the_pages_blends_are_read() -> None:
     assert len(written) >= 5
     for blend in written:
         if "steer." not in blend and blend != "RLG(s)":  # a loop's
-            parse(blend)
+            parse_blend(blend)
     for name in ("RLG", "SwitchAt", "NegativeGuidance", "CHATS", "PreferenceGuidance"):
         assert f"`{name}" in text and hasattr(steer.denoisers, name)
 

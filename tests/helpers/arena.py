@@ -19,7 +19,7 @@ from families import build
 
 import steer.jobs.compare.page  # noqa: F401
 from steer.jobs.compare.config import Comparison, from_dict
-from steer.jobs.compare.run import run
+from steer.jobs.compare.job import run
 from steer.rewards import register_reward
 
 
@@ -44,7 +44,7 @@ def comparison(**more: Any) -> Comparison:
         "prompts": PROMPTS,
         "seeds": [0, 3],
         "steps": 3,
-        "guidance": 3.0,
+        "guidance_scale": 3.0,
         "reward": "test-redder",
         "judges": ["test-evenness"],
         "device": "cpu",

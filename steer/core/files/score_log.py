@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 
 from steer.core.errors import RecordError
 from steer.core.files.atomic import write_atomic
+from steer.core.files.tables import write_table
 
 
 FORMAT = "steer-scores/1"
@@ -159,21 +158,20 @@ def score_text(value: float | None) -> str:
 
 def write_csv(path: Path, rows: Sequence[Row], rewards: Sequence[str]) -> None:
     """Put `path, prompt, <reward>, ...` at `path`, a row per image, in one step."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "prompt", *rewards])
-    writer.writerows([row.path, row.prompt, *(row.scores[r] for r in rewards)] for row in rows)
-    write_atomic(path, text.getvalue().encode(errors="surrogateescape"))
+    write_table(path, _listed(rows, rewards), ["path", "prompt", *rewards])
 
 
 def write_json_rows(path: Path, rows: Sequence[Row], rewards: Sequence[str]) -> None:
     """Put a list of `{"path", "prompt", <reward>, ...}` at `path`, one per image, in one step."""
-    listed = [
+    text = json.dumps(_listed(rows, rewards), ensure_ascii=False, allow_nan=False, indent=1)
+    write_atomic(path, text.encode(errors="surrogateescape") + b"\n")
+
+
+def _listed(rows: Sequence[Row], rewards: Sequence[str]) -> list[dict[str, Any]]:
+    return [
         {"path": row.path, "prompt": row.prompt, **{r: row.scores[r] for r in rewards}}
         for row in rows
     ]
-    text = json.dumps(listed, ensure_ascii=False, allow_nan=False, indent=1)
-    write_atomic(path, text.encode(errors="surrogateescape") + b"\n")
 
 
 def stamped(path: str) -> str:

@@ -6,7 +6,7 @@ from steer.driver.denoisers.blend import Blend, Mix
 from steer.driver.denoisers.checkpoints.known import Checkpoint
 from steer.driver.denoisers.negative import CHATS, NegativeGuidance
 from steer.driver.denoisers.outputs import RLG, PreferenceGuidance, SwitchAt
-from steer.driver.denoisers.parse import parse
+from steer.driver.denoisers.parse import parse_blend
 from steer.driver.denoisers.scales import linear, window
 
 
@@ -20,6 +20,6 @@ __all__ = [
     "PreferenceGuidance",
     "SwitchAt",
     "linear",
-    "parse",
+    "parse_blend",
     "window",
 ]

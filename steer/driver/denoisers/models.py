@@ -20,7 +20,7 @@ from steer.driver.denoisers.checkpoints.loading import (
 )
 from steer.driver.denoisers.checkpoints.lora import PREFIX, tuner_layers
 from steer.driver.denoisers.outputs import RLG
-from steer.driver.denoisers.parse import parse
+from steer.driver.denoisers.parse import parse_blend
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def models_for(pipe: Any, tuned: Any, blend: Any) -> Models | None:
         CheckpointError, UnsupportedPipelineError: From loading.
     """
     if isinstance(blend, str):
-        blend = parse(blend)
+        blend = parse_blend(blend)
     if blend is not None and not isinstance(blend, Blend):
         raise ValueError(
             f"blend={blend!r}: give a blend such as steer.RLG(2.0) or steer.denoisers.SwitchAt(0.6)"

@@ -24,11 +24,12 @@ _GRAMMAR = Grammar(
 )
 
 
-def parse(text: str) -> Blend:
+def parse_blend(text: str) -> Blend:
     """The blend that `text` names: `"RLG(2.0)"`, `"rlg(window(2.0, 0.2, 1.0))"`.
 
     Names may be written in any case and with dashes; arguments are literals, schedules or
-    `Checkpoint(...)`. `parse(repr(blend))` is the blend again where its models are named by text.
+    `Checkpoint(...)`. `parse_blend(repr(blend))` is the blend again where its models are named by
+    text.
 
     Raises:
         ValueError: An unknown name, something that is not a literal, or arguments that do not fit.

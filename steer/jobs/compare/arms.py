@@ -9,18 +9,20 @@ from typing import Any
 
 import torch
 
-from steer.core.checks import near
+from steer.core.checks import did_you_mean
 from steer.core.errors import ComparisonError
 from steer.core.files.atomic import plain
-from steer.core.seeds import row_seed
+from steer.core.seeds import pair_seed
+from steer.driver.denoisers import parse_blend
+from steer.driver.denoisers.checkpoints import load as load_tuned
 from steer.jobs.compare.config import Arm, Comparison
 from steer.jobs.compare.store import Unit
+from steer.jobs.effort import calls_per_call, sized_method
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
+from steer.jobs.reward_loader import RewardLoader
 from steer.methods.parse import is_bare, parse_method
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.guided import guided
-from steer.rewards import registry
-from steer.rewards.text import names_in, read_mixture
 
 
 class Studio:
@@ -41,7 +43,9 @@ class Studio:
         for arm in comparison.arms:
             check_arm(arm)  # mistakes are told before anything is loaded
         dtype = dtype_of(comparison.dtype, device, comparison.pipeline)
-        self.reward = load_reward(comparison.reward, comparison.checkpoints or {}, device)
+        self.reward = RewardLoader(device, checkpoints=comparison.checkpoints).load(
+            comparison.reward
+        )
         self.pipe = pipe if pipe is not None else load_pipeline(comparison.pipeline, device, dtype)
         self.steps = comparison.steps or default_steps(self.pipe, comparison.pipeline)
         self._scheduler = self.pipe.scheduler
@@ -60,10 +64,8 @@ class Studio:
 
     def tuned(self, source: str) -> Any:
         """A tuned checkpoint, loaded once for all arms that use it."""
-        from steer.driver.denoisers.checkpoints import load
-
         if source not in self._tuned:
-            self._tuned[source] = load(self.pipe, source)
+            self._tuned[source] = load_tuned(self.pipe, source)
         return self._tuned[source]
 
     def keep_only(self, arms: Sequence[Arm]) -> None:
@@ -79,7 +81,7 @@ class Painter:
         shared = studio.comparison
         self.arm, self.studio = arm, studio
         self.steps = arm.steps or studio.steps
-        scale = arm.guidance if arm.guidance is not None else shared.guidance
+        scale = arm.guidance_scale if arm.guidance_scale is not None else shared.guidance_scale
         self._options: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
         if shared.size is not None:
             self._options |= dict(zip(("height", "width"), shared.size, strict=True))
@@ -94,7 +96,7 @@ class Painter:
             studio.pipe,
             studio.reward,
             **effort(arm, self.steps, extra.get("blend")),
-            lane_width=shared.width,
+            lane_width=shared.lane_width,
             **extra,
         )
 
@@ -105,7 +107,7 @@ class Painter:
         whatever else is drawn, in whichever process.
         """
         self.studio.pipe.set_progress_bar_config(disable=True)
-        seeds = [row_seed(unit.seed, unit.prompt) for unit in units]
+        seeds = [pair_seed(unit.seed, unit.prompt) for unit in units]
         out = self._guided(
             list(prompts),
             num_inference_steps=self.steps,
@@ -155,7 +157,7 @@ def _check_options(pipe: Any, options: Mapping[str, Any]) -> None:
     known = inspect.signature(type(pipe).__call__).parameters
     odd = next((key for key in options if key not in known), None)
     if odd is not None:
-        key = "guidance" if odd == "guidance_scale" else "size"
+        key = odd if odd == "guidance_scale" else "size"
         raise ComparisonError(
             f"{key}: {type(pipe).__name__} takes no {odd!r}: leave {key} out of the configuration"
         )
@@ -172,36 +174,21 @@ def check_arm(arm: Arm) -> None:
         raise ComparisonError(f"arm {arm.name!r}: {error}") from error
 
 
-def parse_blend(text: str) -> Any:
-    """The blend that a text such as `"RLG(2.0)"` names."""
-    from steer.driver.denoisers import parse
-
-    return parse(text)
-
-
-def blend_cost(blend: Any, steps: int) -> int:
-    """Plain calls that one call of a blend costs."""
-    from steer.driver.denoisers.blend import cost
-
-    return cost(blend, steps)
-
-
 def effort(arm: Arm, steps: int, blend: Any = None) -> dict[str, Any]:
     """`method` or `compute` for `guided`; neither in the configuration is the plain call.
 
-    A method by its bare name takes its size from `compute`, which counts plain calls of the base:
-    where a blend evaluates two denoisers per row, half as many.
+    Raises:
+        ComparisonError: A method by its bare name, and less compute than one call of the blend.
     """
-    if arm.method is not None:
-        calls = 1 if blend is None else blend_cost(blend, steps)
-        compute = (arm.compute or (4.0 if is_bare(arm.method) else 1.0)) / calls
-        if is_bare(arm.method) and compute < 1:
-            raise ComparisonError(
-                f"arm {arm.name!r}: compute={arm.compute:g} with blend={arm.blend!r}, one call of "
-                f"which costs {calls:g}: give at least that"
-            )
-        return {"method": parse_method(arm.method, max(compute, 1.0), steps)}
-    return {"method": BestOfN(1)} if arm.compute is None else {"compute": arm.compute}
+    if arm.method is None:
+        return {"method": BestOfN(1)} if arm.compute is None else {"compute": arm.compute}
+    calls = calls_per_call(blend, steps)
+    if is_bare(arm.method) and arm.compute is not None and arm.compute < calls:
+        raise ComparisonError(
+            f"arm {arm.name!r}: compute={arm.compute:g} with blend={arm.blend!r}, one call of "
+            f"which costs {calls:g}: give at least that"
+        )
+    return {"method": sized_method(arm.method, arm.compute, steps, blend)}
 
 
 def make_scheduler(name: str, like: Any) -> Any:
@@ -215,17 +202,9 @@ def make_scheduler(name: str, like: Any) -> Any:
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if kind is None or not hasattr(kind, "from_config"):
         known = [n for n in dir(diffusers) if n.endswith("Scheduler") and n[0].isupper()]
-        hint = near(name, known).split(" There are")[0]
+        hint = did_you_mean(name, known)
         raise ComparisonError(
             f"scheduler={name!r}: not a scheduler of diffusers{hint}; write for example "
             "DDIMScheduler"
         )
     return kind.from_config(like.config)
-
-
-def load_reward(text: str, checkpoints: Mapping[str, str], device: str) -> Any:
-    """A reward by name or as text, with local checkpoints for its parts."""
-    names = names_in(text)
-    own = {name: path for name, path in checkpoints.items() if name in names}
-    files = own if read_mixture(text) else own.get(text)
-    return registry.reward(text, checkpoint=files or None, device=device)

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from steer.core.files.atomic import write_atomic
-from steer.jobs.compare import views
+from steer.jobs.compare import findings, panels, views
 from steer.jobs.compare.analysis import TIE
+from steer.jobs.compare.config import SHARED
 from steer.jobs.compare.plot import text_of
 from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.results import as_array
@@ -43,7 +44,7 @@ def write_page(store: Store, prompts: PromptSet, found: Mapping[str, Any]) -> Pa
 def page_view(store: Store, prompts: PromptSet, found: Mapping[str, Any]) -> views.PageView:
     """The page of a comparison's results."""
     configuration = dict(found["configuration"])
-    shown = views.chosen_prompts(found, configuration["show"])
+    shown = findings.chosen_prompts(found, configuration["show"])
     seeds = _seeds_shown(store, found, len(shown))
     names = [reward["name"] for reward in found["rewards"]]
     images = len(found["arms"]) * found["prompts"]["count"] * len(configuration["seeds"])
@@ -54,19 +55,19 @@ def page_view(store: Store, prompts: PromptSet, found: Mapping[str, Any]) -> vie
         title=found["configuration"]["title"] or _title(found),
         when=found["when"][:16].replace("T", " ") + " UTC",
         lede=_lede(found),
-        arms=tuple(views.arm_view(found, k) for k in range(len(found["arms"]))),
-        rewards=tuple(views.reward_view(found, name) for name in names),
+        arms=tuple(panels.arm_view(found, k) for k in range(len(found["arms"]))),
+        rewards=tuple(panels.reward_view(found, name) for name in names),
         diversity=str(configuration["diversity"]) if len(configuration["seeds"]) > 1 else "",
         prompts=tuple(prompt_view(store, prompts, found, index, seeds) for index in shown),
         seeds=tuple(seeds),
         asked=found["prompts"]["count"],
         images=images,
         seconds=per_image * images,
-        warnings=views.warnings_of(found),
+        warnings=findings.warnings_of(found),
         configuration={k: v for k, v in configuration.items() if v is not None},
         versions=found["versions"],
         command=found["command"],
-        headlines=views.headlines(found),
+        headlines=findings.headlines(found),
     )
 
 
@@ -76,7 +77,7 @@ def prompt_view(
     """One prompt with every arm's images."""
     rewards = [reward["name"] for reward in found["rewards"]]
     scores = {name: as_array(found, name)[:, index] for name in rewards}
-    digits = {name: views.digits_of(found, name) for name in rewards}
+    digits = {name: findings.digits_of(found, name) for name in rewards}
     order = found["configuration"]["seeds"]
     shots = []
     for seed in seeds:
@@ -135,7 +136,7 @@ def _title(found: Mapping[str, Any]) -> str:
 def _lede(found: Mapping[str, Any]) -> str:
     seeds, count = len(found["configuration"]["seeds"]), found["prompts"]["count"]
     odd = sorted({key for arm in found["arms"] for key in arm["differs"]})
-    shared = [key for key in ("steps", "guidance", "scheduler") if key not in odd]
+    shared = [key for key in SHARED if key not in odd]
     same = ", ".join(["prompts", "noise", *shared])
     text = (
         f"{len(found['arms'])} ways to draw {count} prompts "

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from steer.core.errors import ComparisonError
-from steer.core.files.atomic import write_atomic, write_json
+from steer.core.files.atomic import write_json
+from steer.core.files.tables import write_table
 from steer.jobs.compare import analysis
 from steer.jobs.compare.config import Comparison
 from steer.jobs.compare.prompts import PromptSet
@@ -88,9 +86,9 @@ def write(
     """
     with disk():
         write_json(store.folder / RESULTS, found)
-        _table(store.folder / "scores.csv", score_rows(store, comparison, prompts, found))
-        _table(store.folder / "arms.csv", arm_rows(found))
-        _table(store.folder / "pairs.csv", pair_rows(found))
+        write_table(store.folder / "scores.csv", score_rows(store, comparison, prompts, found))
+        write_table(store.folder / "arms.csv", arm_rows(found))
+        write_table(store.folder / "pairs.csv", pair_rows(found))
 
 
 def scale_of(reward: str) -> float:
@@ -185,14 +183,6 @@ def _plain_rows(comparison: Comparison, records: Sequence[Sequence[Mapping[str, 
         if not {"steps", "scheduler"} & set(arm.differs):
             return int(mine[0]["steps"])
     return int(records[0][0]["steps"])
-
-
-def _table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode())
 
 
 def as_array(found: Mapping[str, Any], reward: str) -> np.ndarray:

@@ -16,13 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from steer.core.errors import ComparisonError, RewardError
-from steer.jobs.compare.arms import load_reward
 from steer.jobs.compare.config import Comparison
 from steer.jobs.compare.processes import Processes
 from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.store import Store, Unit
+from steer.jobs.reward_loader import RewardLoader
 from steer.rewards.parts import as_scores, is_relative
-from steer.rewards.text import is_ranking
 
 
 BLOCK = 32
@@ -41,7 +40,7 @@ def reported(comparison: Comparison, reward: Any = None) -> list[str]:
             named, so there is nothing to report.
     """
     relative = reward is not None and is_relative(reward)
-    relative = relative or is_ranking(comparison.reward)
+    relative = relative or comparison.reward.strip().endswith(")")
     if relative and not comparison.judges:
         raise ComparisonError(
             f"reward={comparison.reward!r} only ranks the candidates of one call, so it gives an "
@@ -73,7 +72,7 @@ def check_judges(comparison: Comparison, prompts: PromptSet) -> None:
             ) from error
 
 
-def score_all(
+def score_missing(
     store: Store, comparison: Comparison, prompts: PromptSet, processes: Processes, names: list[str]
 ) -> Iterator[int]:
     """Score this process's share of the blocks that lack scores; yields images as they are done.
@@ -85,6 +84,7 @@ def score_all(
     spans = list(enumerate(blocks(len(prompts.prompts), len(comparison.seeds))))
     work = [(arm.name, k, span) for arm in comparison.arms for k, span in spans]
     mine = processes.share(work)
+    rewards = RewardLoader(processes.device, checkpoints=comparison.checkpoints)
     for name in [*names, *diversity_names(comparison)]:
         judge = None
         for arm, k, span in mine:
@@ -92,7 +92,7 @@ def score_all(
             images = _digests(store, units)
             if store.scores(name, arm, k, images) is not None:
                 continue
-            judge = judge or _judge(name, comparison, processes.device)
+            judge = judge or _judge(name, rewards, len(comparison.seeds))
             texts = [prompts.texts[unit.prompt] for unit in units]
             pixels = load_images(store, units).to(processes.device)
             found = judge(pixels, texts)
@@ -166,13 +166,13 @@ def _digests(store: Store, units: Sequence[Unit]) -> list[str]:
     return [digest for digest in found if digest is not None]
 
 
-def _judge(name: str, comparison: Comparison, device: str) -> Any:
+def _judge(name: str, rewards: RewardLoader, seeds: int) -> Any:
     """A function of images and prompts to a list of numbers, by what it is stored under."""
     if name.startswith(DIVERSITY):
-        return _diversity(name.removeprefix(DIVERSITY), comparison, device)
+        return _diversity(name.removeprefix(DIVERSITY), rewards, seeds)
     if name in (ORACLE, ORACLE_ALL):
         return lambda images, texts: _oracle(images, texts, whole=name == ORACLE_ALL)
-    reward = load_reward(name, comparison.checkpoints or {}, device)
+    reward = rewards.load(name)
     if is_relative(reward):
         raise ComparisonError(f"judge {name!r} only ranks images of one call: name its parts")
 
@@ -197,11 +197,10 @@ def _oracle(images: Tensor, texts: Sequence[str], *, whole: bool) -> list[float]
     return found
 
 
-def _diversity(name: str, comparison: Comparison, device: str) -> Any:
-    seeds = len(comparison.seeds)
+def _diversity(name: str, rewards: RewardLoader, seeds: int) -> Any:
     if name == PIXELS:
         return lambda images, _: pixel_spread(images, seeds)
-    reward = load_reward(name, comparison.checkpoints or {}, device)
+    reward: Any = rewards.load(name)
     encoder, preprocess = getattr(reward, "encoder", None), getattr(reward, "preprocess", None)
     if encoder is None or preprocess is None:
         raise ComparisonError(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from steer.core.errors import FolderError
-from steer.core.files.atomic import plain, usable, write_json
+from steer.core.files.atomic import file_sha256, plain, usable, write_json
+from steer.core.files.names import slug
 from steer.core.files.png import save_png
 from steer.core.files.versions import versions
 
@@ -158,20 +158,6 @@ class Store:
 
     def _scores(self, reward: str, arm: str, block: int) -> Path:
         return self.folder / SCORES / slug(reward) / arm / f"{block:05d}.json"
-
-
-def slug(name: str) -> str:
-    """A reward's name as a folder's, unique by a few digits of its hash where it was changed."""
-    clean = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.")[:60] or "reward"
-    if clean == name:
-        return clean
-    return f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def file_sha256(path: Path) -> str:
-    """The digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unsealed(path: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from steer.core.files.atomic import write_atomic
-from steer.core.files.record import Run
+from steer.core.files.run_folder import RunFolder
 from steer.pipeline.report import genealogy, plots
 from steer.pipeline.report.descent import title
 from steer.pipeline.report.views import (
@@ -137,7 +137,7 @@ def _attach(
                 cell.image = inline(sheet.crop((left, 0, left + width, height)))
 
 
-def run_view(run: Run) -> RunView:
+def run_view(run: RunFolder) -> RunView:
     """The view of a run folder."""
     data = run.data
     configuration = {**data["arguments"], **data["configuration"]}
@@ -227,7 +227,7 @@ def _folded(command: str) -> str:
     return " \\\n  ".join(shlex.join(line) for line in lines)
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: RunFolder) -> Path:
     """Build `report.html` in the run's folder, from its files alone."""
     path = run.folder / REPORT_FILE
     write_atomic(path, render(run_view(run)).encode())

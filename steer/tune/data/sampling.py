@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steer.core.errors import RewardError, TuneError
+from steer.core.seeds import text_seed
 from steer.core.types import Reward
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.guided import Guided, guided
@@ -36,12 +36,6 @@ class Sample:
         return f"p{self.prompt_id:05d}-s{self.number:03d}"
 
 
-def sample_seed(seed: int, text: str, number: int) -> int:
-    """A 48-bit seed of a prompt's `number`-th sample, whatever else is in the set."""
-    digest = hashlib.blake2b(repr((seed, text, number)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 16
-
-
 def plan(config: DataConfig, prompts: Sequence[Prompt]) -> list[list[Sample]]:
     """The samples of every shard, prompt by prompt; a prompt is wholly in one shard."""
     size = max(1, config.shard // config.per_prompt)
@@ -58,7 +52,7 @@ def plan(config: DataConfig, prompts: Sequence[Prompt]) -> list[list[Sample]]:
 
 def _seed(config: DataConfig, text: str, number: int) -> int:
     if isinstance(config.seeds, int):
-        return sample_seed(config.seed, text, number)
+        return text_seed(config.seed, text, number)
     return config.seeds[number]
 
 

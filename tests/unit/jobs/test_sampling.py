@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from steer.cli.app import app
 from steer.core.files import png
-from steer.core.files.record import Run
+from steer.core.files.run_folder import RunFolder
 from steer.jobs.pipelines import load_pipeline
 from steer.rewards import register_reward
 
@@ -75,7 +75,7 @@ def test_methods_end_to_end(folder: Path, tmp_path: Path, method: str) -> None:
     more = ["--method", method] if method else []
     result = sample(folder, tmp_path, "--judge", "test-contrast", *more)
     assert result.exit_code == 0, result.output
-    for entry in Run.load(tmp_path).entries:
+    for entry in RunFolder.load(tmp_path).entries:
         assert entry["rewards"][0] >= entry["base"]["reward"] - 1e-3
         assert entry["ledger"]["denoiser_rows"] <= 4 * STEPS
         assert entry["accepted"] == (not method.startswith("Gate"))
@@ -90,7 +90,7 @@ def test_the_plain_image_is_the_pipelines_own(folder: Path, tmp_path: Path) -> N
     assert sample(folder, tmp_path, "--seed", "3").exit_code == 0
     pipe = load_pipeline(str(folder), "cpu", torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    for index, entry in enumerate(Run.load(tmp_path).entries):
+    for index, entry in enumerate(RunFolder.load(tmp_path).entries):
         generator = torch.Generator().manual_seed(3 + index)
         want = pipe(PROMPTS[index], num_inference_steps=STEPS, generator=generator).images[0]
         assert np.array_equal(pixels(tmp_path / entry["base"]["image"]), np.asarray(want))
@@ -103,10 +103,10 @@ def test_interrupted_inside_a_call(folder: Path, tmp_path: Path) -> None:
     Redness.stop_at = Redness.calls - 1
     Redness.calls = 0
     assert sample(folder, parts).exit_code == 130
-    assert Run.load(parts).status == "interrupted" and len(Run.load(parts).entries) == 1
+    assert RunFolder.load(parts).status == "interrupted" and len(RunFolder.load(parts).entries) == 1
     Redness.stop_at = None
     assert sample(folder, parts).exit_code == 0
-    for a, b in zip(Run.load(whole).entries, Run.load(parts).entries, strict=True):
+    for a, b in zip(RunFolder.load(whole).entries, RunFolder.load(parts).entries, strict=True):
         assert (a["rewards"], a["trace"]) == (b["rewards"], b["trace"])
         for name in (*a["images"], a["base"]["image"]):
             assert np.array_equal(pixels(whole / name), pixels(parts / name))
@@ -118,7 +118,7 @@ def test_an_unusable_reward_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "'test-nan' returned nan" in result.stderr
     assert "Traceback" not in result.stderr
-    assert Run.load(tmp_path).status == "failed"
+    assert RunFolder.load(tmp_path).status == "failed"
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_tuned_checkpoint_is_drawn_and_the_plain_image_stays_the_base(
     assert plain.exit_code == 0, plain.output
     result = sample(folder, tmp_path / "out", "--compute", "1", "--tuned", str(tuned))
     assert result.exit_code == 0, result.output
-    base, both = Run.load(tmp_path / "plain"), Run.load(tmp_path / "out")
+    base, both = RunFolder.load(tmp_path / "plain"), RunFolder.load(tmp_path / "out")
     for before, now in zip(base.entries, both.entries, strict=True):
         assert now["base"]["reward"] == pytest.approx(before["rewards"][0], abs=1e-3)
         assert now["base"]["image"] != now["images"][0]
@@ -148,7 +148,7 @@ def test_a_blend_counts_both_denoisers(folder: Path, tuned: Path, tmp_path: Path
     both = ("--tuned", str(tuned), "--blend", "RLG(2.0)")
     named = sample(folder, tmp_path / "named", "--method", "best-of-n", "--compute", "4", *both)
     assert named.exit_code == 0, named.output
-    for entry in Run.load(tmp_path / "named").entries:
+    for entry in RunFolder.load(tmp_path / "named").entries:
         assert entry["method"] == "BestOfN(n=2)"
         assert entry["ledger"]["equivalent_rows"] <= 4 * 2 * STEPS
 

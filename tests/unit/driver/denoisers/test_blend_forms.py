@@ -13,7 +13,7 @@ from torch import nn
 
 import steer
 from steer.core.errors import UnsupportedPipelineError
-from steer.driver.denoisers import Blend, Mix, linear, parse, window
+from steer.driver.denoisers import Blend, Mix, linear, parse_blend, window
 from steer.driver.denoisers.blend import cost, shown
 from steer.driver.denoisers.checkpoints import Checkpoint
 from steer.driver.denoisers.tensors import halves, joined, proxied, rows_of, weighted
@@ -44,7 +44,7 @@ blends: st.SearchStrategy[Blend] = st.one_of(
 
 @given(blends)
 def test_text_form_is_read_back(blend: Blend) -> None:
-    assert parse(repr(blend)) == blend
+    assert parse_blend(repr(blend)) == blend
 
 
 @given(blends, st.integers(1, 60))
@@ -89,10 +89,12 @@ def test_switch_at_gives_the_first_steps_to_the_base(
 
 
 def test_names_in_any_case_and_with_dashes() -> None:
-    assert parse("rlg(2)") == steer.RLG(2)
-    assert parse("switch-at(0.5)") == steer.denoisers.SwitchAt(0.5)
-    assert parse("negative-guidance('a/b', merge=1)") == steer.denoisers.NegativeGuidance("a/b", 1)
-    assert parse("RLG(scale=window(2.0, 0.2, 1.0))") == steer.RLG(window(2.0, 0.2, 1.0))
+    assert parse_blend("rlg(2)") == steer.RLG(2)
+    assert parse_blend("switch-at(0.5)") == steer.denoisers.SwitchAt(0.5)
+    assert parse_blend("negative-guidance('a/b', merge=1)") == steer.denoisers.NegativeGuidance(
+        "a/b", 1
+    )
+    assert parse_blend("RLG(scale=window(2.0, 0.2, 1.0))") == steer.RLG(window(2.0, 0.2, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_names_in_any_case_and_with_dashes() -> None:
 )
 def test_text_that_is_no_blend(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        parse(text)
+        parse_blend(text)
 
 
 @pytest.mark.parametrize(

@@ -100,4 +100,6 @@ def test_a_pipeline_without_guidance(invoke: Invoke, monkeypatch: pytest.MonkeyP
 
     pipe.__class__ = Unguided
     monkeypatch.setattr("steer.jobs.compare.arms.load_pipeline", lambda *_: pipe)
-    assert "guidance: Unguided takes no 'guidance_scale'" in one_line(invoke(guidance=3.0))
+    assert "guidance_scale: Unguided takes no 'guidance_scale'" in one_line(
+        invoke(guidance_scale=3.0)
+    )

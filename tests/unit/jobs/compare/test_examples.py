@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from families import build
 
-from steer.jobs.compare import prompts
+from steer.jobs.compare import published_sets
 from steer.jobs.compare.arms import check_arm
 from steer.jobs.compare.config import Comparison, read
-from steer.jobs.compare.prompts import Prompt, PromptSet, load_prompts
-from steer.jobs.compare.run import run
+from steer.jobs.compare.job import run
+from steer.jobs.compare.prompt_sets import load_prompts
+from steer.jobs.compare.prompts import Prompt, PromptSet
 from steer.rewards import register_reward
 
 
@@ -95,17 +95,18 @@ def hps_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small(plan: Comparison, folder: Path, hps_file: Path) -> Comparison:
     """The same plan with small checkpoints, few steps, and judges that need no download."""
     arms = tuple(
-        replace(arm, tuned=str(folder / arm.tuned) if arm.tuned else None) for arm in plan.arms
+        arm.model_copy(update={"tuned": str(folder / arm.tuned) if arm.tuned else None})
+        for arm in plan.arms
     )
-    return replace(
-        plan,
-        arms=arms,
-        pipeline=str(folder / "base"),
-        steps=4,
-        judges=("test-layout-warmth", "compressibility"),
-        checkpoints={"hpsv2": str(hps_file)},
-        device="cpu",
-    )
+    changes = {
+        "arms": arms,
+        "pipeline": str(folder / "base"),
+        "steps": 4,
+        "judges": ("test-layout-warmth", "compressibility"),
+        "checkpoints": {"hpsv2": str(hps_file)},
+        "device": "cpu",
+    }
+    return plan.model_copy(update=changes)
 
 
 def test_sd15_with_small_checkpoints(
@@ -113,7 +114,7 @@ def test_sd15_with_small_checkpoints(
 ) -> None:
     styles = [Prompt(f"a {s}", s) for s in ("anime", "photo")]
     monkeypatch.setitem(
-        prompts._READERS, "hpsv2", lambda: PromptSet("hpsv2", tuple(styles), "test")
+        published_sets.READERS, "hpsv2", lambda: PromptSet("hpsv2", tuple(styles), "test")
     )
     plan = small(read(EXAMPLES / "compare_sd15.yaml"), checkpoints, hps_file)
     page = run(plan, tmp_path / "out")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from arena import ARMS, PROMPTS, compare
 
-from steer.jobs.compare import views
+from steer.jobs.compare import findings
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -69,7 +69,7 @@ def test_the_page_shows_the_results(page: Path) -> None:
     found = json.loads((page.parent / "results.json").read_text())
     html = page.read_text()
     for reward in ("test-redder", "test-evenness"):
-        digits = views.digits_of(found, reward)
+        digits = findings.digits_of(found, reward)
         for mean in found["means"][reward].values():
             assert f"{mean['mean']:.{digits}f}".replace("-", "−") in html
     for pair in found["pairs"]:
@@ -96,11 +96,11 @@ def results(**more: Any) -> dict[str, Any]:
 
 
 def test_a_hacked_reward_is_named() -> None:
-    assert "B: r, which it optimises, rises" in views.warnings_of(results(judge=(-0.2, -0.1)))[0]
-    assert not views.warnings_of(results(judge=(-0.2, 0.1)))
+    assert "B: r, which it optimises, rises" in findings.warnings_of(results(judge=(-0.2, -0.1)))[0]
+    assert not findings.warnings_of(results(judge=(-0.2, 0.1)))
     alone = results(judge=(0, 1))
     alone["rewards"] = alone["rewards"][:1]
-    assert "No held-out judge" in views.warnings_of(alone)[0]
+    assert "No held-out judge" in findings.warnings_of(alone)[0]
 
 
 def test_the_prompts_shown_disagree_or_are_spread() -> None:
@@ -109,10 +109,10 @@ def test_the_prompts_shown_disagree_or_are_spread() -> None:
         "rewards": [{"name": "r"}, {"name": "j"}],
         "disagreement": {"r": list(range(99, -1, -1)), "j": list(range(100))},
     }
-    shown = views.chosen_prompts(found, 10)
+    shown = findings.chosen_prompts(found, 10)
     assert len(set(shown)) == 10 and {0, 1, 99, 98} <= set(shown)
-    assert list(views.chosen_prompts(found, 100)) == list(range(100))
-    assert list(views.chosen_prompts(found, 0)) == []
+    assert list(findings.chosen_prompts(found, 100)) == list(range(100))
+    assert list(findings.chosen_prompts(found, 0)) == []
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from steer.cli.demo import write_grid
+from steer.cli.summary import summary
 from steer.core.files.png import save_png
-from steer.core.files.record import Run
+from steer.core.files.run_folder import RunFolder
 from steer.pipeline.report import genealogy, plots
 from steer.pipeline.report.page import render, run_view, write_report
-from steer.pipeline.report.summary import summary
 from steer.pipeline.report.views import CostView
 
 
@@ -93,9 +93,11 @@ def entry(folder: Path, index: int, prompt: str, *, verdicts: bool = True) -> di
     }
 
 
-def make_run(folder: Path, prompts: list[str], *, kind: str = "sample", **options: Any) -> Run:
+def make_run(
+    folder: Path, prompts: list[str], *, kind: str = "sample", **options: Any
+) -> RunFolder:
     arguments = {"prompts": prompts, "pipeline": "shapes", "reward": "shapes", "seed": 0}
-    run = Run.create(folder, arguments, kind=kind, command="steer sample x --out y")
+    run = RunFolder.create(folder, arguments, kind=kind, command="steer sample x --out y")
     for index, prompt in enumerate(prompts):
         run.add(entry(folder, index, prompt, **options))
     run.close("finished")

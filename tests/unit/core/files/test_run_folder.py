@@ -12,8 +12,10 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from steer.core.errors import RecordError
-from steer.core.files import atomic, png, record, versions
-from steer.core.files.record import Run
+from steer.core.files.atomic import plain, write_json
+from steer.core.files.png import read, save_png
+from steer.core.files.run_folder import RUN_FILE, RunFolder
+from steer.core.files.versions import versions
 
 
 ARGUMENTS = {"prompts": ["a red circle", "two blue squares"], "seed": 0, "compute": 4.0}
@@ -23,13 +25,13 @@ def picture(size: int = 8) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8))
 
 
-def entry(run: Run, index: int) -> dict[str, object]:
-    png.save_png(run.folder / f"{index}.png", picture(), {"prompt": f"prompt {index}"})
+def entry(run: RunFolder, index: int) -> dict[str, object]:
+    save_png(run.folder / f"{index}.png", picture(), {"prompt": f"prompt {index}"})
     return {"index": index, "images": [f"{index}.png"]}
 
 
-def new_run(folder: Path) -> Run:
-    return Run.create(folder, ARGUMENTS, kind="sample", command="steer sample x")
+def new_run(folder: Path) -> RunFolder:
+    return RunFolder.create(folder, ARGUMENTS, kind="sample", command="steer sample x")
 
 
 @settings(max_examples=40, deadline=None)
@@ -46,14 +48,14 @@ def new_run(folder: Path) -> Run:
 )
 def test_png_metadata_round_trip(tmp_path_factory: pytest.TempPathFactory, data: dict) -> None:
     path = tmp_path_factory.mktemp("png") / "image.png"
-    png.save_png(path, picture(), data)
-    assert png.read(path) == atomic.plain(data)
+    save_png(path, picture(), data)
+    assert read(path) == plain(data)
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), np.asarray(picture()))
 
 
 def test_png_carries_a_description(tmp_path: Path) -> None:
-    png.save_png(tmp_path / "a.png", picture(), {"prompt": "un café ✓", "seed": 3})
+    save_png(tmp_path / "a.png", picture(), {"prompt": "un café ✓", "seed": 3})
     with Image.open(tmp_path / "a.png") as image:
         assert image.info["Description"] == "un café ✓"
         assert image.info["Software"].startswith("steer")
@@ -62,12 +64,12 @@ def test_png_carries_a_description(tmp_path: Path) -> None:
 def test_read_names_what_is_wrong(tmp_path: Path) -> None:
     picture().save(tmp_path / "bare.png")
     with pytest.raises(RecordError, match=r"bare\.png.*no reproduction data"):
-        png.read(tmp_path / "bare.png")
+        read(tmp_path / "bare.png")
     (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(RecordError, match="not a readable image"):
-        png.read(tmp_path / "text.png")
+        read(tmp_path / "text.png")
     with pytest.raises(RecordError, match="not a readable image"):
-        png.read(tmp_path / "missing.png")
+        read(tmp_path / "missing.png")
 
 
 def test_plain_makes_json_of_anything() -> None:
@@ -78,7 +80,7 @@ def test_plain_makes_json_of_anything() -> None:
         "c": Path("x"),
         "d": float("inf"),
     }
-    text = json.dumps(atomic.plain(value), allow_nan=False)
+    text = json.dumps(plain(value), allow_nan=False)
     assert json.loads(text) == {
         "a": [1, None],
         "2": 0.5,
@@ -92,14 +94,14 @@ def test_a_crash_while_writing_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.json"
-    atomic.write_json(path, {"old": True})
+    write_json(path, {"old": True})
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        atomic.write_json(path, {"old": False})
+        write_json(path, {"old": False})
     assert json.loads(path.read_text()) == {"old": True}
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
@@ -111,7 +113,7 @@ def test_run_json_is_valid_at_every_moment(tmp_path: Path, monkeypatch: pytest.M
 
     def watch(source: str, target: Path) -> None:
         real(source, target)
-        if Path(target).name == record.RUN_FILE:
+        if Path(target).name == RUN_FILE:
             data = json.loads(Path(target).read_text())
             seen.append((data["status"], len(data["prompts"])))
 
@@ -121,16 +123,16 @@ def test_run_json_is_valid_at_every_moment(tmp_path: Path, monkeypatch: pytest.M
         run.add(entry(run, index))
     run.close("finished")
     assert seen == [("running", 0), ("running", 1), ("running", 2), ("finished", 2)]
-    assert [e["index"] for e in Run.load(tmp_path).entries] == [0, 1]
+    assert [e["index"] for e in RunFolder.load(tmp_path).entries] == [0, 1]
 
 
 def test_missing_prompts_and_lost_images(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     assert run.missing() == [0, 1]
     run.add(entry(run, 1))
-    assert Run.load(tmp_path).missing() == [0]
+    assert RunFolder.load(tmp_path).missing() == [0]
     (tmp_path / "1.png").unlink()
-    assert Run.load(tmp_path).missing() == [0, 1]
+    assert RunFolder.load(tmp_path).missing() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -150,15 +152,15 @@ def test_other_arguments_are_named(tmp_path: Path, change: dict, words: str) -> 
 
 def test_load_errors(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no such folder"):
-        Run.load(tmp_path / "nowhere")
+        RunFolder.load(tmp_path / "nowhere")
     with pytest.raises(RecordError, match=r"holds no run\.json"):
-        Run.load(tmp_path)
+        RunFolder.load(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RecordError, match="cannot be read"):
-        Run.load(tmp_path)
+        RunFolder.load(tmp_path)
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(RecordError, match="not a steer-run/1 file"):
-        Run.load(tmp_path)
+        RunFolder.load(tmp_path)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
@@ -168,4 +170,4 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_versions_name_the_libraries() -> None:
-    assert {"python", "steer", "torch", "diffusers"} <= set(versions.versions())
+    assert {"python", "steer", "torch", "diffusers"} <= set(versions())

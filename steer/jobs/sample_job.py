@@ -1,4 +1,4 @@
-"""What a run is asked to do; known without importing torch."""
+"""What `steer sample` is asked to do; known without importing torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from steer.core.files.atomic import plain
-from steer.methods.parse import is_bare
+
+
+COMPUTE = 4.0
+"""Plain calls' worth of denoiser rows, where neither `compute` nor a written method says so."""
 
 
 @dataclass(frozen=True)
-class Job:
+class SampleJob:
     """The arguments of a run: equal jobs give equal images. Bad values raise ValueError.
 
     Attributes:
@@ -21,14 +24,14 @@ class Job:
         compute: Denoiser rows in plain calls; 4 when left out, but for a method written out,
             which has its own.
         method: As in `"Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"`; None is the default.
-        judge: A held-out reward to report beside the optimised one.
+        judges: Held-out rewards to report beside the optimised one, written as `reward`.
         steps: Denoising steps; None is the pipeline's own default.
         guidance_scale: None is the pipeline's own default.
-        seed: Prompt k is drawn with the seed `seed + k`.
+        seed: Prompt k is drawn with the seed `seed + k` (`steer.core.seeds.prompt_seed`).
         images_per_prompt: How many winners per prompt.
         device: `"auto"` or a torch device.
         dtype: `"auto"`, `"float32"`, `"float16"` or `"bfloat16"`.
-        width: Latents per denoiser call; None is the pipeline's own batch.
+        lane_width: Particles per returned image in one denoiser call; None is chosen.
         base: Also draw the plain call's image, for comparison; the untuned pipeline's.
         tuned: A tuned checkpoint: a name of `steer tuned`, a hub id, a path.
         blend: How it combines with the pipeline's own denoiser, as in `"RLG(2.0)"`.
@@ -39,14 +42,14 @@ class Job:
     reward: str = "shapes"
     compute: float | None = None
     method: str | None = None
-    judge: str | None = None
+    judges: tuple[str, ...] = ()
     steps: int | None = None
     guidance_scale: float | None = None
     seed: int = 0
     images_per_prompt: int = 1
     device: str = "auto"
     dtype: str = "auto"
-    width: int | None = None
+    lane_width: int | None = None
     base: bool = True
     tuned: str | None = None
     blend: str | None = None
@@ -56,24 +59,39 @@ class Job:
             raise ValueError(
                 f"prompts={list(self.prompts)!r}: give at least one, none of them empty"
             )
-        if self.compute is None and (self.method is None or is_bare(self.method)):
-            object.__setattr__(self, "compute", 4.0)
-        if self.compute is not None and self.method is not None and not is_bare(self.method):
-            raise ValueError(
-                f"compute={self.compute:g} with method={self.method!r}: a method written out has "
-                "its own cost; leave one of them out"
-            )
-        if self.compute is not None and not 1 <= self.compute < math.inf:
-            raise ValueError(
-                f"compute={self.compute:g}: a plain call is 1; give 1 or more (for example 4)"
-            )
-        for name in ("steps", "images_per_prompt", "width"):
+        self._check_effort()
+        for name in ("steps", "images_per_prompt", "lane_width"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
+        if len(set(self.judges)) < len(self.judges):
+            raise ValueError(f"judges={list(self.judges)!r}: name each once")
+
+    def _check_effort(self) -> None:
+        """`compute` and `method` fit together; `compute` is filled in where none of them says."""
+        sized = self.method is None or _is_bare(self.method)
+        if self.compute is None and sized:
+            object.__setattr__(self, "compute", COMPUTE)
+        if self.compute is None:
+            return
+        if not sized:
+            raise ValueError(
+                f"compute={self.compute:g} with method={self.method!r}: a method written out has "
+                "its own cost; leave one of them out"
+            )
+        if not 1 <= self.compute < math.inf:
+            raise ValueError(
+                f"compute={self.compute:g}: a plain call is 1; give 1 or more (for example 4)"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments by name, JSON-ready."""
         return plain(asdict(self))
+
+
+def _is_bare(method: str) -> bool:
+    from steer.methods.parse import is_bare
+
+    return is_bare(method)

@@ -23,7 +23,7 @@ from steer.core.seeds import row_seed
 from steer.jobs.compare import store as stores
 from steer.jobs.compare.arms import effort
 from steer.jobs.compare.config import Arm
-from steer.jobs.compare.run import Run
+from steer.jobs.compare.job import CompareJob
 from steer.jobs.compare.store import Unit
 
 
@@ -90,15 +90,15 @@ def test_results_do_not_depend_on_processes(finished: Path, tmp_path: Path, coun
 def test_batches_are_fixed_runs(finished: Path, tmp_path: Path) -> None:
     """Four images a call: shared among processes and made again whole, with the calls' costs."""
     one, two = tmp_path / "one", tmp_path / "two"
-    assert forked(1, lambda: compare(one, batch=4)) == [0]
-    assert forked(2, lambda: compare(two, batch=4)) == [0, 0]
+    assert forked(1, lambda: compare(one, images_per_call=4)) == [0]
+    assert forked(2, lambda: compare(two, images_per_call=4)) == [0, 0]
     assert contents(one, "images") == contents(two, "images")
     for cell, alone in zip(scores(one), scores(finished), strict=True):
         assert float(cell["test-redder"]) == pytest.approx(float(alone["test-redder"]), abs=0.02)
         assert float(cell["equivalent_rows"]) == float(alone["equivalent_rows"])
     (two / "images" / "best" / "00001-s0.png").unlink()
-    assert units(Run(comparison(batch=4), two)) == [Unit("best", 1, 0)]
-    assert forked(1, lambda: compare(two, batch=4)) == [0]
+    assert units(CompareJob(comparison(images_per_call=4), two)) == [Unit("best", 1, 0)]
+    assert forked(1, lambda: compare(two, images_per_call=4)) == [0]
     assert contents(one, "images") == contents(two, "images")
     costs = [arm["cost"] for arm in findings(one)["arms"]]
     alone_costs = [arm["cost"] for arm in findings(finished)["arms"]]
@@ -132,7 +132,7 @@ def test_killed_and_continued(finished: Path, tmp_path: Path, when: int) -> None
     assert not list(folder.rglob("*.tmp"))
 
 
-def units(run: Run) -> list[Unit]:
+def units(run: CompareJob) -> list[Unit]:
     return [unit for some in run.missing().values() for unit in some]
 
 
@@ -144,11 +144,11 @@ def copied(finished: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_only_what_is_missing_is_drawn(finished: Path, copied: Path) -> None:
-    assert not units(Run(comparison(), copied))
+    assert not units(CompareJob(comparison(), copied))
     (copied / "images" / "best" / "00001-s0.png").unlink()
     image = copied / "images" / "base" / "00002-s3.png"
     image.write_bytes(image.read_bytes()[:100])
-    assert units(Run(comparison(), copied)) == [Unit("base", 2, 3), Unit("best", 1, 0)]
+    assert units(CompareJob(comparison(), copied)) == [Unit("base", 2, 3), Unit("best", 1, 0)]
     compare(copied)
     assert contents(copied, "images") == contents(finished, "images")
 
@@ -157,32 +157,34 @@ def test_a_finished_run_loads_nothing(copied: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded a reward")
 
-    monkeypatch.setattr("steer.jobs.compare.scoring.load_reward", refuse)
-    monkeypatch.setattr("steer.jobs.compare.arms.load_reward", refuse)
+    monkeypatch.setattr("steer.jobs.reward_loader.RewardLoader.load", refuse)
     assert compare(copied) == copied / "report.html"
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"guidance": 4.0}, "guidance was 3.0, now 4.0"),
+        ({"guidance_scale": 4.0}, "guidance_scale was 3.0, now 4.0"),
         ({"seeds": [0, 4]}, r"seeds\[1\] was 3, now 4"),
         ({"prompts": [*PROMPTS[:2], "a cow"]}, r"texts\[2\]\[0\] was 'a <b>fish"),
         ({"prompts": PROMPTS[:2]}, "texts was"),
-        ({"arms": ["base", {"name": "best", "compute": 3}]}, r"arms\[1\]\.compute was 2, now 3"),
+        (
+            {"arms": ["base", {"name": "best", "compute": 3}]},
+            r"arms\[1\]\.compute was 2\.0, now 3\.0",
+        ),
         ({"judges": ["test-redder:x"]}, r"judges\[0\] was 'test-evenness'"),
     ],
 )
 def test_changed_configurations_are_refused(copied: Path, more: dict, said: str) -> None:
     with pytest.raises(FolderError, match=said):
-        Run(comparison(**more), copied)
+        CompareJob(comparison(**more), copied)
 
 
 def test_the_page_may_change(copied: Path, tmp_path: Path) -> None:
     moved = tmp_path / "the_same.txt"
     moved.write_text("\n".join(PROMPTS))
     changed = comparison(title="Another title", show=1, prompts=str(moved))
-    run = Run(changed, copied)
+    run = CompareJob(changed, copied)
     assert not units(run)
     page = run.finish()
     assert page is not None and "Another title" in page.read_text()
@@ -202,7 +204,7 @@ def test_a_full_disk_says_so_and_continues(
     with pytest.raises(FolderError, match="the disk is full"):
         compare(folder)
     monkeypatch.undo()
-    assert len(units(Run(comparison(), folder))) == 9
+    assert len(units(CompareJob(comparison(), folder))) == 9
     compare(folder)
     assert contents(folder, "images") == contents(finished, "images")
 
@@ -212,7 +214,7 @@ def test_arms_that_say_that_they_differ(tmp_path: Path) -> None:
         "base",
         {"name": "longer", "steps": 6, "differs": ["steps"]},
         {"name": "euler", "scheduler": "EulerDiscreteScheduler", "differs": ["scheduler"]},
-        {"name": "unguided", "guidance": 1.0, "differs": ["guidance"]},
+        {"name": "unguided", "guidance_scale": 1.0, "differs": ["guidance_scale"]},
     ]
     compare(tmp_path / "out", arms=arms, prompts=PROMPTS[:2], seeds=1)
     found = findings(tmp_path / "out")
@@ -273,13 +275,15 @@ def test_effort_counts_plain_calls_of_the_base() -> None:
     from steer.driver.denoisers import RLG
     from steer.methods import BestOfN
 
-    assert effort(Arm("a"), 20) == {"method": BestOfN(1)}
-    assert effort(Arm("a", compute=4), 20) == {"compute": 4}
-    assert effort(Arm("a", method="best-of-n", compute=8), 20) == {"method": BestOfN(8)}
-    assert effort(Arm("a", method="best-of-n", compute=8), 20, RLG(2.0)) == {"method": BestOfN(4)}
-    assert effort(Arm("a", method="BestOfN(8)"), 20, RLG(2.0)) == {"method": BestOfN(8)}
+    assert effort(Arm(name="a"), 20) == {"method": BestOfN(1)}
+    assert effort(Arm(name="a", compute=4), 20) == {"compute": 4}
+    assert effort(Arm(name="a", method="best-of-n", compute=8), 20) == {"method": BestOfN(8)}
+    assert effort(Arm(name="a", method="best-of-n", compute=8), 20, RLG(2.0)) == {
+        "method": BestOfN(4)
+    }
+    assert effort(Arm(name="a", method="BestOfN(8)"), 20, RLG(2.0)) == {"method": BestOfN(8)}
     with pytest.raises(ComparisonError, match="one call of which costs 2"):
-        effort(Arm("a", blend="RLG(2.0)", method="best-of-n", compute=1.5), 20, RLG(2.0))
+        effort(Arm(name="a", blend="RLG(2.0)", method="best-of-n", compute=1.5), 20, RLG(2.0))
 
 
 def test_tuned_and_blended_arms(tmp_path: Path) -> None:

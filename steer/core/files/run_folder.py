@@ -29,7 +29,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class Run:
+class RunFolder:
     """A run folder: its `run.json`, kept valid at every moment, one entry per finished prompt.
 
     Attributes:
@@ -42,7 +42,7 @@ class Run:
         self.data = data
 
     @classmethod
-    def load(cls, folder: str | Path) -> Run:
+    def load(cls, folder: str | Path) -> RunFolder:
         """The run in `folder`; raises RecordError if there is none or it cannot be read."""
         folder = Path(folder)
         path = folder / RUN_FILE
@@ -64,7 +64,7 @@ class Run:
     @classmethod
     def create(
         cls, folder: str | Path, arguments: Mapping[str, Any], *, kind: str, command: str
-    ) -> Run:
+    ) -> RunFolder:
         """A new run in `folder`; raises RecordError when the folder cannot be written."""
         usable(Path(folder))
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,11 @@ from steer.pipeline.report.plots import number
 
 
 if TYPE_CHECKING:
-    from steer.core.files.record import Run
+    from steer.core.files.run_folder import RunFolder
     from steer.pipeline.report.views import ImageView, RunView
 
 
-def summary(run: Run) -> Group:
+def summary(run: RunFolder) -> Group:
     """Prompts with their rewards and verdicts, then the means and the cost."""
     view = run_view(run)
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from steer.core.errors import PromptsError
 from steer.core.files.atomic import write_atomic
+from steer.jobs.device import first_line
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def fetch(file: PromptFile) -> bytes:
     try:
         path = _from_hub(file) if file.host == "huggingface.co" else _from_github(file)
     except Exception as error:  # the hub's client raises many kinds
-        why = (str(error).strip().splitlines() or ["no message"])[0][:200]
+        why = first_line(error)[:200]
         raise PromptsError(
             f"prompts: {file.filename!r} of {file.repository} is not in the cache and cannot be "
             f"downloaded ({type(error).__name__}: {why}): {_way_out(file)}"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from steer.core.errors import PromptsError
-from steer.jobs.compare import prompts, sources
-from steer.jobs.compare.prompts import load_prompts
-from steer.jobs.compare.sources import PromptFile, cache_path, fetch
+from steer.jobs.compare import prompt_files, published_sets
+from steer.jobs.compare.prompt_files import PromptFile, cache_path, fetch
+from steer.jobs.compare.prompt_sets import load_prompts
 
 
 def test_a_text_file(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def put(file: PromptFile, text: str) -> PromptFile:
 
 
 def test_every_pin_is_complete() -> None:
-    files = [*sources.HPSV2.values(), *sources.COMPBENCH.values()]
-    files += [sources.PARTI, sources.GENEVAL, sources.DRAWBENCH]
+    files = [*prompt_files.HPSV2.values(), *prompt_files.COMPBENCH.values()]
+    files += [prompt_files.PARTI, prompt_files.GENEVAL, prompt_files.DRAWBENCH]
     assert all(len(file.revision) == 40 for file in files)
     unknown = [file.repository for file in files if file.sha256 is None]
     assert unknown == ["sayakpaul/drawbench"]
@@ -107,17 +107,17 @@ def test_offline_says_what_to_do(cache: Path, name: str) -> None:
 
 def test_hub_offline_says_what_to_do() -> None:
     with pytest.raises(PromptsError, match="hf download --repo-type dataset zhwang/HPDv2"):
-        fetch(replace(sources.HPSV2["photo"], revision="0" * 40))
+        fetch(replace(prompt_files.HPSV2["photo"], revision="0" * 40))
 
 
 def test_another_file_is_refused(cache: Path) -> None:
-    put(sources.GENEVAL, "{}\n")
+    put(prompt_files.GENEVAL, "{}\n")
     with pytest.raises(PromptsError, match=r"not the published file.*the pinned one 5c48e08"):
-        fetch(sources.GENEVAL)
+        fetch(prompt_files.GENEVAL)
 
 
 def test_an_unknown_digest_is_recorded_and_kept(cache: Path) -> None:
-    file = replace(put(sources.DRAWBENCH, "Prompts,Category\n"), sha256=None)
+    file = replace(put(prompt_files.DRAWBENCH, "Prompts,Category\n"), sha256=None)
     assert fetch(file) == fetch(file) == b"Prompts,Category\n"
     cache_path(file).write_text("something else\n")
     with pytest.raises(PromptsError, match="recorded at the first download"):
@@ -128,10 +128,12 @@ def test_published_layouts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """The publishers' file formats, with texts of our own in them."""
     styles = ("anime", "concept-art", "paintings", "photo")
     hps = {
-        style: put(sources.HPSV2[style], json.dumps([f"{style} {k % 799}" for k in range(800)]))
+        style: put(
+            prompt_files.HPSV2[style], json.dumps([f"{style} {k % 799}" for k in range(800)])
+        )
         for style in styles
     }
-    monkeypatch.setattr(prompts, "HPSV2", hps)
+    monkeypatch.setattr(published_sets, "HPSV2", hps)
     found = load_prompts("hpsv2")
     assert len(found.texts) == 3200 and found.categories == list(styles)  # duplicates kept
     some = load_prompts({"set": "hpsv2", "limit": 5, "categories": ["photo", "anime"]})
@@ -140,26 +142,28 @@ def test_published_layouts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
         load_prompts("hpsv2:phto")
 
     rows = "".join(f'a "sign" {k}\tArts\tBasic\t\n' for k in range(1632))
-    table = put(sources.PARTI, "Prompt\tCategory\tChallenge\tNote\n" + rows)
-    monkeypatch.setattr(prompts, "PARTI", table)
+    table = put(prompt_files.PARTI, "Prompt\tCategory\tChallenge\tNote\n" + rows)
+    monkeypatch.setattr(published_sets, "PARTI", table)
     assert load_prompts("parti").texts[0] == 'a "sign" 0'
 
     rows = "".join(
         json.dumps({"tag": "counting", "prompt": f"{k} cows"}) + "\n" for k in range(553)
     )
-    monkeypatch.setattr(prompts, "GENEVAL", put(sources.GENEVAL, rows))
+    monkeypatch.setattr(published_sets, "GENEVAL", put(prompt_files.GENEVAL, rows))
     assert load_prompts("geneval").prompts[7].category == "counting"
 
     rows = "Prompts,Category\n" + "".join(f'"a cat, {k}",Colors\n' for k in range(200))
-    monkeypatch.setattr(prompts, "DRAWBENCH", put(sources.DRAWBENCH, rows))
+    monkeypatch.setattr(published_sets, "DRAWBENCH", put(prompt_files.DRAWBENCH, rows))
     assert load_prompts("drawbench").texts[3] == "a cat, 3"
 
-    color = put(sources.COMPBENCH["color"], "".join(f"a red cup {k}\r\n" for k in range(300)))
-    monkeypatch.setattr(prompts, "COMPBENCH", {"color": color})
+    color = put(prompt_files.COMPBENCH["color"], "".join(f"a red cup {k}\r\n" for k in range(300)))
+    monkeypatch.setattr(published_sets, "COMPBENCH", {"color": color})
     assert load_prompts("compbench:color").texts[299] == "a red cup 299"
 
 
 def test_a_short_published_file_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "GENEVAL", put(sources.GENEVAL, '{"tag": "x", "prompt": "y"}\n'))
+    monkeypatch.setattr(
+        published_sets, "GENEVAL", put(prompt_files.GENEVAL, '{"tag": "x", "prompt": "y"}\n')
+    )
     with pytest.raises(PromptsError, match="holds 1 texts, expected 553"):
         load_prompts("geneval")

@@ -1,4 +1,4 @@
-"""Prompts for image files: one for all, from a file, or from the images themselves."""
+"""Prompts from a file, for drawing or for image files, which may also carry their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from steer.jobs.images import ImageFile
+from steer.jobs.image_files import ImageFile
 
 
 FILE_COLUMNS = ("path", "file_name", "filename", "file", "image")
@@ -32,7 +32,7 @@ def read_prompts(path: Path) -> list[str] | dict[str, str]:
         ValueError: The file is missing, cannot be read so, or names an image twice differently.
     """
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
+        text = _text(path)
         kind = path.suffix.lower()
         if kind == ".json":
             return _from_json(json.loads(text, object_pairs_hook=_unique))
@@ -41,9 +41,14 @@ def read_prompts(path: Path) -> list[str] | dict[str, str]:
         if kind in (".csv", ".tsv"):
             delimiter = "\t" if kind == ".tsv" else ","
             return _from_rows(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True))
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return _lines(text)
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"prompts_file={str(path)!r}: {_why(error)}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The non-empty lines of a text file, stripped; `-` is stdin. OSError where there is none."""
+    return _lines(_text(path))
 
 
 def by_file(images: Sequence[ImageFile], path: Path) -> tuple[list[str], int]:
@@ -90,6 +95,14 @@ def without_prompt(images: Sequence[ImageFile], prompts: Sequence[str | None]) -
         f"no prompt for {_some(lost, len(images))}: give --prompt or --prompts-file; only PNG "
         "files from `steer sample` carry their own"
     )
+
+
+def _text(path: Path) -> str:
+    return sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _from_json(value: Any) -> list[str] | dict[str, str]:

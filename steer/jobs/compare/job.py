@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from steer.core.errors import FolderError
-from steer.core.files.atomic import plain
 from steer.core.files.versions import versions
 from steer.jobs.compare import results
 from steer.jobs.compare.arms import Painter, Studio, check_arm
 from steer.jobs.compare.config import Arm, Comparison
 from steer.jobs.compare.processes import Processes, join
-from steer.jobs.compare.prompts import PromptSet, load_prompts
-from steer.jobs.compare.scoring import check_judges, diversity_names, reported, score_all
+from steer.jobs.compare.prompt_sets import load_prompts
+from steer.jobs.compare.prompts import PromptSet
+from steer.jobs.compare.scoring import check_judges, diversity_names, reported, score_missing
 from steer.jobs.compare.store import Store, Unit
 
 
-class Run:
+class CompareJob:
     """A comparison in a folder, ready to be drawn.
 
     Args:
@@ -41,10 +39,7 @@ class Run:
         pipe: Any = None,
     ) -> None:
         self.comparison, self._pipe, self._versions = comparison, pipe, versions()
-        for arm in comparison.arms:
-            check_arm(arm)
-        self.prompts: PromptSet = load_prompts(comparison.prompts)
-        check_judges(comparison, self.prompts)
+        self.prompts = check(comparison)
         self.names = reported(comparison)
         self.store = Store(folder)
         self.processes = processes or join(comparison.device)
@@ -92,7 +87,9 @@ class Run:
             SteerError, ValueError: A reward that is not to be had or gives no number; a full disk.
         """
         self.processes.meet()
-        yield from score_all(self.store, self.comparison, self.prompts, self.processes, self.names)
+        yield from score_missing(
+            self.store, self.comparison, self.prompts, self.processes, self.names
+        )
         self.processes.meet()
 
     @property
@@ -120,7 +117,7 @@ class Run:
         """This process's pipeline calls of an arm: fixed runs of its images."""
         prompts, seeds = range(len(self.prompts.prompts)), self.comparison.seeds
         units = [Unit(arm.name, prompt, seed) for prompt in prompts for seed in seeds]
-        size = self.comparison.batch
+        size = self.comparison.images_per_call
         return self.processes.share([units[k : k + size] for k in range(0, len(units), size)])
 
     def _draw(
@@ -128,9 +125,13 @@ class Run:
     ) -> Iterator[Unit]:
         """Draw one call's images, and store those that are wanting."""
         texts = [self.prompts.texts[unit.prompt] for unit in call]
-        shared = {k: v for k, v in plain(asdict(self.comparison)).items() if k not in _PAGE_ONLY}
+        shared = {k: v for k, v in self.comparison.to_dict().items() if k not in _PAGE_ONLY}
         shared = {k: v for k, v in shared.items() if k not in ("arms", "prompts", "judges")}
-        common = {"arm": plain(asdict(arm)), "comparison": shared, "versions": self._versions}
+        common = {
+            "arm": arm.model_dump(mode="json"),
+            "comparison": shared,
+            "versions": self._versions,
+        }
         kept = ("seed", "noise_seed", "method", "denoiser", "weights", "steps")
         drawn = painter.draw(call, texts)
         for unit, text, (image, record) in zip(call, texts, drawn, strict=True):
@@ -138,6 +139,19 @@ class Run:
                 own = {"prompt": text, "index": unit.prompt, **{k: record[k] for k in kept}}
                 self.store.put(unit, image, own | common, record)
                 yield unit
+
+
+def check(comparison: Comparison) -> PromptSet:
+    """The prompts, after seeing that methods, blends and judges can be used; nothing is loaded.
+
+    Raises:
+        ComparisonError, PromptsError: What cannot be used.
+    """
+    for arm in comparison.arms:
+        check_arm(arm)
+    prompts = load_prompts(comparison.prompts)
+    check_judges(comparison, prompts)
+    return prompts
 
 
 _PAGE_ONLY = ("show", "title", "device")
@@ -149,7 +163,7 @@ def setup(comparison: Comparison, prompts: PromptSet) -> dict[str, Any]:
     kept = {k: v for k, v in comparison.to_dict().items() if k not in (*_PAGE_ONLY, _READ)}
     rows = [[p.text, p.category] for p in prompts.prompts]
     arms = [{k: v for k, v in arm.items() if k != "label"} for arm in kept.pop("arms")]
-    return {**plain(kept), "arms": plain(arms), "prompts_sha256": prompts.sha256, "texts": rows}
+    return {**kept, "arms": arms, "prompts_sha256": prompts.sha256, "texts": rows}
 
 
 def run(
@@ -171,14 +185,11 @@ def run(
     Raises:
         SteerError, ValueError: Whatever cannot be used; the message names it and the way out.
     """
-    work = Run(comparison, folder, pipe=pipe)
-    for _ in work.draw(work.missing()):
+    job = CompareJob(comparison, folder, pipe=pipe)
+    for _ in job.draw(job.missing()):
         pass
-    for _ in work.score():
+    for _ in job.score():
         pass
-    page = work.finish(command)
-    work.processes.leave()
+    page = job.finish(command)
+    job.processes.leave()
     return page
-
-
-__all__ = ["FolderError", "Run", "run", "setup"]

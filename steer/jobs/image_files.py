@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from steer.core.files.names import natural_key
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -53,7 +54,7 @@ def find_images(paths: Sequence[Path], leave_out: Collection[Path] = ()) -> list
     for path in paths:
         for found, explicit in _under(path, skip):
             named.setdefault(os.path.abspath(found), (found, explicit))
-    order = sorted(named.values(), key=lambda item: natural(item[0]))
+    order = sorted(named.values(), key=lambda item: natural_key(item[0]))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         seen = list(pool.map(lambda item: _look(*item), order))
     images = [image for image in seen if image is not None]
@@ -61,12 +62,6 @@ def find_images(paths: Sequence[Path], leave_out: Collection[Path] = ()) -> list
         shown = ", ".join(repr(str(path)) for path in paths)
         raise ValueError(f"paths={shown}: no images found; name image files ({_KINDS}) or folders")
     return images
-
-
-def natural(path: str) -> list[tuple[int, int, str]]:
-    """A sort key: as text, but digits by their value."""
-    parts = [part for part in re.split(r"(\d+)", path) if part]
-    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts]
 
 
 def _under(path: Path, skip: Collection[str]) -> Iterator[tuple[str, bool]]:
@@ -105,22 +100,22 @@ def _look(path: str, explicit: bool) -> ImageFile | None:
             size, kind = image.size, image.format
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return ImageFile(path, stamp, error=reason(error, path))
-    told = _told(path) if kind == "PNG" else None
-    if told is not None and "prompt" not in told and not explicit:
+    data = _png_data(path) if kind == "PNG" else None
+    if data is not None and "prompt" not in data and not explicit:
         return None
-    prompt = told.get("prompt") if told else None
+    prompt = data.get("prompt") if data else None
     return ImageFile(path, stamp, size, prompt if isinstance(prompt, str) else None)
 
 
-def _told(path: str) -> dict[str, Any] | None:
+def _png_data(path: str) -> dict[str, Any] | None:
     """The data that steer wrote into a PNG, if it did."""
     from steer.core.files.png import read
 
     try:
-        told = read(path)
+        data = read(path)
     except ValueError:
         return None
-    return told if isinstance(told, dict) else None
+    return data if isinstance(data, dict) else None
 
 
 def reason(error: Exception, path: str) -> str:

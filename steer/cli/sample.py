@@ -1,0 +1,202 @@
+"""`steer sample`: prompts drawn with a pipeline, steered by a reward, into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steer.cli.exits import INTERRUPTED, bad_input, fail
+from steer.cli.terminal import command, escape, say
+
+
+if TYPE_CHECKING:
+    from steer.core.files.run_folder import RunFolder
+    from steer.jobs.sample_job import SampleJob
+    from steer.jobs.sampling import Sampler
+
+Prompts = Annotated[
+    list[str] | None, typer.Argument(help="What to draw; one or more.", show_default=False)
+]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(help="Further prompts, one per line; '-' is stdin.", show_default=False),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for images, run.json, report.html.")]
+Pipeline = Annotated[str, typer.Option(help="'shapes' (bundled, offline), a folder, or a hub id.")]
+Reward = Annotated[
+    str, typer.Option(help="A name (see `steer rewards`), 'a=0.7,b=0.3', or 'rank(a,b)'.")
+]
+Compute = Annotated[
+    float | None,
+    typer.Option(
+        help="How many plain calls' worth of denoising to spend per image. Default: 4.",
+        show_default=False,
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="A name (best-of-n, smc, tree, ...), sized by --compute; written out: "
+        "'Prune(start=8, keep=(4, 2), at=(0.25, 0.5))'; or a .yaml file. "
+        "Default: chosen from --compute.",
+        show_default=False,
+    ),
+]
+MethodArgs = Annotated[
+    str | None,
+    typer.Option(help="Arguments of --method: 'n=8, lam=2.0, when=every(4)'.", show_default=False),
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge",
+        help="A reward to report but not optimise; may be repeated.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Prompt k is drawn with seed + k.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Denoising steps. Default: the pipeline's.", show_default=False)
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(help="Classifier-free guidance. Default: the pipeline's.", show_default=False),
+]
+ImagesPerPrompt = Annotated[int, typer.Option(help="Winners to keep per prompt.")]
+LaneWidth = Annotated[
+    int | None,
+    typer.Option(
+        help="Particles per image in one denoiser call. Default: set by steer.", show_default=False
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Tuned = Annotated[
+    str | None,
+    typer.Option(
+        help="A tuned checkpoint: a name of `steer tuned`, a hub id, a path.", show_default=False
+    ),
+]
+Blend = Annotated[
+    str | None,
+    typer.Option(
+        help="How tuned and untuned combine: 'RLG(2.0)', 'SwitchAt(0.5)', ...", show_default=False
+    ),
+]
+Base = Annotated[bool, typer.Option(help="Also draw the plain call's image, to compare with.")]
+
+
+def sample(
+    prompts: Prompts = None,
+    out: Out = Path("steer-out"),
+    pipeline: Pipeline = "shapes",
+    reward: Reward = "shapes",
+    compute: Compute = None,
+    method: Method = None,
+    method_args: MethodArgs = None,
+    judge: Judges = None,
+    prompts_file: PromptsFile = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    images_per_prompt: ImagesPerPrompt = 1,
+    lane_width: LaneWidth = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    base: Base = True,
+    tuned: Tuned = None,
+    blend: Blend = None,
+) -> None:
+    """Draw prompts with a pipeline, steered by a reward.
+
+    Writes PNG images that carry their reproduction data, run.json and report.html.
+    Interrupt it at any time: finished images stay, and the same command continues.
+
+    Example: steer sample "a red circle left of a blue square" --compute 4 --out results
+    """
+    with bad_input():
+        from steer.jobs.image_prompts import read_lines
+        from steer.jobs.sample_job import SampleJob
+        from steer.methods.written import written
+
+        method = written(method, method_args)
+        texts = (*(prompts or ()), *(read_lines(prompts_file) if prompts_file else ()))
+        if not texts:
+            raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')
+        run = _known_run(out)
+        job = SampleJob(
+            texts,
+            pipeline=pipeline,
+            reward=reward,
+            compute=compute,
+            method=method,
+            judges=tuple(judge or ()),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            images_per_prompt=images_per_prompt,
+            device=device,
+            dtype=dtype,
+            lane_width=lane_width,
+            base=base,
+            tuned=tuned,
+            blend=blend,
+        )
+    _sample(job, out, run)
+
+
+def _known_run(out: Path) -> RunFolder | None:
+    """The run that is in the folder already, after seeing that the folder can be used."""
+    from steer.core.files.atomic import usable
+    from steer.core.files.run_folder import RUN_FILE, RunFolder
+
+    usable(out)
+    return RunFolder.load(out) if (out / RUN_FILE).exists() else None
+
+
+def _sample(job: SampleJob, out: Path, run: RunFolder | None) -> None:
+    with bad_input():
+        from steer.core.files.run_folder import RunFolder
+
+        arguments = job.to_dict()
+        if run is not None and run.entries:
+            run.check(arguments)
+            if not run.missing() and run.status == "finished":
+                say(f"Finished before: nothing to do in [bold]{escape(out)}[/].")
+                return
+        from steer.jobs.sampling import Sampler
+
+        say(f"[dim]Loading {escape(job.pipeline)} and the reward {escape(job.reward)}[/]")
+        sampler = Sampler(job)
+        if run is None or not run.entries:
+            run = RunFolder.create(out, arguments, kind="sample", command=command())
+    _draw(run, sampler)
+
+
+def _draw(run: RunFolder, sampler: Sampler) -> None:
+    """Draw what is missing, then show what came of it; an interrupt leaves what is finished."""
+    from steer.cli.summary import summary
+    from steer.core.errors import SteerError
+    from steer.jobs.sampling import draw_missing
+    from steer.pipeline.report.page import write_report
+
+    before, asked = len(run.entries), len(sampler.job.prompts)
+    if before:
+        say(f"Continuing: {before} of {asked} prompts are finished.")
+    try:
+        for _ in draw_missing(run, sampler):
+            pass
+    except KeyboardInterrupt:
+        write_report(run)
+        say(
+            f"\nInterrupted: {len(run.entries)} of {asked} prompts are finished, in "
+            f"[bold]{escape(run.folder)}[/]; the same command continues with the rest."
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    except SteerError as error:
+        raise fail(error) from error
+    path = write_report(run)
+    say(summary(run))
+    say(f"Report: [bold]{escape(path)}[/]")

@@ -1,0 +1,46 @@
+"""What commands show: lines, progress bars, and the command itself."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+def say(what: Any) -> None:
+    """Print text with rich's markup, or a table, on stdout."""
+    from rich.console import Console
+
+    Console().print(what)
+
+
+def escape(text: object) -> str:
+    """Text as it is, where markup is read."""
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def progress(what: str, counts: Iterable[int], total: int, shown: bool = True) -> None:
+    """Go through the work under a bar of images on stderr that is gone at the end.
+
+    Args:
+        what: What is done to the images.
+        counts: The work: as it goes on, how many more images are done.
+        total: Images in all.
+        shown: Whether there is a bar.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (what, BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        task = bar.add_task("", total=total)
+        for count in counts:
+            bar.advance(task, count)
+
+
+def command() -> str:
+    """The command that was given, as a shell takes it."""
+    return shlex.join(["steer", *sys.argv[1:]])
