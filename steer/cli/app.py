@@ -15,7 +15,7 @@ from steer.cli.exits import INTERRUPTED, bad_input, fail
 from steer.cli.score import score
 from steer.cli.tune import tune
 from steer.cli.tuned import tuned
-from steer.methods.written import written
+from steer.methods.text import method_option
 
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def sample(
     apart = ("prompts", "out", "prompts_file", "method_args")
     options = {k: v for k, v in locals().items() if k not in (*apart, "apart")}
     with bad_input():
-        options["method"] = written(method, method_args)
+        options["method"] = method_option(method, method_args)
         texts = (*(prompts or ()), *_lines(prompts_file))
         if not texts:
             raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')

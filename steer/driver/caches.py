@@ -32,7 +32,7 @@ def check_caches(pipe: Any, method: Method, width: int, steps: int, alone: bool 
         UnsupportedPipelineError: A part has a cache that does not fit.
     """
     in_order = method.populations == (width,) and method.cost(steps) == width * steps
-    in_order &= alone and not getattr(method, "reorders", False)
+    in_order &= alone and not method.reorders
     who = repr(method) if alone else "a call with tuned weights"
     for name, part in vars(pipe).items():
         if not isinstance(part, nn.Module):

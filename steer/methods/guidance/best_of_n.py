@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from steer.core.checks import plain_calls, positive, predicate, whole
+from steer.core.checks import positive, predicate, whole
 from steer.core.sphere import radius
 from steer.core.types import Population, Search, Step, wide
 from steer.core.when import When, at, between
 from steer.methods.selection.best_of_n import BestOfN
 from steer.search.context import Context
 from steer.search.guidance import apart, reach, shifted, window
+from steer.search.method import Method
 
 
 _EXAMPLE = "BestOfNGuidance(4, pull=0.9, when=between(0.4, 0.44))"
@@ -21,7 +21,7 @@ _USUAL = between(0.4, 0.44) | at(0.4)
 
 
 @dataclass(frozen=True)
-class BestOfNGuidance:
+class BestOfNGuidance(Method):
     """Sample `n` particles; in a short window pull all towards the one with the best x0 preview.
 
     BoNG (aailab-kaist/BoNG, NeurIPS 2026). At every step of the window
@@ -58,17 +58,6 @@ class BestOfNGuidance:
         if self.pull > 1:
             raise ValueError(f"pull={self.pull!r}: a share of the gap, at most 1")
         predicate(self.when, _EXAMPLE)
-
-    @classmethod
-    def for_compute(cls, compute: float, steps: int) -> BestOfNGuidance:
-        """As many particles as `compute` plain calls pay for. Raises ValueError below 1."""
-        plain_calls(compute)
-        return cls(math.floor(compute + 1e-9))
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image."""

@@ -15,6 +15,7 @@ from steer.core.types import Name, Population, Search, wide
 from steer.methods.noise.paths import bounds, path_rows, search_paths
 from steer.rewards.combine.weighted import check_absolute
 from steer.search.context import Context
+from steer.search.method import Method
 from steer.search.sampling import sample_all
 from steer.search.short_runs import Asking, judge, pure_noise, run, short_grid
 
@@ -23,7 +24,7 @@ _CLOSEST = 0.95  # elites that agree more than this still leave room for change
 
 
 @dataclass(frozen=True)
-class NoiseSearch:
+class NoiseSearch(Method):
     """Rounds of `n` candidate noises per image, each round's made from the best so far.
 
     The first round is random search. What the following ones propose is the strategy:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from steer.core.checks import one_of, plain_calls, positive, predicate, share, whole
+from steer.core.checks import one_of, positive, predicate, share, whole
 from steer.core.potentials import POTENTIALS, Potential, finish, tempered
 from steer.core.resampling import RESAMPLERS
 from steer.core.types import Population, Query, Search, Step
@@ -18,6 +18,7 @@ from steer.driver.solver import Solver
 from steer.search.cloud import Cloud
 from steer.search.context import Context
 from steer.search.kernels import DDIM, Draw, Kernel, asked, drawn, kernel_named
+from steer.search.method import Method
 
 
 _EXAMPLE = "SMC(8, lam=2.0, when=at(0.2, 0.4, 0.6, 0.8))"
@@ -25,7 +26,7 @@ _USUAL = at(0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
-class SMC:
+class SMC(Method):
     """Sequential Monte Carlo towards p(x) exp(lam r(x)): steering by Feynman-Kac potentials.
 
     `n` particles per returned image move side by side with fresh noise at every step. At the steps
@@ -111,17 +112,6 @@ class SMC:
                 "kernel that is such a function"
             )
         one_of("choose", self.choose, ("best", "sample"))
-
-    @classmethod
-    def for_compute(cls, compute: float, steps: int) -> SMC:
-        """As many particles as `compute` plain calls pay for. Raises ValueError below 1."""
-        plain_calls(compute)
-        return cls(int(compute + 1e-9))
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         """Denoiser-row equivalents per returned image; a row differentiated counts two more."""
