@@ -19,7 +19,6 @@ from steer.methods.selection.budget import Budget
 from steer.methods.selection.gate import Gate
 from steer.methods.selection.prune import Prune
 from steer.methods.selection.then import Then
-from steer.search.lookahead import LookaheadSet
 from steer.search.method import Method
 
 
@@ -33,7 +32,6 @@ __all__ = [
     "GradientProposal",
     "Guide",
     "LookaheadGuidance",
-    "LookaheadSet",
     "Method",
     "NoiseOptimization",
     "NoiseSearch",

@@ -13,7 +13,6 @@ from steer.core.errors import UnsupportedPipelineError
 from steer.core.sphere import radius, unit
 from steer.core.types import Population, Query, Search, Step, wide
 from steer.core.when import When, between
-from steer.driver.freeze import frozen
 from steer.methods.selection.prune import Prune
 from steer.rewards.thresholds.conformal import noise_share
 from steer.search.context import Context
@@ -118,7 +117,7 @@ class Guide(Around):
             return (yield from self.method(ctx, start))
         check_gradient(ctx, type(self).__name__)
         search = self.method(ctx, apart(ctx, start))
-        with frozen(ctx.pipe):
+        with ctx.frozen():
             try:
                 query = next(search)
                 while True:
@@ -166,7 +165,7 @@ class Guide(Around):
         output = yield from ctx.denoise(here.at(latents), step, grad=True)
         if not output.requires_grad:
             raise UnsupportedPipelineError(
-                f"{type(ctx.pipe).__name__}: no gradient comes back from its denoiser (compiled "
+                f"{ctx.model.name}: no gradient comes back from its denoiser (compiled "
                 "for inference, or quantised?); use through='x0'"
             )
         with torch.enable_grad():

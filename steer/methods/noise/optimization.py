@@ -12,7 +12,6 @@ from torch import Tensor
 from steer.core.checks import one_of, whole
 from steer.core.errors import RewardError
 from steer.core.types import Name, Population, Reward, Search, wide
-from steer.driver.freeze import check_resident, frozen
 from steer.methods.noise import passes
 from steer.methods.noise.ascent import Best, Iterate, ReNO, Sphere, ZeroOrder, tell_iterate
 from steer.rewards.combine.weighted import check_absolute
@@ -116,13 +115,13 @@ class NoiseOptimization(Method):
         check_absolute(ctx.reward, type(self).__name__)
         exact = self._exact(ctx.reward)
         if exact:
-            check_resident(ctx.pipe)
+            ctx.model.check_resident()
         images = []
         if self.keep_start and not all(ctx.starts.origin.get(i) in ctx.finals for i in start.ids):
             images.append((yield from sample_all(ctx, start)))
         found: dict[Name, tuple[Tensor, Tensor]] = {}
         parts = ctx.groups(start)
-        with frozen(ctx.pipe):
+        with ctx.frozen():
             for number, part in enumerate(parts):
                 reserve = self._reserve(ctx, len(parts), number)
                 best = yield from self._climb(ctx, part, exact, reserve)
@@ -161,7 +160,7 @@ class NoiseOptimization(Method):
     ) -> Asking[Best | None]:
         """The best iterate of every row of one lane; `None` where not one could be paid for."""
         lane, steps = ctx.lane * len(ctx.prompts), len(ctx.steps)
-        monitor = None if self.monitor is None else resolve_for(ctx.pipe, self.monitor)
+        monitor = None if self.monitor is None else resolve_for(ctx.model.pipe, self.monitor)
         scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
         first, dtype = wide(part.x), part.x.dtype
         x, velocity, best = first, None, None

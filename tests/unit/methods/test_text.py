@@ -24,7 +24,6 @@ from steer.methods import (
     GradientProposal,
     Guide,
     LookaheadGuidance,
-    LookaheadSet,
     Method,
     NoiseOptimization,
     NoiseSearch,
@@ -36,6 +35,7 @@ from steer.methods import (
     ZeroOrder,
 )
 from steer.methods.text import is_bare, method_option, parse_method, read_yaml
+from steer.search.lookahead import LookaheadSet
 
 
 WHEN = every(4) & between(0.25, 0.75) | at(0.9)
@@ -74,7 +74,7 @@ def as_yaml(value: Any) -> Any:
 
 def test_nothing_is_left_out() -> None:
     exported = {getattr(methods, name) for name in methods.__all__ if name[0].isupper()}
-    assert exported - {Method, LookaheadSet} == {type(method) for method in EVERY_ONE} | {*PARTS}
+    assert exported - {Method} == {type(method) for method in EVERY_ONE} | {*PARTS}
 
 
 @pytest.mark.parametrize("method", EVERY_ONE, ids=lambda m: type(m).__name__)
@@ -157,7 +157,7 @@ def test_methods_that_read_files(tmp_path: Path) -> None:
         parse_method("gate(best-of-n(4), calibration='no-such-file.json')")
 
 
-@pytest.mark.parametrize("text", ["every(4)", "reno()", "method()", "lookahead-set()", "4"])
+@pytest.mark.parametrize("text", ["every(4)", "reno()", "method()", "4"])
 def test_what_is_no_method(text: str) -> None:
     with pytest.raises(ValueError, match="there are Beam, BestOfN"):
         parse_method(text)

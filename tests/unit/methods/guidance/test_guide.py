@@ -64,7 +64,7 @@ def test_only_survivors_are_guided_and_it_is_all_counted() -> None:
 def test_lanes_do_not_matter(inner: Any, scheduler: str) -> None:
     method = Guide(inner, 0.3, LATE)
     outs = [
-        guided(shared("sd", scheduler), reddish, method=method, width=width)(
+        guided(shared("sd", scheduler), reddish, method=method, lane_width=width)(
             **arguments("sd", prompt=["a", "b"])
         )
         for width in (1, 3, 4)
@@ -85,7 +85,7 @@ def test_prompts_together_equal_prompts_apart() -> None:
 
 def test_it_composes() -> None:
     pipe = shared("sd")
-    out = guided(pipe, reddish, method=Budget(2, Guide(BestOfN(8), 0.3, LATE)), width=1)(
+    out = guided(pipe, reddish, method=Budget(2, Guide(BestOfN(8), 0.3, LATE)), lane_width=1)(
         **arguments("sd")
     )
     assert out.report.ledger.denoiser_rows <= 8
@@ -144,7 +144,7 @@ def test_families(family: str, through: Any) -> None:
 def test_lanes_do_not_matter_to_the_gradient(scheduler: str, through: Any) -> None:
     method = Guide(BestOfN(8), when=at(2), through=through)
     outs = [
-        guided(shared("sd", scheduler), reddish, method=method, width=width)(
+        guided(shared("sd", scheduler), reddish, method=method, lane_width=width)(
             **arguments("sd", prompt=["a", "b"])
         )
         for width in (1, 3, 8)
@@ -162,7 +162,7 @@ def test_searches_guided_through_the_denoiser(inner: Any) -> None:
     outs = []
     for width in (1, 3):
         with counting(pipe) as seen:
-            call = guided(pipe, reddish, method=method, width=width)
+            call = guided(pipe, reddish, method=method, lane_width=width)
             outs.append(call(**arguments("sd", prompt=["a", "b"])))
         assert agrees(seen, outs[-1].report)
     assert outs[0].report.chosen == outs[1].report.chosen
@@ -173,7 +173,7 @@ def test_searches_guided_through_the_denoiser(inner: Any) -> None:
 
 def test_a_budget_around_counts_what_is_differentiated() -> None:
     method = Guide(BestOfN(8), 0.3, at(1, 2), through="denoiser")
-    out = guided(shared("sd"), reddish, method=Budget(5, method), width=1)(**arguments("sd"))
+    out = guided(shared("sd"), reddish, method=Budget(5, method), lane_width=1)(**arguments("sd"))
     assert out.report.ledger.backward_rows > 0
     assert out.report.ledger.equivalent_rows <= 5 * 4
 
