@@ -31,7 +31,7 @@ RAW = common.RESULTS / "tuning.jsonl"
 def _fitted(compute: int, **settings: Any) -> Method:
     """Noise optimisation with as many iterations as the budget pays for."""
     method = NoiseOptimization(**settings)
-    return replace(method, iterations=method.fitting(compute, STEPS))
+    return replace(method, iterations=method.iterations_for(compute, STEPS))
 
 
 def _reference(c: int) -> list[Method]:

@@ -35,7 +35,7 @@ class Previews(Method):
 
     def __post_init__(self) -> None:
         example = "Previews(at=(0.5, 0.65))"
-        object.__setattr__(self, "at", _rising("at", self.at, example))
+        object.__setattr__(self, "at", _fractions("at", self.at, example))
         whole("n", self.n, example)
 
     def cost(self, steps: int) -> int:
@@ -65,7 +65,7 @@ class Previews(Method):
         return ctx.winners(everyone)
 
 
-def _rising(name: str, value: Any, example: str) -> tuple[float, ...]:
+def _fractions(name: str, value: Any, example: str) -> tuple[float, ...]:
     """Fractions of the steps as a tuple; ValueError unless they rise within (0, 1)."""
     fractions = tuple(value) if isinstance(value, list | tuple) else (value,)
     numbers = all(isinstance(f, int | float) and 0 < f < 1 for f in fractions)

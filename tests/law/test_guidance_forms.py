@@ -101,7 +101,7 @@ def test_the_gap_closes_by_exactly_the_pull(scheduler: str, eta: float) -> None:
         for step in ctx.steps:
             output = yield from ctx.denoise(now, step)
             if step.index == 3:
-                pulled = method._pulled(ctx, now, step, output, method._pulls(ctx)[3])
+                pulled = method._pull(ctx, now, step, output, method._pulls(ctx)[3])
                 plain = solver.copy().step(step, now.x, output, now.ids)
                 moved = solver.step(step, now.x, pulled, now.ids)
                 x0 = step.x0(now.x, output)

@@ -72,7 +72,7 @@ class BestOfNGuidance(Method):
         for step in ctx.steps:
             output = yield from ctx.denoise(now, step)
             if step.index in pulls:
-                output = self._pulled(ctx, now, step, output, pulls[step.index])
+                output = self._pull(ctx, now, step, output, pulls[step.index])
             now = now.at(solver.step(step, now.x, output, start.ids))
         return ctx.winners(now)
 
@@ -86,7 +86,7 @@ class BestOfNGuidance(Method):
         each = 1 - (1 - self.pull) ** (1 / len(live))
         return {index: each / share for index, share in live.items()}
 
-    def _pulled(
+    def _pull(
         self, ctx: Context, now: Population, step: Step, output: Tensor, scale: float
     ) -> Tensor:
         """The output whose x0 has moved by `scale` times the gap to the best one's."""

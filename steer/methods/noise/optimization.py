@@ -94,11 +94,11 @@ class NoiseOptimization(Method):
         Raises:
             ValueError: Not even one iteration fits.
         """
-        return cls(iterations=cls().fitting(compute, steps))
+        return cls(iterations=cls().iterations_for(compute, steps))
 
-    def fitting(self, compute: float, steps: int) -> int:
+    def iterations_for(self, compute: float, steps: int) -> int:
         """The largest `iterations` with which these settings cost at most `compute` plain calls."""
-        return passes.fitting(self, compute, steps, type(self).__name__)
+        return passes.iterations_for(self, compute, steps, type(self).__name__)
 
     @property
     def populations(self) -> tuple[int, ...]:

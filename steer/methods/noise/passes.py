@@ -68,7 +68,7 @@ def total(plan: Plan, steps: int) -> int:
     return plan.starts * (passes + around(plan, steps))
 
 
-def fitting(plan: Plan, compute: float, steps: int, method: str) -> int:
+def iterations_for(plan: Plan, compute: float, steps: int, method: str) -> int:
     """The largest `iterations` with which `plan` costs at most `compute` plain calls.
 
     Raises:

@@ -140,7 +140,7 @@ class NoiseSearch(Method):
             best = ctx.winners(done if best is None else Population.join([best, done]))
             scores = ctx.finals
         if best is None:
-            rows = [row for own in _ranked(noises, scores) for row in own[: ctx.images]]
+            rows = [row for own in _ranking(noises, scores) for row in own[: ctx.images]]
             best = yield from sample_all(ctx, noises.take(rows))
         return ctx.winners(best)
 
@@ -158,7 +158,7 @@ class NoiseSearch(Method):
         """The next round: n per returned image, each image with a pivot or elites of its own."""
         made: list[Tensor] = []
         parents: list[Name] = []
-        for prompt, ranked in zip(noises.prompts, _ranked(noises, scores), strict=True):
+        for prompt, ranked in zip(noises.prompts, _ranking(noises, scores), strict=True):
             for image in range(ctx.images):
                 names = [(prompt, image * self.n + j) for j in range(self.n)]
                 noise = ctx.starts.noise(names, (number,), noises.x)
@@ -179,7 +179,7 @@ class NoiseSearch(Method):
         return neighbours(renormalise(mean, radius(parents[:1])), noise, agreement)
 
 
-def _ranked(noises: Population, scores: dict[Name, float]) -> list[list[int]]:
+def _ranking(noises: Population, scores: dict[Name, float]) -> list[list[int]]:
     """Rows of every prompt, best first; ties go to the earlier row."""
     ranked = []
     for prompt in noises.prompts:

@@ -135,7 +135,7 @@ class SMC(Method):
         `cloud.log_evidence + log_mean_exp(cloud.log_weights)` estimates log E[exp(lam r)] per
         prompt; its exponential is unbiased where `standardise` is off.
         """
-        judged = self._judged(len(ctx.steps))
+        scored = self._scoring_steps(len(ctx.steps))
         cloud, solver = Cloud.of(start), ctx.solver(start)
         kernel = self._kernel(ctx, solver)
         if kernel is not None:
@@ -146,7 +146,7 @@ class SMC(Method):
             if kernel is not None:
                 draw = yield from drawn(ctx, kernel, self.proposal, step, here, output)
             here, output = here.at(here.x.detach()), output.detach()
-            if step.index in judged and cloud.size > 1:
+            if step.index in scored and cloud.size > 1:
                 self._weigh(ctx, cloud, here.at(step.x0(here.x, output)), step)
                 rows = self._resample(ctx, cloud, step)
                 if rows is not None:
@@ -158,7 +158,7 @@ class SMC(Method):
             self._weigh(ctx, cloud, cloud.population, None)
         return cloud
 
-    def _judged(self, steps: int) -> list[int]:
+    def _scoring_steps(self, steps: int) -> list[int]:
         """Steps at which previews are scored."""
         found = [index for index in self.when.indices(steps) if index + 1 < steps]
         if not found and self.n > 1:

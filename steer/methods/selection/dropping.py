@@ -26,7 +26,7 @@ def sample_hopeful(
         output = yield from ctx.denoise(alive, step)
         if step.index in calibration.steps:
             previews = alive.at(step.x0(alive.x, output))
-            rows = _hopeful(ctx, previews, step, calibration, lacking)
+            rows = _survivors(ctx, previews, step, calibration, lacking)
             if not rows:
                 return alive.take([])
             solver.gather(rows)
@@ -35,7 +35,7 @@ def sample_hopeful(
     return alive
 
 
-def _hopeful(
+def _survivors(
     ctx: Context,
     previews: Population,
     step: Step,

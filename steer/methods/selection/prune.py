@@ -121,8 +121,8 @@ class Prune(Method):
         """
         plain_calls(compute)
         whole("steps", steps, "steps=20")
-        usual = _every_step(compute, steps)
-        return _drafted(usual, compute, steps) if drafts else usual
+        usual = _plan(compute, steps)
+        return _plan_drafts(usual, compute, steps) if drafts else usual
 
     @property
     def populations(self) -> tuple[int, ...]:
@@ -217,7 +217,7 @@ def _check_beginning(ctx: Context, index: int) -> None:
     ctx.make_solver(False).step(step, zero, zero, [(0, FIRST_MADE)])
 
 
-def _every_step(compute: float, steps: int) -> Prune:
+def _plan(compute: float, steps: int) -> Prune:
     """The plan without strides."""
     keep = (max(math.floor(compute / 2), 1), max(math.floor(compute / 4), 1))
     plan = Prune(keep[0], keep, _PLANNED)
@@ -229,7 +229,7 @@ def _every_step(compute: float, steps: int) -> Prune:
     return Prune(sizes[0], tuple(keep[i] for i in shrinks), tuple(_PLANNED[i] for i in shrinks))
 
 
-def _drafted(usual: Prune, compute: float, steps: int) -> Prune:
+def _plan_drafts(usual: Prune, compute: float, steps: int) -> Prune:
     """The plan with strides, given the one without."""
     own = (math.floor(2 * compute), max(math.floor(compute / 2), 1))
     for keep, at in ((own, _DRAFTED), (usual.keep, usual.at)):
