@@ -119,9 +119,9 @@ def sample(
     with bad_input():
         from steer.jobs.image_prompts import read_lines
         from steer.jobs.sample_job import SampleJob
-        from steer.methods.written import written
+        from steer.methods.text import method_option
 
-        method = written(method, method_args)
+        given = method_option(method, method_args)
         texts = (*(prompts or ()), *(read_lines(prompts_file) if prompts_file else ()))
         if not texts:
             raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')
@@ -131,7 +131,7 @@ def sample(
             pipeline=pipeline,
             reward=reward,
             compute=compute,
-            method=method,
+            method=given,
             judges=tuple(judge or ()),
             steps=steps,
             guidance_scale=guidance_scale,

@@ -6,7 +6,7 @@ from typing import Any
 
 from steer.driver.denoisers.blend import Blend, cost
 from steer.jobs.sample_job import COMPUTE
-from steer.methods.parse import parse_method
+from steer.methods.text import Written, parse_method
 
 
 def calls_per_call(blend: Blend | None, steps: int) -> float:
@@ -14,11 +14,11 @@ def calls_per_call(blend: Blend | None, steps: int) -> float:
     return 1 if blend is None else cost(blend, steps)
 
 
-def sized_method(text: str, compute: float | None, steps: int, blend: Blend | None) -> Any:
-    """The method that `text` names; a bare name takes its size from `compute`.
+def sized_method(method: Written, compute: float | None, steps: int, blend: Blend | None) -> Any:
+    """The method that is written; a bare name takes its size from `compute`.
 
     Args:
-        text: As `steer sample --method` takes it.
+        method: As `steer sample --method` takes it.
         compute: Plain calls of the base; None is 4. Where a blend evaluates two denoisers per row
             it pays for half as many calls, but for one at least.
         steps: Denoising steps.
@@ -28,4 +28,4 @@ def sized_method(text: str, compute: float | None, steps: int, blend: Blend | No
         ValueError: An unknown method, or arguments that do not fit.
     """
     paid = (compute or COMPUTE) / calls_per_call(blend, steps)
-    return parse_method(text, max(paid, 1.0), steps)
+    return parse_method(method, max(paid, 1.0), steps)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steer.core.files.atomic import plain
 
+
+if TYPE_CHECKING:
+    from steer.methods.text import Written
 
 COMPUTE = 4.0
 """Plain calls' worth of denoiser rows, where neither `compute` nor a written method says so."""
@@ -23,7 +26,8 @@ class SampleJob:
         reward: A reward's name, or weights as in `"hpsv2=0.7,clip:ViT-B-32:openai=0.3"`.
         compute: Denoiser rows in plain calls; 4 when left out, but for a method written out,
             which has its own.
-        method: As in `"Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"`; None is the default.
+        method: As in `"Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"`, or as YAML has it,
+            `{"Prune": {"start": 8}}`; None is the default.
         judges: Held-out rewards to report beside the optimised one, written as `reward`.
         steps: Denoising steps; None is the pipeline's own default.
         guidance_scale: None is the pipeline's own default.
@@ -41,7 +45,7 @@ class SampleJob:
     pipeline: str = "shapes"
     reward: str = "shapes"
     compute: float | None = None
-    method: str | None = None
+    method: Written | None = None
     judges: tuple[str, ...] = ()
     steps: int | None = None
     guidance_scale: float | None = None
@@ -91,7 +95,7 @@ class SampleJob:
         return plain(asdict(self))
 
 
-def _is_bare(method: str) -> bool:
-    from steer.methods.parse import is_bare
+def _is_bare(method: Written) -> bool:
+    from steer.methods.text import is_bare
 
     return is_bare(method)

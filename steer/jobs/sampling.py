@@ -24,7 +24,7 @@ from steer.jobs.effort import sized_method
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
 from steer.jobs.reward_loader import RewardLoader, reward_parts
 from steer.jobs.sample_job import SampleJob
-from steer.methods.parse import parse_method
+from steer.methods.text import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
 from steer.rewards.parts import is_relative

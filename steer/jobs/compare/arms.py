@@ -20,8 +20,8 @@ from steer.jobs.compare.store import Unit
 from steer.jobs.effort import calls_per_call, sized_method
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
 from steer.jobs.reward_loader import RewardLoader
-from steer.methods.parse import is_bare, parse_method
 from steer.methods.selection.best_of_n import BestOfN
+from steer.methods.text import is_bare, parse_method
 from steer.pipeline.guided import guided
 
 

@@ -276,7 +276,7 @@ def _is_name(name: str) -> bool:
 
 
 def _is_bare(method: str) -> bool:
-    from steer.methods.parse import is_bare
+    from steer.methods.text import is_bare
 
     return is_bare(method)
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from steer.core.checks import one_of, plain_calls, positive, whole
+from steer.core.checks import one_of, plain_calls, positive, rising_fractions, whole
 from steer.core.resampling import without_replacement
 from steer.core.seeds import row_seed
 from steer.core.types import Population, Search
@@ -18,6 +18,7 @@ from steer.methods.particles.tree_nodes import Grove, Node, Policy
 from steer.methods.particles.tree_rollouts import Rollouts
 from steer.search.context import Context
 from steer.search.kernels import Kernel
+from steer.search.method import Method
 from steer.search.short_runs import Asking
 
 
@@ -26,7 +27,7 @@ _SEARCHING, _CHOOSING = -4, -5  # where choices are drawn from, beside the parti
 
 
 @dataclass(frozen=True)
-class Tree:
+class Tree(Method):
     """Grow a tree of rollouts, each from where the tree is promising to a finished image.
 
     Diffusion tree search and sampling (Jain et al. 2025, DTS* and DTS, arXiv:2506.20701). The root
@@ -111,15 +112,7 @@ class Tree:
             raise ValueError(f"widen={self.widen!r}: must be (C, alpha), as in widen=(1.0, 0.7)")
         positive("widen", self.widen[0], none=False)
         positive("widen", self.widen[1], none=False)
-        rising = isinstance(self.at, tuple) and all(
-            isinstance(f, int | float) and low < f < 1
-            for f, low in zip(self.at, (0, *self.at), strict=False)
-        )
-        if not rising:
-            raise ValueError(
-                f"at={self.at!r}: must be rising fractions of the steps between 0 and 1, as in "
-                "at=(0.2, 0.4, 0.6, 0.8)"
-            )
+        rising_fractions("at", self.at, "at=(0.2, 0.4, 0.6, 0.8)")
         one_of("choose", self.choose, ("best", "sample"))
         check_moves(self.kernel, self.eta)
 
