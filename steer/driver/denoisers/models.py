@@ -1,4 +1,4 @@
-"""The denoisers of a guided call: base, tuned and whatever else its blend brings."""
+"""The denoisers of a guided call: base, tuned, and those that its blend brings."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from steer.driver.facts import execution_device
 
 @dataclass(frozen=True)
 class Arm:
-    """One denoiser that may answer.
+    """One denoiser of a blend.
 
     Attributes:
         name: For reports.
         module: Its module; the pipeline's own for the base and for LoRAs.
-        adapters: LoRAs that are on while it answers, and their strengths.
+        adapters: LoRAs that are switched on for it, and their strengths.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """A blend and its arms, ready to stand in for a pipeline's denoiser.
+    """A blend and its denoisers, ready to stand in for a pipeline's denoiser.
 
     Attributes:
         pipe: The base.
@@ -63,7 +63,7 @@ class Models:
     name: str
 
     def mix(self, index: int, steps: int) -> Mix:
-        """What answers at a step."""
+        """The weighted sum at a step."""
         return self.blend.mix(index, steps)
 
     def rows(self, index: int, steps: int) -> int:
@@ -71,15 +71,15 @@ class Models:
         return self.blend.mix(index, steps).rows
 
     def cost(self, steps: int) -> int:
-        """Denoiser evaluations per row at the dearest step."""
+        """Denoiser evaluations per row, the largest number over the steps."""
         return cost(self.blend, steps)
 
     @contextmanager
     def answering(self, place: Callable[[], tuple[int, int]], lane: int) -> Iterator[None]:
-        """The pipeline's denoiser answers with the blend; put back whatever happens.
+        """Replace the pipeline's denoiser by the blend; restored afterwards, also after an error.
 
         Args:
-            place: The step that is being asked and how many there are.
+            place: Returns the step that is evaluated, and the number of steps.
             lane: Rows of the pipeline's batch, without those that guidance adds.
         """
         self._check()
@@ -91,7 +91,7 @@ class Models:
             yield
 
     def _check(self) -> None:
-        """Raise UnsupportedPipelineError for what was changed since `guided` was made."""
+        """Raise UnsupportedPipelineError if the pipeline was changed since `guided` was made."""
         component, kind = self.component, type(self.pipe).__name__
         if denoiser_of(self.pipe)[1] is not self.denoiser:
             raise UnsupportedPipelineError(
@@ -118,9 +118,9 @@ class Models:
 
     @contextmanager
     def _at_hand(self) -> Iterator[None]:
-        """Further denoisers where the pipeline computes, and without gradients for their weights.
+        """Move further denoisers to the pipeline's device, without gradients for their weights.
 
-        Where the base is offloaded, they go back when the call is over.
+        If the base is offloaded, they are moved back afterwards.
         """
         modules = {id(arm.module): arm.module for arm in self.arms.values()}
         modules.pop(id(self.denoiser), None)
@@ -148,7 +148,7 @@ def models_for(pipe: Any, tuned: Any, blend: Any) -> Models | None:
 
     Args:
         pipe: The base.
-        tuned: See `steer.checkpoints.load`.
+        tuned: See `load` in `steer.driver.denoisers.checkpoints`.
         blend: A `Blend`, or one as text; without it the tuned model answers alone.
 
     Raises:
@@ -193,12 +193,12 @@ def _named(blend: Blend | None, arms: Mapping[str, Arm]) -> str:
 
 
 def inheriting(arms: Mapping[str, Arm], share: float) -> Arm:
-    """The negative model with what tuning changed: `negative + share * (tuned - base)`.
+    """The negative model plus a share of the tuning: `negative + share * (tuned - base)`.
 
-    Two LoRAs are simply both on; two whole models make a third one, summed in float32.
+    Of two LoRAs both are switched on; two whole models make a third one, summed in float32.
 
     Raises:
-        ValueError: A LoRA beside a whole model, whose sum is neither.
+        ValueError: A LoRA beside a whole model.
     """
     base, tuned, negative = arms[BASE], arms[TUNED], arms[NEGATIVE]
     if tuned is base:
@@ -248,11 +248,11 @@ def _sum(negative: Tensor, tuned: Tensor, base: Tensor, share: float) -> Tensor:
 
 @contextmanager
 def adapters_of(denoiser: nn.Module) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """A switch for the denoiser's LoRAs, `switch({name: strength})`; all is put back at the end.
+    """A switch for the denoiser's LoRAs, `switch({name: strength})`; restored at the end.
 
-    The user's own active adapters stay on in every arm; those that steer attached are on only
-    where an arm names them. Flags are set directly, since peft's own switch also marks weights as
-    trainable.
+    The user's own active adapters stay on for every denoiser of the blend; those that steer
+    attached are on only where they are named. Flags are set directly, since peft's own switch also
+    marks weights as trainable.
     """
     layers = tuner_layers(denoiser)
     before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]
