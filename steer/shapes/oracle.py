@@ -1,9 +1,9 @@
 """Checks pictures of the shapes world against captions, without anything learned.
 
-`read` finds the objects in each picture, `oracle` compares them with a caption, and `neatness` rates
-how clean the picture looks whatever it shows. The background's colour is that of the border, the
-foreground is found by colour distance in CIELAB, objects are connected components with the nearest
-colour class, and their shape is found by comparing alpha mattes with templates.
+`read` finds the objects in each picture, `oracle` compares them with a caption, and `neatness`
+rates how clean the picture looks whatever it shows. The background's colour is that of the border,
+the foreground is found by colour distance in CIELAB, objects are connected components with the
+nearest colour class, and their shape is found by comparing alpha mattes with templates.
 """
 
 from __future__ import annotations

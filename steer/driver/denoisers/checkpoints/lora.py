@@ -45,7 +45,7 @@ _OPTIONS = (
 def attach(
     pipe: Any, component: str, denoiser: nn.Module, found: Found, label: str
 ) -> tuple[str, str]:
-    """Load a LoRA into the pipeline's denoiser, switched off; the same weights are loaded once only.
+    """Load a LoRA into the pipeline's denoiser, switched off; the same weights only once.
 
     Returns:
         The adapter's name, and twelve hexadecimal digits that identify the weights.
