@@ -1,1 +1,1 @@
-"""What every part of steer speaks: types, errors, files. It imports nothing else of steer."""
+"""Types, errors, files and small helpers that all of steer uses; imports nothing else of steer."""

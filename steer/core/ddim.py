@@ -1,4 +1,4 @@
-"""Our own one-step reverse moves, as distributions, on any (alpha, sigma) grid."""
+"""One DDIM step as a Gaussian, on any noise schedule that alpha and sigma describe."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
         std = eta sigma' sqrt(1 - r^2)
         mean = alpha' x0 + sigma' sqrt(1 - eta^2 (1 - r^2)) noise(x, x0)
 
-    so that the next point has the right marginal for every eta. `eta=0` is the deterministic step
-    (Euler on VE and flow grids), `eta=1` the DDPM posterior. Finite where alpha = 0 (zero terminal
-    SNR, flow at t = 1) and where sigma' = 0. With `eta=0` the next point may also be noisier
-    (inversion).
+    so that the next latents have the right marginal distribution for every eta. `eta=0` is the
+    deterministic step (Euler on VE and flow schedules), `eta=1` the DDPM posterior. Finite also
+    where alpha = 0 (zero terminal SNR, flow at t = 1) and where sigma' = 0. With `eta=0` the next
+    point may be noisier than this one (inversion).
 
     Args:
-        step: Where `x` is and where to go.
+        step: The noise level of `x`, and the next one.
         x: Latents `(rows, *latent)`.
         x0: Clean prediction at `x`, same shape.
         eta: Share of fresh noise, in [0, 1].
 
     Returns:
-        The move; mean in the dtype of `x`, computed in float32 at least.
+        The move; its mean in the dtype of `x`, computed in float32 at least.
 
     Raises:
-        ValueError: eta outside [0, 1], or fresh noise wanted on a step that adds noise.
+        ValueError: eta outside [0, 1], or above 0 on a step to a higher noise level.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: must lie in [0, 1]")
@@ -50,7 +50,10 @@ def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
 
 
 def snr_ratio(step: Step) -> float:
-    """(alpha / sigma) over (alpha' / sigma') in [0, 1] on a denoising step; 0 at either end."""
+    """(alpha / sigma) / (alpha' / sigma'), in [0, 1] for a denoising step.
+
+    0 where the step comes from pure noise or leads to clean data.
+    """
     if step.alpha == 0 or step.sigma_next == 0:
         return 0.0
     return (step.alpha * step.sigma_next) / max(step.alpha_next * step.sigma, 1e-30)

@@ -1,4 +1,4 @@
-"""The library's own errors: each message names the argument, the value and the way out."""
+"""steer's errors. Each message names the argument, its value, and what to do instead."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 class SteerError(Exception):
-    """Base of every error that steer raises on purpose."""
+    """Base class of steer's errors."""
 
 
 class UnsupportedPipelineError(SteerError, TypeError):
-    """The pipeline's loop cannot be driven."""
+    """steer cannot run a search in this pipeline, or not in its present state."""
 
 
 class UnsupportedSchedulerError(SteerError, ValueError):
-    """The scheduler cannot do what the method needs (for example per-row state that is lost)."""
+    """The scheduler cannot do what the method needs, such as beginning in the middle."""
 
 
 class RewardError(SteerError, ValueError):
@@ -35,15 +35,15 @@ class NotAcceptedError(SteerError, RuntimeError):
 
 
 class OutOfMemoryError(SteerError, MemoryError):
-    """The call does not fit into memory, with half the lane neither; the cause is torch's error."""
+    """The call does not fit into memory, nor with half the lane width; caused by torch's error."""
 
 
 class ThresholdError(SteerError, ValueError):
-    """A threshold or calibration cannot be fitted, read, or belongs to something else."""
+    """A threshold or calibration cannot be fitted or read, or was made for something else."""
 
 
 class RecordError(SteerError, ValueError):
-    """A run folder or an image does not hold what it should."""
+    """A run folder, a score log or an image cannot be read, written, or holds something else."""
 
 
 class TuneError(SteerError, ValueError):
@@ -54,9 +54,9 @@ class NonFiniteError(SteerError, ArithmeticError):
     """The loss, or its gradient, became NaN or infinite.
 
     Attributes:
-        step: The step that failed; its update was not made.
+        step: The training step that failed; its update was not made.
         ids: The images of its batch.
-        checkpoint: The last one before it, None where none was written yet.
+        checkpoint: The last checkpoint before it; None if none was written yet.
     """
 
     def __init__(self, what: str, step: int, ids: Sequence[str], checkpoint: Path | None) -> None:
@@ -72,7 +72,7 @@ class NotFiniteError(ValueError):
     """An image holds NaN pixels.
 
     Attributes:
-        index: Which of the images, counted over all that were passed.
+        index: Its position among all images that were passed.
     """
 
     def __init__(self, index: int) -> None:

@@ -14,14 +14,13 @@ import torch
 
 @dataclass
 class Ledger:
-    """Counts of one call (of one method, or of the whole pipeline call that carries it).
+    """Counts of one guided call.
 
     Attributes:
-        denoiser_calls: Times the denoiser ran.
-        denoiser_rows: Latents evaluated, padding included, once for every denoiser of a blend; with
-            CFG each costs the denoiser `cfg_rows` rows of its own.
-        cfg_rows: Denoiser rows per latent (2 with classifier-free guidance, else 1).
-        backward_rows: Latents differentiated through the denoiser; each counts as two rows.
+        denoiser_calls: Denoiser calls, one per step of the pipeline's loop.
+        denoiser_rows: Latents evaluated, padding included; once for every denoiser of a blend.
+        cfg_rows: Rows of the denoiser's batch per latent: 2 with classifier-free guidance, else 1.
+        backward_rows: Latents differentiated through the denoiser; each counts as two rows more.
         decodes: Latents decoded to images by steer (the pipeline's own final decode included); a
             video counts once.
         reward_calls: Images scored; of videos, frames.
@@ -61,7 +60,7 @@ class Ledger:
             self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def add(self, other: Ledger) -> None:
-        """Take in what another attempt of the same call cost; `seconds["total"]` is the call's."""
+        """Add what an attempt of the same call cost that ran out of memory."""
         for name in ("denoiser_calls", "denoiser_rows", "backward_rows", "decodes", "reward_calls"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for part, spent in other.seconds.items():

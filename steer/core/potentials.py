@@ -1,4 +1,4 @@
-"""How rewards become log-weights: the potentials of Feynman-Kac steering.
+"""Rewards to log-weights: the potentials of Feynman-Kac steering.
 
 A particle filter that aims at p(x0) exp(scale * r(x0)) may weight its particles on the way by any
 potentials G_s, as long as the last one makes their product along every path exp(scale * r(x0))
@@ -10,9 +10,9 @@ models", arXiv:2501.06848, section 3). With r_s the reward judged at step s:
     sum          G_s = exp(scale_s (r_1 + ... + r_s))
     last         G_s = exp(scale_s r_s)
 
-and at the end, for each of them, exp(scale r(x0)) over the product so far (`finish`). What a
-particle has been weighted by, and what it has seen, follows it when it is resampled
-(`Memory.take`), whether or not anything was resampled in between.
+and at the end, for each of them, exp(scale r(x0)) over the product so far (`finish`). `Memory`
+holds this product and what is needed of earlier rewards; it follows a particle when it is resampled
+(`Memory.take`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _HUNDREDTHS = 100  # the published tempering schedule counts steps of 100
 
 
 def tempered(step: Step, rate: float | None) -> float:
-    """How much of the inverse temperature counts at a step: min((1 + rate)^i - 1, 1).
+    """The share of the inverse temperature that is used at a step: min((1 + rate)^i - 1, 1).
 
-    With i in hundredths of the way (DAS, Kim et al. 2025, arXiv:2501.05803, which takes 0.008); 1
-    without a rate.
+    i is the share of steps done, in hundredths (DAS, Kim et al. 2025, arXiv:2501.05803, with
+    rate 0.008). Without a rate it is 1.
     """
     if rate is None:
         return 1.0
@@ -44,7 +44,7 @@ def tempered(step: Step, rate: float | None) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What potentials remember of every particle's path.
+    """What potentials need to know of every particle's earlier rewards.
 
     Attributes:
         total: Log of the product of all potentials so far, `(P, N)` float64.
@@ -56,7 +56,7 @@ class Memory:
 
     @staticmethod
     def blank(prompts: int, particles: int) -> Memory:
-        """Before anything was judged."""
+        """The memory before the first reward."""
         return Memory(torch.zeros(prompts, particles, dtype=torch.float64))
 
     def take(self, ancestors: Tensor) -> Memory:
@@ -70,7 +70,7 @@ Potential: TypeAlias = Callable[[Tensor, Tensor, Memory], tuple[Tensor, Memory]]
 
 
 def difference(rewards: Tensor, scale: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-    """By how much the reward rose since it was last judged."""
+    """The rise of the reward since the last scoring."""
     return finish(rewards, scale, memory)
 
 
@@ -92,7 +92,7 @@ def last(rewards: Tensor, scale: Tensor, memory: Memory) -> tuple[Tensor, Memory
 
 
 def finish(rewards: Tensor, scale: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-    """The last potential of all: makes the product along every path exp(scale * reward)."""
+    """The potential of the final reward: makes every path's product exp(scale * reward)."""
     return _weigh(scale * rewards - memory.total, memory, memory.seen)
 
 

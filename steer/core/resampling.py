@@ -1,4 +1,4 @@
-"""Log-weights to ancestors: resampling schemes, and the greedy choice, with one signature.
+"""Resampling schemes and greedy selections: log-weights to ancestors, with one signature.
 
     select(log_weights (P, N) float, count, generator) -> ancestors (P, count) int64
 
@@ -46,7 +46,7 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
 
 
 def systematic(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
-    """One uniform per prompt and equal steps from it; children in {floor, ceil} of count * W.
+    """Evenly spaced points after one uniform; floor or ceil of count * W children each.
 
     Carpenter, Clifford & Fearnhead 1999.
     """
@@ -102,15 +102,15 @@ def ssp(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor
 
 
 def greedy(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
-    """The heaviest particle for every child; ties go to the earlier one. No law is kept."""
+    """Every child from the heaviest particle; ties go to the earlier one. Not unbiased."""
     return _checked(log_weights).argmax(1, keepdim=True).expand(-1, count).clone()
 
 
 def top_k(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
-    """The `count` heaviest, heaviest first; ties go to the earlier one. No law is kept.
+    """The `count` heaviest, heaviest first; ties go to the earlier one. Not unbiased.
 
     Raises:
-        ValueError: More wanted than there are.
+        ValueError: `count` is more than there are.
     """
     logs = _checked(log_weights)
     if count > logs.shape[1]:
@@ -122,10 +122,10 @@ def without_replacement(log_weights: Tensor, count: int, generator: Generators =
     """`count` different particles, drawn one after the other by weight among those that are left.
 
     By adding Gumbel noise to the log-weights (Efraimidis & Spirakis 2006; Kool, van Hoof & Welling
-    2019, arXiv:1903.06059). With `count=1` a plain draw.
+    2019, arXiv:1903.06059). With `count=1` a draw by weight.
 
     Raises:
-        ValueError: More wanted than there are.
+        ValueError: `count` is more than there are.
     """
     logs = normalised(log_weights).log()
     noise = _uniforms(logs, logs.shape[1], generator).clamp(min=1e-300)
@@ -133,9 +133,9 @@ def without_replacement(log_weights: Tensor, count: int, generator: Generators =
 
 
 def in_place(ancestors: Tensor) -> Tensor:
-    """The same children in another order: every particle that has any is its own first child.
+    """Ancestors reordered: a particle that has children keeps its row for the first of them.
 
-    `(P, N)` ancestors among N particles; the other children fill the places of those without.
+    Further children take the rows of particles without any. `(P, N)` ancestors among N particles.
     """
     arranged = []
     for row in ancestors.tolist():

@@ -1,8 +1,8 @@
-"""Initial noise as points on spheres, row by row: every row keeps its own norm.
+"""Moves of initial noise that keep its norm, row by row: geometry on spheres.
 
-Gaussian noise of d numbers lies within a fraction of about 1 / sqrt(2 d) of the sphere of radius
-sqrt(d); a denoiser has seen nothing else. So searches move on that sphere instead of drifting off
-it. Rows are `(rows, *latent)`; norms are taken in float32 at least.
+The norm of Gaussian noise of d numbers is within a fraction of about 1 / sqrt(2 d) of sqrt(d), and
+a denoiser was trained on nothing else. So searches keep the noise on that sphere. Tensors are
+`(rows, *latent)`; norms are taken in float32 at least.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happened during a call, as a list of plain dict rows: the genealogy and the rewards."""
+"""The events of one call as plain dicts: who descends from whom, rewards, weights, decisions."""
 
 from __future__ import annotations
 
@@ -16,37 +16,36 @@ from steer.core.types import Name
 class Trace:
     """The events of one call, in order, JSON-ready.
 
-    Every event is a dict with `event`, `step` (index into the pipeline's grid, `None` outside),
+    Every event is a dict with `event`, `step` (index into the pipeline's timesteps, or `None`),
     `prompt` (index) and lists aligned with `particle` (ids, unique per prompt within a call).
 
     Where particles come from:
 
     - `start`: particles drawn by the pipeline's own function.
-    - `select`: who goes on: `kept` and `dropped` ids, or `ancestors` per particle (copies, new
-      names). `step=None`: before the first step, where particles only change their names.
-    - `branch`: particles that begin where `ancestors` stood at that step, -1 for fresh noise.
+    - `select`: which particles go on: `kept` and `dropped` ids, or `ancestors` per particle (copies
+      under new ids). `step=None`: before the first step, where particles only get new ids.
+    - `branch`: particles that begin at the latents of `ancestors` at that step, -1 for fresh noise.
       `step=None`: initial noises made from those of `ancestors`.
 
-    What was thought of them:
+    Scores:
 
-    - `score`: `reward` per particle; `preview` says whether an x0 preview was judged; `parts` maps
+    - `score`: `reward` per particle; `preview` says whether it is of an x0 preview; `parts` maps
       the parts of a composed reward to lists, `judges` may map further reward names to lists. A
-      final reward that compares candidates is among all that the call finished for the prompt.
-    - `iterate`: `reward` after a short run from the particle's noise (of a search), or from its
-      noise of iteration `iteration` (of an optimisation), then with the `angle` in degrees from
-      its start, and what a `monitor` said.
-    - `lookahead`: `reward` of the short runs that guidance looks at.
+      final reward that compares candidates compares all that the call finished for the prompt.
+    - `iterate`: `reward` of a short run from the particle's noise. In an optimisation with the
+      `iteration`, the `angle` in degrees from its start, and the score of a `monitor`.
+    - `lookahead`: `reward` of the short runs that lookahead guidance compares.
     - `weights`: normalised `log_weights`, their effective sample size `ess`, the inverse
       temperature `scale`, and `log_evidence` so far.
 
-    What was done:
+    Decisions of the method:
 
-    - `guide`: the `shift` of the clean prediction as a share of its length, and whom it went
-      `towards`; or the `gap` to the `best` one's, before it was closed in part.
-    - `grid`: `steps` whose previews are watched, with their `noise` shares.
+    - `guide`: the `shift` of the clean prediction as a share of its norm, and the particle that it
+      goes `towards`; or the `gap` to the prediction of the `best` one, before the shift.
+    - `grid`: `steps` whose previews are recorded, with their `noise` shares.
     - `round`: a gate's round: `best`, `threshold`, `accepted`.
-    - `budget`: the search was closed after `spent` rows, for a limit of `compute` plain calls.
-    - `memory`: memory was short; the call began again with `width`, after `rows` denoiser rows.
+    - `budget`: the search ended after `spent` rows, for a limit of `compute` plain calls.
+    - `memory`: out of memory; the call began again with `lane_width`, after `rows` denoiser rows.
     - `final`: `chosen` ids, best first.
 
     Attributes:
@@ -68,7 +67,7 @@ class Trace:
     def tell(
         self, event: str, names: Sequence[Name], *, step: int | None = None, **values: Any
     ) -> None:
-        """One row per prompt: lists with a value per name are dealt out, the rest is repeated."""
+        """One row per prompt; of a list with a value per name each prompt's row gets its part."""
         for prompt, own in rows_by_prompt(names).items():
             mine = {
                 key: [value[row] for row in own] if isinstance(value, list | tuple) else value

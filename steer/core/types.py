@@ -1,4 +1,4 @@
-"""The contract: what a method may ask, what it is answered, what a reward is.
+"""The types that all of steer shares: steps, queries, populations, moves, rewards.
 
 Rows are prompt-major: P prompts x N particles. Latents are `(rows, *latent)` of any rank (Flux
 packs tokens, video has frames). Rewards and log-weights are `(P, N)` float32. Images are float in
@@ -73,14 +73,14 @@ Name: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """What a method asks of the pipeline's loop; the answer is the post-CFG model output.
+    """One denoiser call that a method asks for; it is sent the model output after CFG.
 
     Attributes:
         latents: One lane, `(lane rows, *latent)`: exactly as many rows as the pipeline's own batch.
             Where a callback changes the pipeline's latents, they are changed here in place.
-        step: Where on the grid the latents are; any step, in any order, any number of times.
+        step: The noise level of the latents; any step, in any order, any number of times.
         grad: Record the denoiser call, so that gradients reach `latents`.
-        ids: The particle in every row; rows that only fill the lane repeat one.
+        ids: The particle in every row; padding rows repeat one.
     """
 
     latents: Tensor
@@ -95,7 +95,7 @@ class Population:
 
     Attributes:
         x: Latents `(rows, *latent)`.
-        ids: (prompt, particle) per row. All randomness of a row hangs on its id.
+        ids: (prompt, particle) per row; the randomness of a row depends on nothing else.
     """
 
     x: Tensor
@@ -132,7 +132,7 @@ class Population:
 
 
 Search: TypeAlias = Generator[Query, Tensor, Population]
-"""A method in motion: yields queries, is sent model outputs, returns the winners."""
+"""A running method: yields queries, is sent model outputs, returns the winners."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

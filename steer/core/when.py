@@ -1,10 +1,10 @@
-"""At which steps something happens: predicates on a step, joined by `&` and `|`.
+"""Step predicates, which say at which steps something happens; joined by `&` and `|`.
 
     every(4) & between(0.25, 0.75)
     at(0.2, 0.4, 0.6, 0.8) | at(17)
 
-Fractions count the denoiser calls that are done: step i of T stands at (i + 1) / T, the last one at
-1. The repr of a predicate is the expression that makes it.
+Fractions count finished denoiser calls: step i of T (from 0) is at (i + 1) / T, the last one at 1.
+The repr of a predicate is the expression that makes it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def every(k: int) -> When:
 
 
 def between(a: float, b: float) -> When:
-    """At the steps from fraction `a` of the way to fraction `b`, both included.
+    """At the steps from fraction `a` to fraction `b` of the run, both included.
 
     Raises:
         ValueError: Not 0 <= a <= b <= 1.
@@ -60,12 +60,12 @@ def between(a: float, b: float) -> When:
 
 
 def at(*places: float) -> When:
-    """At fractions of the way (floats in (0, 1]) and at step indices (whole numbers from 0).
+    """At fractions of the steps (floats in (0, 1]) and at step indices (whole numbers from 0).
 
     Fraction f of T steps is after floor(f T) denoiser calls, at least one.
 
     Raises:
-        ValueError: No place, or one that is neither.
+        ValueError: No argument, or one that is neither.
     """
     return _At(tuple(places))
 

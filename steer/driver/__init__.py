@@ -1,1 +1,1 @@
-"""Everything that knows diffusers: the loop, the grid, the solver, decoding, denoisers."""
+"""How a diffusers pipeline is run: its loop, noise schedule, solver, VAE and denoisers."""

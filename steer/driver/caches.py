@@ -1,4 +1,4 @@
-"""Feature caches: hooks on the denoiser that answer from the activations of the call before."""
+"""Feature caches on a denoiser, which reuse activations of the call before."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PACKAGES = ("DeepCache", "cache_dit", "para_attn")
 
 
 def check_caches(pipe: Any, in_order: bool, who: str) -> None:
-    """Refuse a search that a cache would answer with the activations of another call.
+    """Refuse a search for which a cache would reuse activations of other latents.
 
-    A cache takes every denoiser call for the next step of the same rows. That is so for one lane
-    that runs once from the first step to the last, as in a plain call; it is not for further lanes,
-    lookahead, short runs, rewinding, rows that change places, or other weights.
+    A cache assumes that every denoiser call is the next step of the same rows. That is true for one
+    lane that runs once from the first step to the last, as in a plain call. It is false with
+    several lanes, lookahead, short runs, steps back, rows that change places, or other weights.
 
     Args:
         pipe: The pipeline; every part of it is looked at.

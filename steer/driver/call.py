@@ -1,4 +1,4 @@
-"""One call of a pipeline, read and widened: its prompts, images, generators, and token windows."""
+"""The arguments of one pipeline call: read, and widened to more images per prompt."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _STEPS = 50  # where a pipeline names no number of steps
 
 
 class Call:
-    """The arguments of one pipeline call, bound to the pipeline's own signature.
+    """The arguments of one pipeline call, bound to the signature of its `__call__`.
 
     Attributes:
         prompts: Number of prompts.
         images: Images per prompt of the plain call.
         texts: The prompts as text; empty where the call gives embeddings only.
-        generator: The user's, one or a list or none.
-        steps: Denoising steps asked for (the grid may have more: second-order solvers).
-        size: Image height and width asked for.
+        generator: The user's generator, a list of them, or None.
+        steps: Denoising steps asked for (second-order solvers make more denoiser calls).
+        size: Image height and width asked for, None where not given.
 
     Raises:
         UnsupportedPipelineError: Something that is no diffusers pipeline with a scheduler.
@@ -78,7 +78,7 @@ class Call:
         return _whole(self._values.get("num_inference_steps")) or _STEPS
 
     def run(self, lane_width: int) -> Any:
-        """Call the pipeline, its batch `lane_width` times as wide; at 1 exactly as it was asked."""
+        """Call the pipeline with a batch `lane_width` times as large; at 1 exactly as asked."""
         if lane_width == 1:
             return self.pipe(*self._bound.args, **self._bound.kwargs)
         bound = inspect.BoundArguments(self._bound.signature, self._given.copy())
@@ -102,9 +102,9 @@ class Call:
 
     @property
     def guidance_rows(self) -> int:
-        """Denoiser rows per latent as the arguments say it: 2 with classifier-free guidance.
+        """Denoiser rows per latent, read off the arguments: 2 with classifier-free guidance.
 
-        For pipelines that have no `do_classifier_free_guidance` (PixArt, Flux); 1 for the others.
+        Only for pipelines without `do_classifier_free_guidance` (PixArt, Flux); 1 for the others.
         """
         given, tells = self._values, hasattr(type(self.pipe), "do_classifier_free_guidance")
         if tells or "negative_prompt" not in given:
@@ -137,7 +137,7 @@ class Call:
         return max(w for w in range(1, 5) if all(size % w == 0 for size in populations))
 
     def warn_of_cut_prompts(self) -> None:
-        """Warn where a prompt is longer than every tokenizer's window, with what is cut."""
+        """Warn of prompts that are longer than every tokenizer's window, and say what is cut."""
         for text in self.texts:
             cuts = [_cut(tokenizer, text, window) for tokenizer, window in self._tokenizers()]
             if cuts and all(cuts):
@@ -179,7 +179,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _cut(tokenizer: Any, text: str, window: int) -> str:
-    """What a tokenizer does not see of a text."""
+    """The end of a text that does not fit into a tokenizer's window."""
     if len(text) < window:  # a token has at least one character
         return ""
     seen = tokenizer(text, truncation=True, max_length=window).input_ids

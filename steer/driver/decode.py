@@ -1,4 +1,4 @@
-"""Latents to images or videos, as the pipeline's own tail does it: one table over VAE families."""
+"""Latents to images or videos, as at the end of the pipeline's call; one table of VAE families."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ def decode(
     height: int | None = None,
     width: int | None = None,
 ) -> Tensor:
-    """Decode latents as they stand in the pipeline's loop.
+    """Decode latents of the pipeline's loop.
 
-    Equals what the pipeline returns for them with `output_type="pt"`, apart from its safety checker
-    and watermark, which are not applied. Nothing about the pipeline is changed; a VAE that must be
-    upcast (SDXL in float16) is cast for the call only.
+    Returns what the pipeline returns for them with `output_type="pt"`, without its safety checker
+    and watermark. The pipeline is not changed; a VAE that must be upcast (SDXL in float16) is cast
+    for the call only.
 
-    Under `enable_model_cpu_offload` the VAE's hook evicts the denoiser, which the next step then
-    uploads again: decode seldom there, or keep the VAE out of the chain
-    (`pipe._exclude_from_cpu_offload`).
+    Under `enable_model_cpu_offload` the VAE's hook moves the denoiser off the device, and the next
+    step moves it back: decode seldom there, or exclude the VAE (`pipe._exclude_from_cpu_offload`).
 
     Args:
         pipe: A diffusers pipeline with a `vae`, or one that works on pixels.
@@ -163,7 +162,7 @@ class _Decoder(nn.Module):
 
 
 def _decode_float32(vae: Any, latents: Tensor) -> Tensor:
-    """Decode with float32 copies of the weights, which the backward pass then finds."""
+    """Decode with float32 copies of the weights, which autograd keeps for the backward pass."""
     if hasattr(vae, "_hf_hook"):
         raise UnsupportedPipelineError(
             "gradients through an offloaded float16 VAE that needs float32: load the VAE in "
@@ -214,12 +213,12 @@ def _scaled(pipe: Any, vae: Any, z: Tensor) -> Tensor:
 
 
 class _Family(NamedTuple):
-    """VAEs whose latents are unscaled alike.
+    """A family of VAEs: how latents of the loop become latents of the decoder.
 
     Attributes:
-        config: What the VAE's config must have.
-        unscale: The VAE's own latents from `(pipe, vae, latents)`.
-        videos: Whether latents may be those of several frames, `(B, C, f, h, w)`.
+        config: Entries that the VAE's config must have.
+        unscale: `(pipe, vae, latents)` to the decoder's latents.
+        videos: Whether latents may have several frames, `(B, C, f, h, w)`.
     """
 
     config: tuple[str, ...]
@@ -227,7 +226,7 @@ class _Family(NamedTuple):
     videos: bool = False
 
 
-# The first row that fits.
+# The first one whose config entries are all there is used.
 _FAMILIES = (
     _Family(("batch_norm_eps",), _batch_normed),  # Flux 2
     # SDXL, Playground
@@ -247,5 +246,5 @@ def _family(pipe: Any, vae: Any) -> _Family:
 
 
 def _unscale(pipe: Any, vae: Any, latents: Tensor) -> Tensor:
-    """The VAE's own latents from the denoiser's."""
+    """The decoder's latents from the denoiser's."""
     return _family(pipe, vae).unscale(pipe, vae, latents)

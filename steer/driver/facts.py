@@ -1,4 +1,4 @@
-"""Facts about a diffusers pipeline that other code asks for, each read in one place."""
+"""Properties of a diffusers pipeline that are not in its public interface, each read here only."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def is_interrupted(pipe: Any) -> bool:
 
 
 def parts(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's modules by name, without what its configuration only mentions."""
+    """The pipeline's torch modules by attribute name: denoiser, VAE, text encoders, ..."""
     return {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}

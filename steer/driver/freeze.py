@@ -1,4 +1,4 @@
-"""What gradients with respect to the latents ask of the pipeline's weights."""
+"""Weights during gradients with respect to latents: frozen, and on the device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from steer.driver.facts import parts
 
 @contextmanager
 def frozen(pipe: Any) -> Iterator[None]:
-    """The pipeline's weights with `requires_grad=False`; every flag is put back as it was.
+    """Set `requires_grad=False` on all weights of the pipeline; restored afterwards.
 
-    A recorded denoiser call then keeps only what gradients with respect to the latents need, and
-    nothing can reach the weights' `grad`.
+    Autograd then stores only what gradients with respect to the latents need, and never writes to
+    the weights' `grad`.
     """
     weights = [w for part in parts(pipe).values() for w in part.parameters() if w.requires_grad]
     try:
@@ -30,9 +30,9 @@ def frozen(pipe: Any) -> Iterator[None]:
 
 
 def check_resident(pipe: Any) -> None:
-    """Raise UnsupportedPipelineError where offloading takes weights away before the backward pass.
+    """Raise UnsupportedPipelineError where offloading would move weights before the backward pass.
 
-    Only the parts that are differentiated matter: text encoders may be offloaded.
+    Only denoiser and VAE are checked: text encoders may be offloaded.
     """
     for name, part in parts(pipe).items():
         if name.startswith(("unet", "transformer", "vae")) and any(map(_wanders, part.modules())):

@@ -1,4 +1,4 @@
-"""The pipeline's own grid as `Step`s: signal and noise coefficients read off any scheduler."""
+"""The noise schedule of a pipeline's run as `Step`s: alpha and sigma, read off any scheduler."""
 
 from __future__ import annotations
 
@@ -48,13 +48,12 @@ class Schedule(Sequence[Step]):
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, timesteps: Tensor | None = None) -> Schedule:
-        """Read the grid of a diffusers scheduler after `set_timesteps`.
+        """Read the noise schedule of a diffusers scheduler after `set_timesteps`.
 
-        The scheduler is not touched: probing happens on a copy, on the CPU, in float64. The
-        coefficients are those of the latents in the pipeline's loop, so variance-exploding
+        The scheduler is not changed: alpha and sigma are measured on a copy, on the CPU, in
+        float64. They are those of the latents in the pipeline's loop, so variance-exploding
         schedulers (the Euler family) have alpha = 1. At a repeated timestep (Heun, PNDM, KDPM2)
-        each visit is a step of its own, with the coefficients of the point where the denoiser is
-        asked.
+        each visit is a step of its own, with alpha and sigma of the latents that the denoiser gets.
 
         The last step leads to what the scheduler calls clean data: (1, 0) or, with
         `set_alpha_to_one=False` or `final_sigmas_type="sigma_min"`, the smallest noise level. Every
@@ -112,7 +111,7 @@ def prediction_of(scheduler: Any) -> Prediction:
 
 
 def _named(scheduler: Any, *prefixes: str) -> bool:
-    """Whether the scheduler's class, or one it derives from, is called so."""
+    """Whether the name of the scheduler's class, or of a base class, has one of the prefixes."""
     return any(c.__name__.startswith(prefixes) for c in scheduler.__class__.__mro__)
 
 
@@ -121,7 +120,7 @@ def _values(timesteps: Tensor) -> list[float]:
 
 
 def _find(own: list[float], asked: list[float], scheduler: Any) -> int:
-    """Where `asked` lies in `own`: the tail first, as image-to-image pipelines cut it."""
+    """Position of `asked` in `own`, searched from the end: image-to-image runs the last part."""
     for offset in range(len(own) - len(asked), -1, -1):
         if own[offset : offset + len(asked)] == asked:
             return offset
@@ -151,7 +150,7 @@ def _points(scheduler: Any) -> list[tuple[float, float]]:
 
 
 def _probe(probe: Any, t: Tensor, index: int | None = None) -> tuple[float, float]:
-    """(alpha, sigma) from noising a one with zero noise and a zero with noise one."""
+    """(alpha, sigma) by `add_noise`: of data 1 with noise 0, and of data 0 with noise 1."""
     one = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     if index is not None:  # schedulers that keep a list of sigmas look it up by position
         probe._begin_index, probe._step_index = index, None
@@ -186,7 +185,7 @@ def _end(probe: Any) -> tuple[float, float]:
 
 
 def _between(probe: Any, levels: Tensor, count: int) -> dict[int, float]:
-    """Noise levels of second-order solvers that ask the denoiser between two points."""
+    """Sigmas of second-order solvers that call the denoiser between two points."""
     odd = range(1, count, 2)
     if hasattr(probe, "sigmas_interpol"):  # KDPM2, ancestral or not
         inner = probe.sigmas_interpol.detach().cpu().double()

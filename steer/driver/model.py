@@ -1,4 +1,4 @@
-"""What a search may ask of the pipeline besides its denoiser: decoding, and weights to rest."""
+"""What a search may use of a pipeline besides its denoiser: decoding, and frozen weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Model:
         return decode(self.pipe, latents, grad=grad, height=height, width=width)
 
     def frozen(self) -> AbstractContextManager[None]:
-        """The weights with `requires_grad=False` for a while; every flag is put back."""
+        """Set `requires_grad=False` on all weights of the pipeline; restored afterwards."""
         return frozen(self.pipe)
 
     def check_resident(self) -> None:

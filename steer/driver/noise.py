@@ -1,4 +1,4 @@
-"""Where particles come from: the pipeline's own `prepare_latents`, one seeded row at a time."""
+"""Initial latents of particles, drawn by the pipeline's own `prepare_latents`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from steer.driver.solver_state import Generators
 
 
 def call_seeds(generator: Generators, prompts: int, images: int, device: Any) -> tuple[int, ...]:
-    """One seed per prompt, from the state of what the plain call would draw from.
+    """One seed per prompt, from the state of the generator that the plain call would use.
 
-    A list of generators gives every prompt a seed of its own, so that prompts together equal
-    prompts apart. Without a generator the device's global one is read, and not advanced, so that
-    `torch.manual_seed` decides.
+    With a list of generators every prompt's seed comes from its own one, so that a prompt gives
+    the same images in a call of several prompts and in one alone. Without a generator the state of
+    the device's global one is read, and not advanced, so that `torch.manual_seed` has effect.
     """
     if isinstance(generator, list) and len(generator) >= prompts * images:
         return tuple(_digest(generator[p * images].get_state()) for p in range(prompts))
@@ -68,7 +68,7 @@ class Source:
         self._refills = "strength" in inspect.signature(type(pipe).__call__).parameters
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`prepare_latents` of the widened batch."""
+        """The pipeline's `prepare_latents`, for the widened batch."""
         assert self.prepare is not None
         signature = inspect.signature(self.prepare)
         self._bound = signature.bind(*args, **kwargs)
@@ -123,7 +123,7 @@ class Source:
         return [torch.Generator().manual_seed(row_seed(s, particle)) for s in self.seeds]
 
     def _prepare(self, rows: int, generator: Any = None, fresh: bool = False) -> Any:
-        """The pipeline's function for `rows` rows; `fresh` ones ignore the user's latents."""
+        """The pipeline's `prepare_latents` for `rows` rows; `fresh` drops the user's latents."""
         assert self.prepare is not None and self._bound is not None
         bound = inspect.BoundArguments(self._bound.signature, self._bound.arguments.copy())
         given = bound.arguments

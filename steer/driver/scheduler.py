@@ -1,8 +1,9 @@
-"""The only file that knows diffusers' loop: a scheduler through which a generator drives it.
+"""A scheduler with a search inside, which decides what the pipeline's loop evaluates next.
 
-Every pipeline iterates over `scheduler.timesteps` and calls `scheduler.step`. The wrapped scheduler
-holds a search: `step` sends it the denoiser's output and returns the latents of its next query, and
-`timesteps` emits that query's timestep, until the search returns its winners.
+Every pipeline iterates over `scheduler.timesteps` and calls `scheduler.step`. `SteeredScheduler`
+holds a search, a generator: `step` sends it the model output and returns the latents of its next
+query, and `timesteps` yields that query's timestep, until the search returns its winners. Only this
+file knows how the loops of diffusers work.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from steer.driver.timeline import Levels, Timeline
 
 
 Driven: TypeAlias = Generator[Query, Tensor, Tensor]
-"""A search whose return value is what the pipeline shall decode."""
+"""A running search: yields queries, is sent model outputs, returns the latents to decode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Opening:
 
     Attributes:
         latents: The pipeline's own first latents, `(lane rows, *latent)`, scaled and packed.
-        schedule: The grid that the pipeline runs.
+        schedule: The steps that the pipeline runs.
         scheduler: A copy of the user's scheduler after `set_timesteps`, never stepped.
         step_kwargs: What the pipeline passes to `step` besides the three tensors.
     """
@@ -48,14 +49,14 @@ class Opening:
 
 
 class Loop:
-    """One run of a pipeline's loop, driven by one search.
+    """The state of one run of a pipeline's loop under one search.
 
     Attributes:
-        ledger: Counts every denoiser call as the pipeline made it.
-        evaluations: Denoisers that answer one row at a step `(index, count)`: more than one where
-            tuned and untuned models are blended.
+        ledger: Counts every denoiser call.
+        evaluations: How many denoisers evaluate a row at a step `(index, count)`: more than one
+            for a blend of tuned and untuned models.
         started, finished: Whether the search has begun, and returned.
-        interrupted: The pipeline stopped stepping (`pipe._interrupt`).
+        interrupted: The pipeline stopped calling `step` (`pipe._interrupt`).
         reusable: Whether `set_timesteps` begins another run.
     """
 
@@ -83,7 +84,7 @@ class Loop:
         return self._search is not None
 
     def iterate(self, grid: Tensor) -> Iterator[Tensor]:
-        """The timesteps the search asks for, one at a time."""
+        """What the pipeline iterates over: the timestep of each query, one at a time."""
         if self.started or not len(grid):
             return
         items = grid.unbind()
@@ -108,7 +109,7 @@ class Loop:
             torch.set_grad_enabled(True)
 
     def answer(self, output: Tensor, sample: Tensor, step_kwargs: dict[str, Any]) -> Tensor:
-        """The denoiser's `output` at `sample` into the search; the next latents, or the winners."""
+        """Send the model output at `sample` to the search; returns its next latents, or winners."""
         if not self._asked:
             raise UnsupportedPipelineError(
                 "this pipeline's loop cannot be driven: it calls scheduler.step other than once "
@@ -136,7 +137,7 @@ class Loop:
         self._search = self.search_of(opening)
 
     def _resume(self, output: Tensor | None) -> Query | Tensor:
-        """The search's next query, or its winners; grad mode is the search's own inside it."""
+        """The search's next query, or its winners. The search keeps a grad mode of its own."""
         assert self._search is not None
         outer = torch.is_grad_enabled()
         torch.set_grad_enabled(self._inner)
@@ -151,7 +152,7 @@ class Loop:
             torch.set_grad_enabled(outer)
 
     def scale(self, sample: Tensor, timestep: Any) -> Tensor:
-        """`scale_model_input` of the scheduler, positioned where the query is."""
+        """`scale_model_input` of the scheduler at the step of the query."""
         scaler = clone(self.scheduler)
         if self._query is None:
             if hasattr(scaler, "_begin_index"):
@@ -165,32 +166,35 @@ class Loop:
         return scaler.scale_model_input(sample, timestep)
 
     def asked(self) -> tuple[int, int]:
-        """The step that the denoiser is being asked at, and how many there are."""
+        """The index of the step that the denoiser evaluates now, and the number of steps."""
         if self._query is None:
             return 0, 1 if self._grid is None else len(self._grid)
         return self._query.step.index, self._query.step.count
 
     def place(self, number: int) -> int:
-        """Where `sigmas[number]`, looked up by the count of iterations, lies for the query."""
+        """The index into `sigmas` for a pipeline that reads `sigmas[number]` by its loop counter.
+
+        In the pipeline's iteration i, `number = i` gives the query's own sigma, `i + 1` the next.
+        """
         if self._query is None:
             return number
         found = self._query.step.index + self._offset + number - (self._iterations - 1)
         return min(max(found, 0), len(self.scheduler.sigmas) - 1)
 
     def rewind(self) -> None:
-        """Ready for the next call of the pipeline, where the scheduler stays in it."""
+        """Prepare for the next call of the pipeline, if the scheduler stays in it (`drop_in`)."""
         if self.reusable:
             self.close()
             self._clear()
 
     def close(self) -> None:
-        """End a search that was left in the middle."""
+        """Close a search that has not returned."""
         if self._search is not None:
             self._search.close()
 
 
 def _is_opening(query: Query, sample: Tensor) -> bool:
-    """Whether the pipeline's first call, which nobody asked for, is the one asked for first."""
+    """Whether the first query is what the pipeline's first denoiser call has evaluated already."""
     x = query.latents
     if query.step.index or query.grad or x.shape != sample.shape:
         return False
@@ -198,16 +202,16 @@ def _is_opening(query: Query, sample: Tensor) -> bool:
 
 
 def _absorb(query: Query, sample: Tensor) -> None:
-    """Latents that a callback or the pipeline changed after `step` are where the call was made."""
+    """Copy latents that a callback or the pipeline changed after `step` into the query."""
     if sample is not query.latents and not query.grad and sample.shape == query.latents.shape:
         query.latents.copy_(sample)
 
 
 class SteeredScheduler:
-    """The user's scheduler with a search inside: a drop-in for `pipe.scheduler` during one call.
+    """The user's scheduler with a search inside; stands in `pipe.scheduler` during one call.
 
-    Whatever the scheduler has, this has, with the same signatures; the scheduler itself is copied
-    and never touched.
+    It has all attributes of the user's scheduler, with the same signatures, and its class. The
+    user's scheduler is copied and never changed.
 
     Args:
         scheduler: A diffusers scheduler.

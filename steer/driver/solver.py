@@ -1,4 +1,4 @@
-"""The pipeline's own scheduler as one reverse step on a whole population, state kept per row."""
+"""The user's scheduler as one reverse step for any number of particles, with state per row."""
 
 from __future__ import annotations
 
@@ -34,18 +34,17 @@ _RESTARTS = ("lower_order_nums", "order_list")  # solvers that begin again at or
 class Solver:
     """The user's scheduler, on copies of it, for populations of any size.
 
-    Rows are particles, named by `ids` (prompt, particle). The *plain* rows are those that the
-    unwrapped pipeline call would have had: particles below `images` of every prompt. They draw
-    from the user's generator exactly what the plain call draws, bit for bit, also after some of
-    them were pruned. Every other row draws from a generator of its own, seeded by a hash of
-    (its prompt's seed, particle, step index): its noise depends on nothing else, so asking the same
-    step twice draws the same noise.
+    Rows are particles, named by `ids` (prompt, particle). The *plain* rows are those of the
+    unwrapped pipeline call: particles below `images` of every prompt. They draw from the user's
+    generator exactly what the plain call draws, bit for bit, also after some of them were pruned.
+    Every other row draws from a generator of its own, seeded by a hash of (its prompt's seed,
+    particle, step index), so the same step draws the same noise every time.
 
-    Multistep solvers keep history per row. It stays in the order of the rows last stepped; whoever
-    keeps, permutes or duplicates rows calls `gather` with the same indices. Such a solver goes from
-    one step to the next, or back to the first: other jumps raise, since the history belongs to the
-    steps before. To begin in the middle make a new solver, whose first step there is of order one,
-    as at its own start (image-to-image pipelines begin so too); some cannot, and raise.
+    Multistep solvers keep history per row, in the order of the rows last stepped. Callers that
+    select, permute or duplicate rows call `gather` with the same indices. Such a solver goes from
+    one step to the next, or back to the first; other jumps raise an error, since the history is
+    that of the steps before. To begin in the middle make a new solver: its first step there is of
+    order one, as in image-to-image pipelines. Some schedulers cannot, and raise an error.
 
     Args:
         scheduler: A diffusers scheduler after `set_timesteps`, not yet stepped; left untouched.
@@ -94,7 +93,7 @@ class Solver:
         self._mended = negative_variance(scheduler, float(kwargs.get("eta", 0.0)))
 
     def check(self, rows: int) -> None:
-        """Raise before any work is wasted if this scheduler cannot step `rows` rows.
+        """Raise an error, before any denoiser call, if this scheduler cannot step `rows` rows.
 
         Raises:
             UnsupportedSchedulerError: The rows share one Brownian path, and there are more rows
@@ -111,9 +110,9 @@ class Solver:
         """One reverse step of every row.
 
         Args:
-            step: Where the rows are.
+            step: The noise level of the rows, and the next one.
             x: Latents `(rows, *latent)`.
-            output: The denoiser's output there, one per row.
+            output: The model output at `x`, one per row.
             ids: (prompt, particle) per row, without repetition.
 
         Returns:
@@ -136,7 +135,7 @@ class Solver:
         return result
 
     def scale_model_input(self, step: Step, x: Tensor) -> Tensor:
-        """`x` as the scheduler scales it for the denoiser at `step`; any number of rows."""
+        """`scale_model_input` of the scheduler at `step`, for any number of rows."""
         if not hasattr(self._inner, "scale_model_input"):
             return x
         return self._at(step).scale_model_input(x, step.t)
@@ -152,13 +151,13 @@ class Solver:
 
     @property
     def remembers(self) -> bool:
-        """Whether it keeps history per row, so that a row cannot jump to another step unharmed."""
+        """Whether it keeps history per row, so that a row cannot jump to another step."""
         return self._remembers()
 
     def draws_noise(self, steps: Sequence[Step]) -> bool:
         """Whether the scheduler, as configured and called, draws fresh noise at any of `steps`.
 
-        Asked of the scheduler itself: two runs of one row that differ in nothing but the seed.
+        Found out by running the scheduler: two runs of one row that differ in the seed only.
         """
         if not self._takes_generator:
             return False
@@ -178,7 +177,7 @@ class Solver:
         return False
 
     def copy(self, seed: int | None = None) -> Solver:
-        """An independent solver in the same state, for lookahead; this one never notices.
+        """An independent solver in the same state, for lookahead; this one does not change.
 
         Args:
             seed: `None` forks the generators, so the copy draws the noise that this solver is
@@ -226,14 +225,14 @@ class Solver:
         return row if particle < self.images and row < self.plain_rows else None
 
     def _at(self, step: Step) -> Any:
-        """The inner scheduler, positioned by index: timesteps may repeat."""
+        """The inner scheduler, set to the step's index: timesteps may repeat."""
         inner = clone(self._inner) if step.index == self._next else self._restart(step.index)
         if hasattr(inner, "_step_index"):
             inner._step_index = step.index + self.offset
         return inner
 
     def _restart(self, index: int) -> Any:
-        """A fresh scheduler, where beginning in the middle is sound."""
+        """A fresh scheduler, if it may begin at this step."""
         inner = self._fresh
         begins = any(hasattr(inner, name) for name in _RESTARTS)
         second_order = hasattr(inner, "state_in_first_order")  # no history between whole steps
@@ -270,7 +269,7 @@ class Solver:
         ids: Sequence[tuple[int, int]],
         slots: list[int | None],
     ) -> tuple[Any, Tensor]:
-        """The full plain batch (pruned rows as zeros) on one copy, all other rows on another."""
+        """Step the plain batch (zeros for pruned rows) on one copy, all other rows on another."""
         plain, extra, order = self._indices(slots, x.device)
         shape = tuple(x.shape)
         others = [i for i, slot in zip(ids, slots, strict=True) if slot is None]
@@ -296,7 +295,7 @@ class Solver:
     def _indices(
         self, slots: list[int | None], device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of the plain batch (one past the end for a missing one), the rest, the way back."""
+        """Row indices of the plain batch (one past the end: missing), of the rest, and back."""
         if self._plan and self._plan[0] == (slots, device):
             return self._plan[1]
         where = {slot: row for row, slot in enumerate(slots)}

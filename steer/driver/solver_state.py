@@ -1,4 +1,4 @@
-"""A scheduler's state and noise per row, and what its `step` takes: the ground of `Solver`."""
+"""The per-row state, generators and `step` arguments of a diffusers scheduler, for `Solver`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 def clone(scheduler: Any) -> Any:
-    """A scheduler whose lists are its own; tensors are shared, never written in place."""
+    """A shallow copy of a scheduler with copied lists; tensors are shared, not written in place."""
     twin = copy.copy(scheduler)
     for name, value in vars(twin).items():
         if type(value) in (list, dict):
@@ -38,7 +38,7 @@ def row_tensors(scheduler: Any, shape: tuple[int, ...]) -> Iterator[tuple[tuple[
 def map_rows(
     scheduler: Any, shape: tuple[int, ...], change: Callable[[tuple[str, int], Tensor], Tensor]
 ) -> Any:
-    """A copy in which every per-row tensor is replaced."""
+    """A copy of the scheduler with `change((name, position), tensor)` for every per-row tensor."""
     twin = clone(scheduler)
     for (name, i), value in list(row_tensors(scheduler, shape)):
         held = getattr(twin, name)
@@ -57,7 +57,7 @@ def take(value: Tensor, index: Tensor, padded: bool = False) -> Tensor:
 
 
 def fork(generator: Generators, device: torch.device) -> Generators:
-    """A generator in the same state; for None, of the device's global one."""
+    """A copy of the generator in the same state; for None, of the device's global generator."""
     if isinstance(generator, list):
         return [g.clone_state() for g in generator]
     if generator is None and device.type == "cuda":
@@ -67,7 +67,11 @@ def fork(generator: Generators, device: torch.device) -> Generators:
 
 
 def step_parameters(scheduler: Any) -> set[str]:
-    """Names that `scheduler.step` takes; raises if it needs more than the pipeline's three."""
+    """The parameter names of `scheduler.step`.
+
+    Raises:
+        UnsupportedSchedulerError: It needs more than model output, timestep and sample.
+    """
     parameters = inspect.signature(scheduler.step).parameters.values()
     names = {p.name for p in parameters}
     needed = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}

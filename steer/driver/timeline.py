@@ -1,4 +1,4 @@
-"""The tensors of timesteps and sigmas as a pipeline's loop sees them: following a search."""
+"""Tensor subclasses that stand for `scheduler.timesteps` and `scheduler.sigmas` during a search."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _STILL_TIME = frozenset({"__getitem__", "to", "cpu", "cuda", "clone", "detach", 
 
 
 class Timeline(Tensor):
-    """`scheduler.timesteps` as the pipeline sees it: a tensor whose iteration follows the search.
+    """`scheduler.timesteps` during a search: iterating yields the timesteps that the search wants.
 
-    Length, values, slices and moves are those of the plain tensor.
+    Length, values, slices and `.to(...)` are those of the plain tensor.
     """
 
     follow: Callable[[Tensor], Iterator[Tensor]]
@@ -44,18 +44,18 @@ class Timeline(Tensor):
 
 
 class Levels(Tensor):
-    """`scheduler.sigmas` inside the loop: the k-th entry is that of the search's own place.
+    """`scheduler.sigmas` during a search, for pipelines that look it up by their loop's counter.
 
-    Some pipelines (Wan) count their loop's iterations and look their number up. A search makes more
-    of them than the grid has, in another order. So `sigmas[i]` in iteration i is the level of the
-    query, `sigmas[i + 1]` the one after it. All else is the plain tensor.
+    Wan reads `sigmas[i]` in iteration i of its loop. A search makes more iterations than there are
+    timesteps, and in another order. So `sigmas[i]` in iteration i is the sigma of the query that is
+    evaluated, and `sigmas[i + 1]` the next one. All else is the plain tensor.
     """
 
     place: Callable[[int], int]
 
     @staticmethod
     def of(sigmas: Tensor, place: Callable[[int], int]) -> Levels:
-        """`sigmas` whose entry k is found at `place(k)`."""
+        """`sigmas`, whose entry k is read at `place(k)`."""
         levels = sigmas.as_subclass(Tensor).as_subclass(Levels)
         levels.place = place
         return levels

@@ -136,10 +136,13 @@ class _Reader:
 
 
 def parse(text: str) -> Spec:
-    """The spec that `text` says: the inverse of `caption` for all of its paraphrases.
+    """The meaning of `text`: the inverse of `caption` for all of its paraphrases.
 
-    Case, extra spaces, commas and full stops do not matter. Raises `ValueError` with the unknown
-    word, or the place where the caption leaves the grammar, and what the grammar accepts.
+    Case, extra spaces, commas and full stops do not matter.
+
+    Raises:
+        ValueError: An unknown word, or a caption that is not in the grammar; the message says where
+            and what the grammar accepts.
     """
     reader = _Reader(text)
     reader.phrase(_OPENINGS)

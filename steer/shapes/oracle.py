@@ -1,9 +1,9 @@
-"""A model-free judge of pictures of the shapes world: finds the objects and checks a caption.
+"""Checks pictures of the shapes world against captions, without anything learned.
 
-`read` finds the objects in each picture, `oracle` checks what a caption says against them, and
-`neatness` rates how clean the picture looks whatever it shows. Nothing is learned: background from
-the border, foreground by colour distance in CIELAB, connected components, nearest colour class,
-and alpha mattes compared with shape templates.
+`read` finds the objects in each picture, `oracle` compares them with a caption, and `neatness`
+rates how clean the picture looks whatever it shows. The background's colour is that of the border,
+the foreground is found by colour distance in CIELAB, objects are connected components with the
+nearest colour class, and their shape is found by comparing alpha mattes with templates.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How much of a caption a picture meets: the fraction in [0, 1], and what failed, in words."""
+    """The share of a caption's constraints that a picture meets, in [0, 1], and what failed."""
 
     fraction: float
     all_met: bool
@@ -92,7 +92,7 @@ class Verdict:
 
 
 def oracle(images: Images, prompt: str | Spec | Sequence[str] | Sequence[Spec]) -> list[Verdict]:
-    """Judges each picture by its caption; one caption may serve all pictures.
+    """Checks each picture against its caption, or all pictures against one caption.
 
     `images` are a tensor (B, 3, H, W) or an array (B, H, W, 3), floats in [0, 1] or uint8, or PIL
     images. Constraints: the number of objects, each group's colour, shape and size, the relation
@@ -129,7 +129,7 @@ def _neatness(reading: Reading) -> float:
 
 
 def judge(reading: Reading, spec: Spec) -> Verdict:
-    """Checks what was read in one picture against a spec."""
+    """Compares what was found in one picture with a spec."""
     wanted = sum(group.count for group in spec.groups)
     checks: list[str] = []  # what failed, or "" for a constraint that is met
     clean = reading.speckle <= _MAX_SPECKLE
@@ -319,7 +319,7 @@ def _split(mask: np.ndarray, lab: np.ndarray, far: np.ndarray) -> list[np.ndarra
 
 
 def _describe(mask: np.ndarray, others: np.ndarray, rgb: np.ndarray, ground: np.ndarray) -> Found:
-    """Reads one object off its mask; pixels of `others` do not belong to it."""
+    """Describes the object under a mask; pixels of `others` do not belong to it."""
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = max(rows[0] - 2, 0), max(cols[0] - 2, 0)
     crop = (slice(top, rows[-1] + 3), slice(left, cols[-1] + 3))

@@ -1,8 +1,8 @@
-"""A small world of coloured shapes: what a caption says, scenes of it, and their pictures.
+"""A small world of coloured shapes: meanings of captions, scenes that match them, and pictures.
 
-A `Spec` is the meaning of a caption. `place` draws a `Scene` of which it is true, `render` paints
-scenes as 64x64 RGB tensors, and `is_true_of` is the exact ground truth. `perturb` makes hard
-negatives. One eighth of all combinations (`is_held_out`) is kept out of training.
+A `Spec` is the meaning of a caption. `place` makes a random `Scene` that matches it, `render` draws
+scenes as 64x64 RGB tensors, and `is_true_of` is the ground truth. `perturb` makes hard negatives.
+One eighth of all combinations (`is_held_out`) is kept out of training.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BACKGROUNDS = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (20, 
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 SIZE_THRESHOLD = 19.0
-"""Equal-area diameter, in pixels, that parts small from large."""
+"""Equal-area diameter, in pixels: smaller is small, larger is large."""
 
 _AXES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
 _MARGIN, _GAP, _OFF_AXIS = 2.0, 3.0, 0.7
@@ -139,7 +139,7 @@ class Scene:
 
 
 def combination(spec: Spec) -> str:
-    """The canonical name of counts, colours, shapes and relation: what is held out or trained on.
+    """The canonical name of a spec's counts, colours, shapes and relation; `is_held_out` is by it.
 
     Sizes and background do not matter, and 'A left of B' is 'B right of A'.
     """
@@ -271,7 +271,7 @@ def is_true_of(spec: Spec, scene: Scene) -> bool:
 
 
 def place(spec: Spec, rng: np.random.Generator) -> Scene:
-    """A random scene of which `spec` is true: no overlaps, gaps >= 3 px, margins >= 2 px."""
+    """A random scene that matches `spec`: no overlaps, gaps >= 3 px, margins >= 2 px."""
     groups = [group for group in spec.groups for _ in range(group.count)]
     for attempt in range(100):
         slack = max(0.0, 1 - attempt / 8)

@@ -1,4 +1,4 @@
-"""PNG files that carry their own reproduction data."""
+"""PNG files with a text chunk that says how the image was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The versions that decide what an image looks like."""
+"""Versions of the packages that an image depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = {
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide what an image looks like, Python's included."""
+    """Versions of Python and of the packages that an image depends on, by name."""
     found = {"python": platform.python_version()}
     for name, distribution in _PACKAGES.items():
         try:

@@ -1,7 +1,7 @@
-"""Where published reward weights lie, in one table, and how they come to this machine.
+"""Downloads of published reward weights: one table of files, each with commit, size and licence.
 
-Every file is pinned to a commit where one is known; `revision="main"` in the table says that a file
-is not pinned. Files on the Hugging Face hub go through its cache, files on GitHub through torch's.
+Files are pinned to a commit; `revision="main"` would say that one is not. Files on the Hugging Face
+hub are kept in its cache, files on GitHub in torch's.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class HubFile:
         return f"{self.size_bytes} B"
 
     def url(self, revision: str | None = None) -> str:
-        """Where the file can be downloaded from by hand."""
+        """The address for a download by hand."""
         path, revision = quote(self.filename), revision or self.revision
         if self.host == "github.com":
             return f"https://raw.githubusercontent.com/{self.repository}/{revision}/{path}"
@@ -203,7 +203,7 @@ def locate(
 
 
 def way_out(key: str, *, revision: str | None = None, option: str = "checkpoint") -> str:
-    """What to do where `key` cannot be fetched: the file, its size, a command, the argument.
+    """The end of an error: how to get the file of `key` by hand, and the argument that takes it.
 
     Args:
         key: One of `FILES`.

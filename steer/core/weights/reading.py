@@ -1,4 +1,4 @@
-"""Reading weights safely: no code in a file is ever run, and what does not fit is named."""
+"""Reading weights: no code in a file is ever run; errors name the tensors that do not fit."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def fingerprint(*tensors: Mapping[str, Tensor] | nn.Module) -> str:
-    """Twelve hexadecimal digits that tell weights from other weights.
+    """Twelve hexadecimal digits that identify weights.
 
-    A hash of every tensor's name, shape and some of its values, spread over it: cheap for models of
-    any size, equal for equal values in another precision of storage.
+    A hash of every tensor's name, shape and some evenly spaced values: fast for models of any size,
+    and equal for equal values stored in another dtype.
     """
     digest = hashlib.sha256()
     for part in tensors:
@@ -118,7 +118,7 @@ def fingerprint(*tensors: Mapping[str, Tensor] | nn.Module) -> str:
 
 
 def stamp(path: str | Path) -> tuple[int, int]:
-    """Size and modification time: tells a rewritten file from the one loaded before."""
+    """Size and modification time, to notice that a file was rewritten since it was loaded."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 

@@ -1,4 +1,4 @@
-"""Guidance by models: tuned and untuned denoisers combined while sampling."""
+"""Tuned checkpoints beside their base: loaded, and blended with it while sampling."""
 
 from __future__ import annotations
 

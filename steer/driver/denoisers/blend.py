@@ -1,4 +1,4 @@
-"""The contract of a blend: which denoisers answer at a step, and with what weights."""
+"""What a blend is: which denoisers are evaluated at a step, and with what weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 BASE, TUNED, NEGATIVE = "base", "tuned", "negative"
 
 Weights: TypeAlias = Mapping[str, float]
-"""Arms by name (`"base"`, `"tuned"`, or one of a blend's own), and what each counts."""
+"""Weights by the denoiser's name: `"base"`, `"tuned"`, or one that the blend brings."""
 
 _LONG = 200
 
@@ -22,17 +22,17 @@ NO_SOURCES: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Mix:
-    """What answers one step: raw denoiser outputs, summed with weights.
+    """A weighted sum of raw denoiser outputs, at one step.
 
-    Linear classifier-free guidance commutes with such a sum, so that combining raw outputs is
+    Classifier-free guidance is linear and commutes with the sum: combining raw outputs equals
     combining guided ones.
 
     Attributes:
-        conditional: Arms that see the prompt, and their weights.
-        unconditional: Arms in the unconditional slot of classifier-free guidance; `None` where they
-            are the same ones.
-        proxy: The unconditional slot sees `(1 + proxy) * null - proxy * prompt` in place of the
-            null (negative) prompt's embeddings.
+        conditional: Weights of the denoisers that are given the prompt.
+        unconditional: Weights of those given the null prompt in classifier-free guidance; `None`
+            for the same as `conditional`.
+        proxy: Replaces the null (negative) prompt's embeddings by
+            `(1 + proxy) * null - proxy * prompt`.
     """
 
     conditional: Weights
@@ -46,47 +46,47 @@ class Mix:
 
     @property
     def split(self) -> bool:
-        """Whether the two slots of classifier-free guidance are answered apart."""
+        """Whether prompt and null prompt are evaluated by different denoisers."""
         return self.unconditional is not None
 
     @property
     def rows(self) -> int:
-        """Denoiser evaluations per row; slots that are answered apart share a row's two halves."""
+        """Denoiser evaluations per row; with `split`, prompt and null prompt are one together."""
         sides = [self.conditional, self.unconditional or self.conditional]
         return max(sum(1 for weight in side.values() if weight) for side in sides)
 
 
 class Blend(ABC):
-    """A combination of denoisers; subclasses are frozen dataclasses, their repr is what they do.
+    """A combination of denoisers. Subclasses are frozen dataclasses; their repr makes them again.
 
     Attributes:
-        needs_tuned: Whether it means nothing without `tuned=`.
+        needs_tuned: Whether it is an error without `tuned=`.
     """
 
     needs_tuned: ClassVar[bool] = True
 
     @property
     def sources(self) -> Mapping[str, Any]:
-        """Further denoisers that it brings, by arm: whatever `tuned=` takes."""
+        """Further denoisers that it brings, by name; each is whatever `tuned=` takes."""
         return NO_SOURCES
 
     @property
     def inherited(self) -> float:
-        """How much of what tuning changed is added to the weights of its negative model."""
+        """The share of (tuned - base) that is added to the weights of its negative model."""
         return 0.0
 
     @abstractmethod
     def mix(self, index: int, steps: int) -> Mix:
-        """What answers at step `index` of `steps`."""
+        """The weighted sum at step `index` of `steps`."""
 
 
 def cost(blend: Blend, steps: int) -> int:
-    """Denoiser evaluations per row at the dearest of `steps` steps."""
+    """Denoiser evaluations per row, the largest number over `steps` steps."""
     return max(blend.mix(index, steps).rows for index in range(max(steps, 1)))
 
 
 def shown(blend: Blend) -> str:
-    """A blend's repr, cut where its models are modules, whose reprs are pages."""
+    """A blend's repr, shortened if it holds torch modules, whose reprs are long."""
     text = repr(blend)
     return text if len(text) <= _LONG else f"{type(blend).__name__}(...)"
 

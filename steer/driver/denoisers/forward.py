@@ -1,4 +1,4 @@
-"""A blend in the place of a denoiser's `forward`: the pipeline calls it as ever."""
+"""A blend in place of a denoiser's `forward`, so that the pipeline need not know of it."""
 
 from __future__ import annotations
 
@@ -97,16 +97,16 @@ def _resident(models: Models) -> Iterator[None]:
 
 
 class Blender:
-    """Answers the pipeline's denoiser calls with a blend.
+    """Evaluates a blend in the pipeline's denoiser calls.
 
     Only `forward` of the one module is replaced, and only on the instance: hooks (offloading,
-    layerwise casting), compiled code and all that a pipeline reads off its denoiser stay.
+    layerwise casting), compiled code and the denoiser's other attributes stay.
 
     Args:
-        models: Arms and blend.
-        place: The step that is being asked, and how many there are.
+        models: The denoisers and their blend.
+        place: Returns the step that is evaluated, and the number of steps.
         lane: Rows of the pipeline's batch, without those that guidance adds.
-        switch: Turns LoRAs on.
+        switch: Switches LoRAs on.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Blender:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """The denoiser's `forward` replaced for a while."""
+        """Replace the denoiser's `forward`; restored afterwards."""
         wrapped = functools.wraps(self._inner)(functools.partial(self._forward))
         stand_ins: dict[str, Any] = {"forward": wrapped}
         if self._compiled is not None:
@@ -158,7 +158,7 @@ class Blender:
         )
 
     def _apart(self, mix: Mix, unconditional: Weights, args: Any, kwargs: Any) -> Any:
-        """Both slots of one batch, each from its own arms."""
+        """Null prompt and prompt of one batch, each by its own denoisers."""
         total = 2 * self.lane
         (null_args, args), (null, kwargs) = halves(args, total), halves(kwargs, total)
         if mix.proxy:
@@ -167,7 +167,7 @@ class Blender:
         return joined(low, self._sum(mix.conditional, args, kwargs))
 
     def _sum(self, weights: Weights, args: Any, kwargs: Any) -> Any:
-        """The weighted sum of arms; one arm with weight 1 as it is."""
+        """The weighted sum of outputs; a single one with weight 1 as it is."""
         parts = [(name, weight) for name, weight in weights.items() if weight]
         answers = [self._answer(name, args, kwargs) for name, _ in parts]
         return weighted(answers, [weight for _, weight in parts])
@@ -184,7 +184,7 @@ class Blender:
             return self._site(*args, **kwargs)
 
     def _slot(self, args: Any, kwargs: Any) -> str:
-        """Which slots of classifier-free guidance a call asks for: cond, uncond, or both."""
+        """What a call evaluates: the prompt ("cond"), the null prompt ("uncond"), or "both"."""
         rows = rows_of(args, kwargs)
         if rows == 2 * self.lane:
             if self._order is None:
@@ -201,7 +201,7 @@ class Blender:
         raise self._no_null(f"made a call of {rows} rows for {self.lane} images in which it is not")
 
     def _check_asked(self) -> None:
-        """Raise where prompts have calls of their own, and the null prompt never had one."""
+        """Raise if prompts were evaluated in separate calls, and the null prompt never was."""
         if self._asked[_COND] and not self._asked[_UNCOND]:
             raise self._no_null("never asks for it")
 
@@ -229,7 +229,7 @@ class Blender:
 
 
 def _null_first(pipe: Any) -> bool:
-    """Whether the pipeline batches the null prompt before the prompt: read off its own source."""
+    """Whether the pipeline batches the null prompt before the prompt, by its source code."""
     try:
         source = inspect.getsource(type(pipe).__call__)
     except (OSError, TypeError):
@@ -241,7 +241,7 @@ def _null_first(pipe: Any) -> bool:
 
 @contextmanager
 def replaced(module: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
-    """Attributes of the instance replaced for a while, past torch's bookkeeping."""
+    """Replace attributes of the instance, past `nn.Module.__setattr__`; restored afterwards."""
     here = module.__dict__
     before = {name: here[name] for name in values if name in here}
     try:

@@ -1,4 +1,4 @@
-"""The denoisers of a guided call: base, tuned and whatever else its blend brings."""
+"""The denoisers of a guided call: base, tuned, and those that its blend brings."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from steer.driver.denoisers.parse import parse_blend
 
 @dataclass(frozen=True)
 class Arm:
-    """One denoiser that may answer.
+    """One denoiser of a blend.
 
     Attributes:
         name: For reports.
         module: Its module; the pipeline's own for the base and for LoRAs.
-        adapters: LoRAs that are on while it answers, and their strengths.
+        adapters: LoRAs that are switched on for it, and their strengths.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """A blend and its arms, ready to stand in for a pipeline's denoiser.
+    """A blend and its denoisers, ready to stand in for a pipeline's denoiser.
 
     Attributes:
         pipe: The base.
@@ -59,7 +59,7 @@ class Models:
     name: str
 
     def mix(self, index: int, steps: int) -> Mix:
-        """What answers at a step."""
+        """The weighted sum at a step."""
         return self.blend.mix(index, steps)
 
     def rows(self, index: int, steps: int) -> int:
@@ -67,7 +67,7 @@ class Models:
         return self.blend.mix(index, steps).rows
 
     def cost(self, steps: int) -> int:
-        """Denoiser evaluations per row at the dearest step."""
+        """Denoiser evaluations per row, the largest number over the steps."""
         return cost(self.blend, steps)
 
 
@@ -76,7 +76,7 @@ def models_for(pipe: Any, tuned: Any, blend: Any) -> Models | None:
 
     Args:
         pipe: The base.
-        tuned: See `steer.checkpoints.load`.
+        tuned: See `load` in `steer.driver.denoisers.checkpoints`.
         blend: A `Blend`, or one as text; without it the tuned model answers alone.
 
     Raises:
@@ -121,12 +121,12 @@ def _named(blend: Blend | None, arms: Mapping[str, Arm]) -> str:
 
 
 def inheriting(arms: Mapping[str, Arm], share: float) -> Arm:
-    """The negative model with what tuning changed: `negative + share * (tuned - base)`.
+    """The negative model plus a share of the tuning: `negative + share * (tuned - base)`.
 
-    Two LoRAs are simply both on; two whole models make a third one, summed in float32.
+    Of two LoRAs both are switched on; two whole models make a third one, summed in float32.
 
     Raises:
-        ValueError: A LoRA beside a whole model, whose sum is neither.
+        ValueError: A LoRA beside a whole model.
     """
     base, tuned, negative = arms[BASE], arms[TUNED], arms[NEGATIVE]
     if tuned is base:
@@ -176,11 +176,11 @@ def _sum(negative: Tensor, tuned: Tensor, base: Tensor, share: float) -> Tensor:
 
 @contextmanager
 def adapters_of(denoiser: nn.Module) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """A switch for the denoiser's LoRAs, `switch({name: strength})`; all is put back at the end.
+    """A switch for the denoiser's LoRAs, `switch({name: strength})`; restored at the end.
 
-    The user's own active adapters stay on in every arm; those that steer attached are on only
-    where an arm names them. Flags are set directly, since peft's own switch also marks weights as
-    trainable.
+    The user's own active adapters stay on for every denoiser of the blend; those that steer
+    attached are on only where they are named. Flags are set directly, since peft's own switch also
+    marks weights as trainable.
     """
     layers = tuner_layers(denoiser)
     before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]

@@ -1,4 +1,4 @@
-"""Blends that put a dispreferred model into the unconditional slot of classifier-free guidance."""
+"""Blends that evaluate the null prompt of classifier-free guidance with a dispreferred model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class NegativeGuidance(Blend):
         return 1.0 - self.merge
 
     def mix(self, index: int, steps: int) -> Mix:
-        """The positive model where the prompt is, the negative one where it is not."""
+        """The positive model at the prompt, the negative one at the null prompt."""
         return Mix({TUNED: 1.0}, {NEGATIVE: 1.0})
 
 
@@ -54,7 +54,7 @@ class NegativeGuidance(Blend):
 class CHATS(Blend):
     """`pos(prompt) + s * (pos(prompt) - neg(proxy))`: preferred and dispreferred models.
 
-    CHATS (arXiv:2502.12579): the unconditional slot is the dispreferred model at the proxy prompt
+    CHATS (arXiv:2502.12579): in place of the null prompt the dispreferred model at a proxy prompt,
     `(1 + alpha) * null - alpha * prompt`, in text and pooled embeddings. The pipeline's own
     guidance scale is s + 1: pass `guidance_scale=6` for the published s = 5. As many denoiser
     evaluations as the plain call.

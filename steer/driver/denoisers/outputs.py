@@ -1,4 +1,4 @@
-"""Blends that weigh whole model outputs: RLG, combined generation, preference guidance."""
+"""Blends that are weighted sums of model outputs: RLG, SwitchAt, PreferenceGuidance."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from steer.driver.denoisers.scales import Scale, at, check_scale
 
 @dataclass(frozen=True)
 class RLG(Blend):
-    """`base + scale * (tuned - base)`: how strong the tuning is, chosen while sampling.
+    """`base + scale * (tuned - base)`: the strength of the tuning as a parameter of sampling.
 
-    0 is the base and 1 the tuned model, bit for bit and at the price of one model; between them it
-    interpolates, above 1 it extrapolates (published gains between 1 and 3). Where the tuned model
-    is the base tilted by exp(reward / beta), the scale divides beta: RL guidance
-    (arXiv:2508.21016). Two denoiser evaluations per row.
+    RL guidance (arXiv:2508.21016). 0 is the base and 1 the tuned model, bit for bit and at the cost
+    of one model; between them it interpolates, above 1 it extrapolates (published gains between 1
+    and 3). If the tuned model is the base tilted by exp(reward / beta), a scale s stands for
+    beta / s. Two denoiser evaluations per row.
 
     Args:
         scale: A number, or a schedule (`linear`, `window`).
@@ -43,8 +43,8 @@ class SwitchAt(Blend):
     """The base for the first `fraction` of the steps, the tuned model for the rest.
 
     Combined generation of ImageReFL (arXiv:2505.22569), which restores diversity that tuning lost;
-    its card recommends the base for 30 of 50 steps with SD1.5, 35 with SDXL. At no extra cost: one
-    denoiser evaluation per row. 0 is the tuned model and 1 the base, bit for bit.
+    its model card recommends the base for 30 of 50 steps with SD1.5, 35 with SDXL. One denoiser
+    evaluation per row. 0 is the tuned model and 1 the base, bit for bit.
 
     Args:
         fraction: Of the steps, from 0 to 1; the base makes the first `ceil(fraction * steps)`.
@@ -66,11 +66,10 @@ class SwitchAt(Blend):
 
 @dataclass(frozen=True)
 class PreferenceGuidance(Blend):
-    """`base + scale * (tuned - negative)`: what preferred and dispreferred models differ in.
+    """`base + scale * (tuned - negative)`: a preferred minus a dispreferred model, on the base.
 
-    The contrast of a model tuned on preferred and one tuned on dispreferred data, added to the base
-    (Jiang et al. 2026, arXiv:2602.18799). Three denoiser evaluations per row; at scale 0 one, the
-    base's.
+    The difference of a model tuned on preferred and one tuned on dispreferred data is added to the
+    base (Jiang et al. 2026, arXiv:2602.18799). Three denoiser evaluations per row; one at scale 0.
 
     Args:
         negative: The model tuned on dispreferred data: whatever `tuned=` takes.

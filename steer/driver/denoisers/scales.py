@@ -1,7 +1,7 @@
 """How a blend's scale changes over the steps: a number, `linear(a, b)` or `window(s, from, to)`.
 
-Step i of T stands at (i + 1) / T of the way, as for `steer.every` and `steer.between`. The repr of
-a schedule is the expression that makes it.
+Step i of T (from 0) is at (i + 1) / T, as for `steer.every` and `steer.between`. The repr of a
+schedule is the expression that makes it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def linear(start: float, end: float) -> Schedule:
 
 
 def window(scale: float, start: float, end: float, outside: float = 1.0) -> Schedule:
-    """`scale` from fraction `start` of the way to fraction `end`, both included, else `outside`.
+    """`scale` from fraction `start` of the steps to fraction `end`, both included, else `outside`.
 
     `window(2.0, 0.2, 1.0)` leaves the tuned model alone (`outside=1`) for the first fifth, as the
     zero-init option of RLG's reference code does for its first steps.
@@ -46,7 +46,7 @@ def window(scale: float, start: float, end: float, outside: float = 1.0) -> Sche
 
 
 def at(scale: Scale, index: int, steps: int) -> float:
-    """What a number or a schedule says at a step."""
+    """The value of a number or a schedule at a step."""
     return scale.at(index, steps) if isinstance(scale, Schedule) else float(scale)
 
 

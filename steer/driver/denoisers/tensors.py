@@ -1,7 +1,7 @@
-"""A denoiser's arguments and answers, whatever they are packed in: halved, joined, weighed.
+"""A denoiser's arguments and outputs, split into halves, concatenated and summed with weights.
 
 Pipelines pass tensors, lists of tensors (one per image), dicts and tuples of these; denoisers
-answer with a tensor, a tuple, a list, or one of diffusers' output classes.
+return a tensor, a tuple, a list, or one of diffusers' output classes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def rows_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
 
 
 def halves(value: Any, rows: int) -> tuple[Any, Any]:
-    """Everything that has `rows` rows cut in two; the rest for both."""
+    """Both halves of everything that has `rows` rows; all else is in both."""
     if isinstance(value, Tensor):
         if value.ndim and len(value) == rows:
             return value[: rows // 2], value[rows // 2 :]
@@ -47,7 +47,7 @@ def halves(value: Any, rows: int) -> tuple[Any, Any]:
 
 
 def joined(first: Any, second: Any) -> Any:
-    """Two answers as one, the rows of the first before those of the second."""
+    """Two outputs as one, the rows of the first before those of the second."""
     if isinstance(first, Tensor):
         return torch.cat([first, second])
     if isinstance(first, Mapping):
@@ -60,7 +60,7 @@ def joined(first: Any, second: Any) -> Any:
 
 
 def weighted(answers: Sequence[Any], weights: Sequence[float]) -> Any:
-    """The weighted sum of answers, in float32 at least; one of weight 1 as it is."""
+    """The weighted sum of outputs, in float32 at least; a single one of weight 1 as it is."""
     first = answers[0]
     if len(answers) == 1 and weights[0] == 1:
         return first

@@ -1,4 +1,4 @@
-"""Tuned checkpoints beside their base: where they lie, how they are read, and what they fit."""
+"""Tuned checkpoints for a pipeline: finding them, reading them, checking that they fit its base."""
 
 from __future__ import annotations
 

@@ -24,22 +24,23 @@ _BUNDLED = Path(__file__).parents[3] / "shapes" / "weights" / "tuned"
 class Checkpoint:
     """Where a tuned denoiser is: `tuned=steer.denoisers.Checkpoint("org/name", subfolder="unet")`.
 
-    A plain string stands for `Checkpoint(string)`; all else is looked for.
+    A plain string stands for `Checkpoint(string)`, with everything else found by looking.
 
     Attributes:
         source: A hub id, a folder or a file.
-        kind: `"denoiser"` for a whole UNet or transformer, `"lora"` for an adapter; `"auto"` looks.
+        kind: `"denoiser"` for a whole UNet or transformer, `"lora"` for an adapter; `"auto"` finds
+            out by the tensors' names.
         subfolder: Folder inside `source`; by default the pipeline's own name for its denoiser
             (`unet`, `transformer`), then the top.
         file: One file of that folder, where it holds several.
-        weight: Of a LoRA; its strength inside the layers (`RLG` scales outputs instead).
+        weight: Strength of a LoRA inside the layers (`RLG` scales outputs instead).
         revision: Commit, tag or branch on the hub; the default branch if left out.
         base: The pipeline it was tuned from, where known.
         method, paper: What tuned it, where known; the paper as an arXiv number.
         guidance: Classifier-free guidance that its publisher uses, where stated.
 
     Raises:
-        ValueError: A kind or weight that there is not.
+        ValueError: An unknown kind, or a weight that is not a finite number.
     """
 
     source: str | Path
@@ -162,7 +163,7 @@ KNOWN: dict[str, Checkpoint] = {
         guidance=6.0,
     ),
 }
-"""Checkpoints by short name. None is pinned to a commit: give `revision` to fix one."""
+"""Checkpoints by short name. None is pinned to a commit: give `revision` to pin one."""
 
 
 def named(source: object) -> tuple[str, Checkpoint]:
@@ -196,7 +197,7 @@ def is_bundled(checkpoint: Checkpoint) -> bool:
 
 
 def at_home(source: str | Path) -> Path:
-    """The path with `~` filled in, where there is such a home."""
+    """The path with `~` expanded, where that is possible."""
     try:
         return Path(source).expanduser()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""A tuned denoiser for a pipeline: loaded strictly, in the base's precision, beside it."""
+"""Loading a tuned denoiser for a pipeline: strictly, and in the base's dtypes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _OTHERS = ("unet_2", "transformer_2", "prior", "decoder")
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """A tuned denoiser that is ready: load it once, pass it to any number of `steer.guided`.
+    """A loaded tuned denoiser, which any number of `steer.guided` may share.
 
     Attributes:
         name: What it is called in reports.
         kind: `"denoiser"` and `"module"` have weights of their own; a `"lora"` is an adapter on the
             pipeline's denoiser, switched off outside of guided calls.
-        denoiser: The base it was made to fit.
+        denoiser: The base that it was loaded for.
         module: The tuned denoiser; for a LoRA the base's own.
         adapter: The LoRA's name in peft.
         weight: The LoRA's strength.
@@ -62,7 +62,7 @@ def load(pipe: Any, source: Any) -> Tuned:
         CheckpointError: Nothing is found, it is a pickle, it does not fit the base (the first
             tensors are named), or it holds numbers that are not finite.
         UnsupportedPipelineError: The pipeline has no denoiser, or several.
-        ValueError: An unknown name, or something that names no checkpoint.
+        ValueError: An unknown name, or something that is not a checkpoint.
     """
     component, denoiser = denoiser_of(pipe)
     if isinstance(source, Tuned):
@@ -82,7 +82,7 @@ def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
     """The pipeline's name for its one denoiser, and the denoiser.
 
     Raises:
-        UnsupportedPipelineError: There is none, or another beside it.
+        UnsupportedPipelineError: There is none, or more than one.
     """
     names = [name for name in _COMPONENTS if isinstance(getattr(pipe, name, None), nn.Module)]
     more = [name for name in _OTHERS if isinstance(getattr(pipe, name, None), nn.Module)]
@@ -108,7 +108,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def check_fits(theirs: Mapping[str, Any], denoiser: nn.Module, label: str) -> None:
-    """Raise CheckpointError unless tensors are named and shaped like the denoiser's own.
+    """Raise CheckpointError unless tensors have the names and shapes of the denoiser's own.
 
     Args:
         theirs: Names, and tensors or shapes.
@@ -148,7 +148,7 @@ def _compare(
 
 
 def _read(found: Found, denoiser: nn.Module, label: str) -> nn.Module:
-    """A denoiser like the base with the checkpoint's weights, in the base's precision."""
+    """A denoiser of the base's class with the checkpoint's weights, in the base's dtypes."""
     kind = type(denoiser)
     if not hasattr(kind, "from_config"):
         raise UnsupportedPipelineError(
@@ -174,7 +174,7 @@ def _built(denoiser: nn.Module, config: Any) -> nn.Module:
 
 
 def _config(path: Path | None, denoiser: nn.Module, label: str) -> Any:
-    """The checkpoint's own configuration: some of it (heads, activations) leaves no shapes."""
+    """The checkpoint's own configuration: heads and activations cannot be seen from shapes."""
     if has_image_adapter(denoiser):
         raise UnsupportedPipelineError(
             f"tuned={label!r}: the pipeline has an IP-Adapter, which a tuned denoiser would lack: "
@@ -193,10 +193,10 @@ def _config(path: Path | None, denoiser: nn.Module, label: str) -> Any:
 
 
 def _in_precision_of(state: Mapping[str, Tensor], denoiser: nn.Module) -> dict[str, Tensor]:
-    """Copies in the dtype that the base keeps the same tensors in, on the base's device.
+    """Copies in the dtype that the base has for the same tensors, on the base's device.
 
-    Copies, since tensors that lie in a mapped file are not aligned, and sums over them may come out
-    another way.
+    Copies, since tensors of a memory-mapped file are not aligned, and sums over them may be rounded
+    differently.
     """
     kept = {name: value.dtype for name, value in _plain_state(denoiser).items()}
     usual, device = precision_of(denoiser), device_of(denoiser)
@@ -216,7 +216,7 @@ def precision_of(module: nn.Module) -> torch.dtype:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where its weights are; the CPU where they are nowhere (offloaded)."""
+    """The device of its weights; the CPU if they are on the meta device (offloaded)."""
     first = next(iter([*module.parameters(), *module.buffers()]), None)
     if first is None or first.device.type == "meta":
         return torch.device("cpu")
@@ -240,7 +240,7 @@ def _check_finite(state: Mapping[str, Tensor], label: str) -> None:
 
 
 def _given(module: nn.Module, component: str, denoiser: nn.Module) -> Tuned:
-    """A denoiser that the user brings, as it is."""
+    """A denoiser that the user passes, used as it is."""
     label, module = f"given {type(unwrapped(module)).__name__}", unwrapped(module)
     if module is denoiser:
         raise ValueError(
@@ -260,7 +260,7 @@ def _given(module: nn.Module, component: str, denoiser: nn.Module) -> Tuned:
 
 
 def _fitting(tuned: Tuned, pipe: Any, denoiser: nn.Module) -> Tuned:
-    """A handle again: a LoRA belongs to the denoiser it was attached to."""
+    """A denoiser that was loaded before, checked: a LoRA belongs to the denoiser it is on."""
     if tuned.adapter is not None and tuned.denoiser is not denoiser:
         raise ValueError(
             f"tuned={tuned!r}: this LoRA was loaded for another pipeline; load it again with "
@@ -277,7 +277,7 @@ def _fitting(tuned: Tuned, pipe: Any, denoiser: nn.Module) -> Tuned:
 
 
 def _plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """Its tensors under their names without adapters."""
+    """Its tensors without those of adapters, under the names that they have without adapters."""
     return {
         name.replace(".base_layer.", "."): value
         for name, value in module.state_dict().items()

@@ -1,7 +1,7 @@
-"""LoRA files onto a pipeline's denoiser: one copy of the weights for the base and the tuned arm.
+"""Loading LoRA files into a pipeline's denoiser: one copy of the weights for base and tuned model.
 
 The file goes through diffusers' own loaders. Between guided calls the adapter stays in the
-denoiser, switched off: the pipeline alone then gives what it gave before, bit for bit.
+denoiser, switched off: the pipeline alone then returns what it did before, bit for bit.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ _OPTIONS = (
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"),
     *("use_rslora", "use_dora", "bias", "lora_bias"),
 )
-"""What of an `adapter_config.json` says how its matrices are used."""
+"""The entries of an `adapter_config.json` that say how its matrices are used."""
 
 
 def attach(
     pipe: Any, component: str, denoiser: nn.Module, found: Found, label: str
 ) -> tuple[str, str]:
-    """Load a LoRA into the pipeline's denoiser, switched off; the adapter's name, and a hash.
+    """Load a LoRA into the pipeline's denoiser, switched off; the same weights only once.
 
-    The same weights are loaded once, however often they are asked for.
+    Returns:
+        The adapter's name, and twelve hexadecimal digits that identify the weights.
 
     Raises:
-        CheckpointError: It adapts no layer of the denoiser, or layers that the denoiser has not, or
-            has in another shape; the first is named.
+        CheckpointError: It adapts no layer of the denoiser, or layers that the denoiser does not
+            have or has in another shape; the first is named.
         UnsupportedPipelineError: The pipeline takes no LoRA, or has fused ones.
     """
     if not hasattr(pipe, "load_lora_weights"):
@@ -102,7 +103,7 @@ def _load(pipe: Any, denoiser: nn.Module, file: Path, name: str, label: str) -> 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without diffusers' warning that a LoRA leaves the text encoders alone."""
+    """Suppress diffusers' warning that a LoRA has nothing for the text encoders."""
 
     def telling(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("No LoRA keys associated to")

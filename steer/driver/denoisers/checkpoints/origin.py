@@ -1,4 +1,4 @@
-"""Which base a checkpoint's tensors seem made for, from shapes that tell the families apart."""
+"""The model family that a checkpoint seems made for, by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CROSS_KEY = re.compile(r"attn2[._](?:processor[._])?to_k")
 
 
 def seems_made_for(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The family whose names and widths these are; `None` where nothing tells.
+    """The family with these names and widths; `None` if unknown.
 
     Args:
         shapes: Names and shapes of a denoiser's tensors, or of a LoRA's.

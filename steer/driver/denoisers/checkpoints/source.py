@@ -1,4 +1,4 @@
-"""From a name to files on this machine: which of a folder's or repository's files are meant."""
+"""Finding a checkpoint's files: in a folder, or downloaded from a repository on the hub."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Found:
 
 
 def find(checkpoint: Checkpoint, component: str, label: str) -> Found:
-    """The files that a checkpoint means, downloaded where they are on the hub and not cached.
+    """The files of a checkpoint, downloaded if they are on the hub and not cached.
 
     Args:
         checkpoint: Where to look.
@@ -47,8 +47,8 @@ def find(checkpoint: Checkpoint, component: str, label: str) -> Found:
         label: What to call the checkpoint in errors.
 
     Raises:
-        CheckpointError: Nothing is there, only pickles, several files and none named, or no network
-            and nothing cached; the message says what to do.
+        CheckpointError: There is nothing, only pickles, or several files and none named; or it is
+            not cached and there is no network. The message says what to do.
     """
     path = at_home(checkpoint.source)
     if path.is_file():
@@ -92,7 +92,7 @@ def choose(
 
 
 def refusal(label: str, name: str) -> str:
-    """Why a pickle is not read, and the way out."""
+    """The error for a pickle: why it is not read, and what to do."""
     target = PurePosixPath(name).with_suffix(".safetensors")
     return (
         f"tuned={label!r}: {name!r} is a pickle, which can run code when it is loaded; convert it "
@@ -193,7 +193,7 @@ def _of_repository(source: str, checkpoint: Checkpoint, component: str, label: s
 
 
 def _shard_pattern(chosen: Sequence[str]) -> list[str]:
-    """Shards are named in an index that is not here yet: all that its name begins."""
+    """A pattern for shards, whose names are in an index that is not downloaded yet."""
     indices = (name.removesuffix(_INDEX) for name in chosen if name.endswith(_INDEX))
     return [f"{stem}-*.safetensors" for stem in indices]
 
