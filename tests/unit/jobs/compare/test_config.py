@@ -9,6 +9,7 @@ import pytest
 
 from steer.core.errors import ComparisonError
 from steer.jobs.compare.config import Arm, Comparison, from_dict, read
+from steer.rewards.text import read_mixture
 
 
 ARMS = [{"name": "base"}, {"name": "steered", "compute": 4}]
@@ -35,6 +36,14 @@ def test_short_forms() -> None:
     assert made.seeds == (0, 1, 2) and made.judges == ("oracle",) and made.size == (64, 64)
     assert made.reward == "shapes=0.5,shapes-clip=0.25"
     assert from_dict({"arms": ["a", "b"]}).arms == (Arm(name="a"), Arm(name="b"))
+
+
+def test_weights_of_a_mapping_keep_every_digit() -> None:
+    made = from_dict(plan(reward={"shapes": 1 / 3, "shapes-clip": 1234567}))
+    parts = read_mixture(made.reward)
+    assert parts is not None and parts.weights == {"shapes": 1 / 3, "shapes-clip": 1234567.0}
+    with pytest.raises(ComparisonError, match="a name, or weights by name"):
+        from_dict(plan(reward={"shapes": "much"}))
 
 
 def test_yaml_is_read(tmp_path: Path) -> None:
