@@ -149,7 +149,7 @@ def main() -> None:
     pipe = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
     halved(pipe, args.device == "cpu")
-    guided = steer.guided(pipe, reward="shapes", width=16)
+    guided = steer.guided(pipe, reward="shapes", lane_width=16)
     prompts = steer.shapes.prompts("train", args.captions, seed=11)
     table = []
     for kind in KINDS:

@@ -235,7 +235,7 @@ def replayed(
     ]
     lines = []
     for method, policy in methods:
-        guided = steer.guided(pipe, reward="shapes", method=method, width=1)
+        guided = steer.guided(pipe, reward="shapes", method=method, lane_width=1)
         for c in range(captions):
             out = guided(
                 pool.prompts[c], generator=generator(seed, c), output_type="latent", **CALL
@@ -299,7 +299,7 @@ def main() -> None:
         return
     pipe = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
-    guided = steer.guided(pipe, reward="shapes", width=min(8, POOL), keep_images=True)
+    guided = steer.guided(pipe, reward="shapes", lane_width=min(8, POOL), keep_images=True)
     training = steer.shapes.prompts("train", args.pilots, seed=1)
     plain = steer.pipeline.pilots(guided, training, seed=77 * 100_003, batch=8, **CALL)
     threshold = Threshold.fit(plain.scores(), 0.8)

@@ -131,7 +131,7 @@ def public_scorer(folder: Path, _: str) -> Scorer:
 def steer_scorer(folder: Path, dtype: str) -> Scorer:
     """`steer.reward("hpsv2")`, asked for anew in every call, as a user's function would."""
     steer = importlib.import_module("steer")
-    importlib.import_module("steer.rewards.hpsv2")
+    importlib.import_module("steer.rewards.models.hpsv2")
     config = json.loads((folder / CONFIG).read_text())
 
     def score(images: list[Image.Image], prompt: str) -> list[float]:

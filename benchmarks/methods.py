@@ -104,7 +104,7 @@ def run(pipe: Any, unit: Unit, prompts: list[str]) -> tuple[list[dict[str, Any]]
     group = 1 if unit.alone else BATCH
     width = unit.method.populations[0] if unit.alone else 1
     pooled = isinstance(unit.method, Pool)
-    guided = steer.guided(pipe, reward="shapes", width=width, keep_images=pooled)
+    guided = steer.guided(pipe, reward="shapes", lane_width=width, keep_images=pooled)
     lines: list[dict[str, Any]] = []
     pictures: list[Tensor] = []
     for i in range(first, first + BATCH, group):

@@ -102,7 +102,7 @@ def main() -> None:
     args = common.parsed(parser)
     pipe = steer.shapes.pipeline(args.device)
     pipe.set_progress_bar_config(disable=True)
-    guided = steer.guided(pipe, reward="shapes", width=min(8, args.particles))
+    guided = steer.guided(pipe, reward="shapes", lane_width=min(8, args.particles))
     prompts = steer.shapes.prompts(args.split, args.captions, seed=0)
     previews, finals = watch(guided, prompts, args.particles)
     result = {

@@ -23,7 +23,7 @@ import steer
 
 def rewards(pipe: Any, prompts: list[str], particles: int, steps: int) -> np.ndarray:
     """Final rewards `(captions, particles)` of plain runs of so many steps."""
-    out = steer.guided(pipe, reward="shapes", width=1)(
+    out = steer.guided(pipe, reward="shapes", lane_width=1)(
         prompts,
         method=Pool(0, particles),
         generator=[torch.Generator().manual_seed(1000 + k) for k in range(len(prompts))],

@@ -45,7 +45,7 @@ def run_arm(pipe: Any, method: Method, prompts: list[str], seed: int, name: str)
     """All captions through one method: `BATCH` prompts a call, or one where prompts stop early."""
     alone = isinstance(method, steer.Gate)
     batch = 1 if alone else BATCH
-    guided = steer.guided(pipe, reward="shapes", width=method.populations[0] if alone else 1)
+    guided = steer.guided(pipe, reward="shapes", lane_width=method.populations[0] if alone else 1)
     rows: list[dict[str, Any]] = []
     cost = dict.fromkeys(("denoiser_rows", "decodes", "reward_calls"), 0)
     start = time.perf_counter()

@@ -130,7 +130,7 @@ def drawing(folder: Path | None, weight: float = 1.0) -> Any:
         pipe.fuse_lora(lora_scale=weight)
         pipe.unload_lora_weights()
     pipe.to(torch.bfloat16)
-    return steer.guided(pipe, reward="shapes", method=steer.BestOfN(1), width=1)
+    return steer.guided(pipe, reward="shapes", method=steer.BestOfN(1), lane_width=1)
 
 
 def draw(guided: Any, texts: list[str], seeds: list[int]) -> Any:

@@ -15,7 +15,6 @@ from steer.cli.exits import INTERRUPTED, bad_input, fail
 from steer.cli.score import score
 from steer.cli.tune import tune
 from steer.cli.tuned import tuned
-from steer.methods.written import written
 
 
 if TYPE_CHECKING:
@@ -139,6 +138,8 @@ def sample(
     apart = ("prompts", "out", "prompts_file", "method_args")
     options = {k: v for k, v in locals().items() if k not in (*apart, "apart")}
     with bad_input():
+        from steer.methods.written import written
+
         options["method"] = written(method, method_args)
         texts = (*(prompts or ()), *_lines(prompts_file))
         if not texts:

@@ -12,19 +12,20 @@ import math
 import torch
 from torch import Tensor
 
+from steer.core.rows import per_row
 from steer.core.types import wide
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products row by row, shaped to broadcast: `(rows, 1, ...)`."""
     products = (wide(a) * wide(b)).flatten(1).sum(1)
-    return products.view(-1, *(1,) * (a.ndim - 1))
+    return per_row(products, a)
 
 
 def radius(x: Tensor) -> Tensor:
     """Norms row by row, shaped to broadcast: `(rows, 1, ...)`."""
     norms = torch.linalg.vector_norm(wide(x).flatten(1), dim=1)
-    return norms.view(-1, *(1,) * (x.ndim - 1))
+    return per_row(norms, x)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -89,4 +90,4 @@ def cap(x: Tensor, centre: Tensor, angle: float) -> Tensor:
         return wide(x)
     away = geodesic(unit(centre), tangent(centre, x), angle)
     far = angles(x, centre) > angle
-    return torch.where(far.view(-1, *(1,) * (x.ndim - 1)), away * radius(x), wide(x))
+    return torch.where(per_row(far, x), away * radius(x), wide(x))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from steer.core.rows import rows_by_prompt
 from steer.core.types import Name
 
 
@@ -68,10 +69,7 @@ class Trace:
         self, event: str, names: Sequence[Name], *, step: int | None = None, **values: Any
     ) -> None:
         """One row per prompt: lists with a value per name are dealt out, the rest is repeated."""
-        rows: dict[int, list[int]] = {}
-        for row, (prompt, _) in enumerate(names):
-            rows.setdefault(prompt, []).append(row)
-        for prompt, own in rows.items():
+        for prompt, own in rows_by_prompt(names).items():
             mine = {
                 key: [value[row] for row in own] if isinstance(value, list | tuple) else value
                 for key, value in values.items()

@@ -7,36 +7,29 @@ from typing import Any
 from torch import nn
 
 from steer.core.errors import UnsupportedPipelineError
-from steer.search.method import Method
+from steer.driver.facts import parts
 
 
 _PACKAGES = ("DeepCache", "cache_dit", "para_attn")
 """Packages that put caches of their own in place of a denoiser's or a block's forward."""
 
 
-def check_caches(pipe: Any, method: Method, width: int, steps: int, alone: bool = True) -> None:
+def check_caches(pipe: Any, in_order: bool, who: str) -> None:
     """Refuse a search that a cache would answer with the activations of another call.
 
     A cache takes every denoiser call for the next step of the same rows. That is so for one lane
     that runs once from the first step to the last, as in a plain call; it is not for further lanes,
-    lookahead, short runs, rewinding, or rows that change places.
+    lookahead, short runs, rewinding, rows that change places, or other weights.
 
     Args:
         pipe: The pipeline; every part of it is looked at.
-        method: What is about to run.
-        width: Particles per returned image in one denoiser call.
-        steps: Denoiser calls of a plain call.
-        alone: Whether the pipeline's own denoiser answers, and no other weights beside it.
+        in_order: Whether the search asks as a plain call does.
+        who: What asks, for the error.
 
     Raises:
         UnsupportedPipelineError: A part has a cache that does not fit.
     """
-    in_order = method.populations == (width,) and method.cost(steps) == width * steps
-    in_order &= alone and not getattr(method, "reorders", False)
-    who = repr(method) if alone else "a call with tuned weights"
-    for name, part in vars(pipe).items():
-        if not isinstance(part, nn.Module):
-            continue
+    for name, part in parts(pipe).items():
         package = _package(part)
         if package == "DeepCache":
             raise UnsupportedPipelineError(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from steer.core.errors import UnsupportedPipelineError
+from steer.driver.facts import execution_device
 from steer.driver.noise import can_widen
 from steer.driver.solver_state import Generators
 
@@ -57,7 +58,7 @@ class Call:
     @property
     def device(self) -> Any:
         """Where the pipeline computes."""
-        return getattr(self.pipe, "_execution_device", "cpu")
+        return execution_device(self.pipe)
 
     def _read_prompts(self) -> tuple[list[str], int]:
         prompt = self._values.get("prompt")
@@ -76,14 +77,14 @@ class Call:
                 return len(self._values[name])
         return _whole(self._values.get("num_inference_steps")) or _STEPS
 
-    def run(self, width: int) -> Any:
-        """Call the pipeline with a batch `width` times as wide; at 1 exactly as it was asked."""
-        if width == 1:
+    def run(self, lane_width: int) -> Any:
+        """Call the pipeline, its batch `lane_width` times as wide; at 1 exactly as it was asked."""
+        if lane_width == 1:
             return self.pipe(*self._bound.args, **self._bound.kwargs)
         bound = inspect.BoundArguments(self._bound.signature, self._given.copy())
         given = bound.arguments
         embeddings = [name for name in given if self._is_per_prompt(name)]
-        rows = self.images * width
+        rows = self.images * lane_width
         if self._count is not None and not embeddings and not self._mixes_masks:
             given[self._count] = rows
             return self.pipe(*bound.args, **bound.kwargs)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from steer.core.errors import UnsupportedPipelineError
+from steer.driver.facts import parts
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def frozen(pipe: Any) -> Iterator[None]:
     A recorded denoiser call then keeps only what gradients with respect to the latents need, and
     nothing can reach the weights' `grad`.
     """
-    weights = [w for part in _parts(pipe).values() for w in part.parameters() if w.requires_grad]
+    weights = [w for part in parts(pipe).values() for w in part.parameters() if w.requires_grad]
     try:
         for weight in weights:
             weight.requires_grad_(False)
@@ -33,17 +34,13 @@ def check_resident(pipe: Any) -> None:
 
     Only the parts that are differentiated matter: text encoders may be offloaded.
     """
-    for name, part in _parts(pipe).items():
+    for name, part in parts(pipe).items():
         if name.startswith(("unet", "transformer", "vae")) and any(map(_wanders, part.modules())):
             raise UnsupportedPipelineError(
                 f"pipe.{name} is offloaded, so its weights are gone when gradients need them: move "
                 "the pipeline to the device (pipe.to('cuda'), after pipe.remove_all_hooks() where "
                 "offloading is on), or use gradient='zero-order'"
             )
-
-
-def _parts(pipe: Any) -> dict[str, nn.Module]:
-    return {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
 
 
 def _wanders(module: nn.Module) -> bool:

@@ -52,14 +52,14 @@ class Source:
 
     Args:
         pipe: The pipeline.
-        prompts, images, width: The batch is prompts x (images x width) rows.
+        prompts, images, lane_width: The batch is prompts x (images x lane_width) rows.
         seeds: One per prompt.
     """
 
     def __init__(
-        self, pipe: Any, *, prompts: int, images: int, width: int, seeds: tuple[int, ...]
+        self, pipe: Any, *, prompts: int, images: int, lane_width: int, seeds: tuple[int, ...]
     ) -> None:
-        self.prompts, self.images, self.width, self.seeds = prompts, images, width, seeds
+        self.prompts, self.images, self.lane_width, self.seeds = prompts, images, lane_width, seeds
         self.pipe_name = type(pipe).__name__
         self.prepare = pipe.prepare_latents if can_widen(pipe) else None
         self.scheduler: Any = None
@@ -72,12 +72,12 @@ class Source:
         assert self.prepare is not None
         signature = inspect.signature(self.prepare)
         self._bound = signature.bind(*args, **kwargs)
-        if self.width == 1:
+        if self.lane_width == 1:
             return self.prepare(*args, **kwargs)
         plain = self._prepare(self.prompts * self.images)
         further = [
             self._prepare(self.prompts, self._generators(k), fresh=True)
-            for k in range(self.images, self.images * self.width)
+            for k in range(self.images, self.images * self.lane_width)
         ]
         if not isinstance(plain, tuple):
             return self._weave(plain, further)
@@ -95,7 +95,7 @@ class Source:
         lane = self.lane
         if lane is None:
             raise RuntimeError("draw before the pipeline's first step")
-        per_prompt = self.images * self.width
+        per_prompt = self.images * self.lane_width
         own = lane.unflatten(0, (self.prompts, per_prompt))
         if list(particles) == list(range(per_prompt)) and len(prompts) == self.prompts:
             x = lane

@@ -69,7 +69,7 @@ class Sampler:
             method=method,
             compute=compute,
             judge=self.judge,
-            width=job.width,
+            lane_width=job.width,
             keep_images=True,
             tuned=job.tuned,
             blend=blend,

@@ -22,7 +22,6 @@ from steer.methods.selection.previews import Previews
 from steer.methods.selection.prune import Prune
 from steer.methods.selection.step_gate import StepGate
 from steer.methods.selection.then import Then
-from steer.search.lookahead import LookaheadSet
 
 
 __all__ = [
@@ -37,7 +36,6 @@ __all__ = [
     "GradientProposal",
     "Guide",
     "LookaheadGuidance",
-    "LookaheadSet",
     "NoiseOptimization",
     "NoiseSearch",
     "Previews",

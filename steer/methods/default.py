@@ -9,27 +9,27 @@ from steer.methods.selection.prune import Prune
 from steer.search.method import Method
 
 
-def for_compute(compute: float, steps: int, *, width: int | None = None) -> Method:
+def for_compute(compute: float, steps: int, *, lane_width: int | None = None) -> Method:
     """The default method that spends at most `compute` plain calls of `steps` steps.
 
     Args:
         compute: Multiples of a plain call's denoiser rows, at least 1.
         steps: Denoiser calls of a plain call.
-        width: Lane width that the pipeline's batch has already; the populations are then multiples
-            of it, so that no row is padding.
+        lane_width: That the pipeline's batch has already; the populations are then multiples of
+            it, so that no row is padding.
 
     Raises:
-        ValueError: `compute` below 1, or below `width`, whose lane alone costs more.
+        ValueError: `compute` below 1, or below `lane_width`, whose lane alone costs more.
     """
     if isinstance(compute, bool) or not isinstance(compute, int | float) or not compute >= 1:
         raise ValueError(f"compute={compute!r}: a plain call costs 1; give 1 or more, such as 4")
     if not math.isfinite(compute):
         raise ValueError(f"compute={compute!r}: must be finite; give for example 16")
-    lane = width or 1
+    lane = lane_width or 1
     if compute < lane:
         raise ValueError(
-            f"width={width} with compute={compute!r}: one lane costs {width} plain calls; lower "
-            "width or raise compute"
+            f"lane_width={lane_width} with compute={compute!r}: one lane costs {lane_width} plain "
+            "calls; lower lane_width or raise compute"
         )
     if compute >= 2 and steps >= 8:
         plan = Prune.for_compute(compute, steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from steer.pipeline.lookahead_runs import lookaheads
 from steer.pipeline.pilot_runs import calibrate, pilots
+from steer.search.lookahead import LookaheadSet
 
 
-__all__ = ["calibrate", "lookaheads", "pilots"]
+__all__ = ["LookaheadSet", "calibrate", "lookaheads", "pilots"]

@@ -53,11 +53,21 @@ def drop_in(
             )
         generator = opening.step_kwargs.get("generator")
         seeds = call_seeds(generator, len(texts), images, opening.latents.device)
-        source = Source(pipe, prompts=len(texts), images=images, width=1, seeds=seeds)
+        source = Source(pipe, prompts=len(texts), images=images, lane_width=1, seeds=seeds)
         source.prepare = None  # its arguments were not seen
         chosen = method or for_compute(compute or COMPUTE, len(opening.schedule))
         ledger = steered.loop.ledger
-        run = Run(pipe, texts, images, judge, [], chosen, source, seeds[0], ledger=ledger)
+        run = Run(
+            pipe=pipe,
+            texts=texts,
+            images=images,
+            reward=judge,
+            judges=[],
+            method=chosen,
+            source=source,
+            seed=seeds[0],
+            ledger=ledger,
+        )
         return run.search(opening)
 
     steered = SteeredScheduler(pipe.scheduler, search)

@@ -15,6 +15,7 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
+from steer.driver.facts import is_interrupted
 from steer.driver.noise import Source, call_seeds, can_widen
 from steer.driver.scheduler import SteeredScheduler
 from steer.methods.default import for_compute
@@ -59,7 +60,7 @@ class Guided:
         method: Method | None = None,
         compute: float | None = None,
         judge: Any = None,
-        width: int | None = None,
+        lane_width: int | None = None,
         keep_images: bool = False,
         tuned: Any = None,
         blend: Blend | str | None = None,
@@ -71,10 +72,10 @@ class Guided:
         self.judges = [resolve_reward(j, self.pipe) for j in judges]
         self.method, self.compute = method, compute
         self.report: Report | None = None
-        self.lane_width, self.keep_images = width, keep_images
+        self.lane_width, self.keep_images = lane_width, keep_images
         check_effort(method, compute)
-        if width is not None and (type(width) is not int or width < 1):
-            raise ValueError(f"width={width!r}: particles per denoiser call, at least 1")
+        if lane_width is not None and (type(lane_width) is not int or lane_width < 1):
+            raise ValueError(f"lane_width={lane_width!r}: particles per denoiser call, at least 1")
         self.models: Models | None = None
         if tuned is not None or blend is not None:
             from steer.driver.denoisers.models import models_for
@@ -143,9 +144,9 @@ class Guided:
 
         def again(run: Run) -> Run:
             before.restore()
-            half = self._prepare(call, run.method, None, reward_prompt, width=run.width // 2)
+            half = self._prepare(call, run.method, None, reward_prompt, run.lane_width // 2)
             half.planned = None if run.context is not None else run.planned
-            half.trace.log("memory", width=half.width, rows=run.ledger.denoiser_rows)
+            half.trace.log("memory", lane_width=half.lane_width, rows=run.ledger.denoiser_rows)
             return half
 
         first = self._prepare(call, method, compute, reward_prompt)
@@ -173,13 +174,13 @@ class Guided:
         models = nullcontext()
         if run.models is not None:
             loop.evaluations = run.evaluations
-            models = run.models.answering(loop.asked, run.rows * run.width)
+            models = run.models.answering(loop.asked, run.rows * run.lane_width)
         with models, _standing_in(self.pipe, stand_ins):
             try:
-                output = call.run(run.width)
+                output = call.run(run.lane_width)
             finally:
                 loop.close()
-        interrupted = loop.interrupted or bool(getattr(self.pipe, "_interrupt", False))
+        interrupted = loop.interrupted or is_interrupted(self.pipe)
         if not loop.finished and not interrupted:
             raise UnsupportedPipelineError(
                 f"{type(self.pipe).__name__}: its loop cannot be driven (it does not iterate over "
@@ -193,7 +194,7 @@ class Guided:
         method: Method | None,
         compute: float | None,
         reward_prompt: Any,
-        width: int | None = None,
+        lane_width: int | None = None,
     ) -> Run:
         check_effort(method, compute)
         if method is None and compute is None:
@@ -202,26 +203,32 @@ class Guided:
         if method is None:
             planned = COMPUTE if compute is None else compute
             method = affordable(planned, call.steps, self.models, self.lane_width)
-        width = width or self.lane_width or call.widest(method.populations)
-        if width > 1 and not can_widen(call.pipe):
+        lane_width = lane_width or self.lane_width or call.widest(method.populations)
+        if lane_width > 1 and not can_widen(call.pipe):
             raise UnsupportedPipelineError(
-                f"width={width}: {type(call.pipe).__name__} has no prepare_latents(batch_size, "
-                "generator) to widen its batch with; leave width out"
+                f"lane_width={lane_width}: {type(call.pipe).__name__} has no "
+                "prepare_latents(batch_size, generator) to widen its batch with; leave it out"
             )
         seeds = call_seeds(call.generator, call.prompts, call.images, call.device)
         return Run(
-            call.pipe,
-            _reward_texts(call, [self.reward, *self.judges], reward_prompt),
-            call.images,
-            self.reward,
-            self.judges,
-            method,
-            Source(call.pipe, prompts=call.prompts, images=call.images, width=width, seeds=seeds),
-            seeds[0],
-            width,
-            call.size,
-            call.steps,
-            planned,
+            pipe=call.pipe,
+            texts=_reward_texts(call, [self.reward, *self.judges], reward_prompt),
+            images=call.images,
+            reward=self.reward,
+            judges=self.judges,
+            method=method,
+            source=Source(
+                call.pipe,
+                prompts=call.prompts,
+                images=call.images,
+                lane_width=lane_width,
+                seeds=seeds,
+            ),
+            seed=seeds[0],
+            lane_width=lane_width,
+            size=call.size,
+            steps=call.steps,
+            planned=planned,
             models=self.models,
             ledger=Ledger(cfg_rows=call.guidance_rows),
             trace=Trace(keep_images=self.keep_images),
@@ -235,7 +242,7 @@ def guided(
     method: Method | None = None,
     compute: float | None = None,
     judge: Any = None,
-    width: int | None = None,
+    lane_width: int | None = None,
     keep_images: bool = False,
     tuned: Any = None,
     blend: Blend | str | None = None,
@@ -250,8 +257,8 @@ def guided(
         method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out.
         compute: Denoiser rows to spend at most, in plain calls (default 4).
         judge: One or more further rewards that nobody optimises, for the report.
-        width: Particles per returned image in one denoiser call; by default up to 4, such that no
-            row is padding. Results do not depend on it.
+        lane_width: Particles per returned image in one denoiser call; by default up to 4, such
+            that no row is padding. Results do not depend on it.
         keep_images: Keep small previews in the trace.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a UNet or
@@ -266,8 +273,8 @@ def guided(
     Raises:
         UnsupportedPipelineError: Not a pipeline with a scheduler.
         CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit.
-        ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `width` below 1,
-            a blend without its tuned denoiser.
+        ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `lane_width`
+            below 1, a blend without its tuned denoiser.
     """
     return Guided(
         pipe,
@@ -275,7 +282,7 @@ def guided(
         method=method,
         compute=compute,
         judge=judge,
-        width=width,
+        lane_width=lane_width,
         keep_images=keep_images,
         tuned=tuned,
         blend=blend,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steer.core.errors import OutOfMemoryError
+from steer.driver.facts import execution_device
 from steer.driver.solver_state import Generators
 from steer.pipeline.run import Run
 
@@ -77,12 +78,12 @@ def with_room(
     except Exception as error:
         if not is_shortage(error):
             raise
-        if run.width == 1:
+        if run.lane_width == 1:
             raise OutOfMemoryError(_complaint(run, error, [])) from error
         message = (
             f"out of memory with {_lane(run)} ({_line(error)}): the call begins again with half as "
-            f"wide a lane, width={run.width // 2}; callbacks see its steps a second time, and "
-            f"giving width={run.width // 2} saves the first attempt"
+            f"wide a lane; callbacks see its steps a second time, and giving "
+            f"lane_width={run.lane_width // 2} saves the first attempt"
         )
     warnings.warn(message, UserWarning, stacklevel=3)
     _log.warning(message)
@@ -119,8 +120,8 @@ def _complaint(run: Run, error: Exception, before: list[Run]) -> str:
 
 def _lane(run: Run) -> str:
     """A lane in numbers."""
-    rows = f"a lane of {run.rows * run.width} rows ({len(run.texts)} prompts x {run.images} images"
-    rows += f" x width {run.width})"
+    rows = f"a lane of {run.rows * run.lane_width} rows ({len(run.texts)} prompts"
+    rows += f" x {run.images} images x lane width {run.lane_width})"
     height, width = run.size
     size = f", images of {height}x{width}" if height and width else ""
     lane = run.source.lane
@@ -136,7 +137,7 @@ def _line(error: Exception) -> str:
 
 def _device(pipe: Any) -> str:
     """Bytes of the device, where it tells."""
-    device = torch.device(getattr(pipe, "_execution_device", "cpu"))
+    device = execution_device(pipe)
     if device.type != "cuda":
         return ""
     with suppress(RuntimeError):

@@ -20,7 +20,7 @@ def per_row(models: Models | None, steps: int) -> int:
 
 
 def affordable(
-    compute: float, steps: int, models: Models | None = None, width: int | None = None
+    compute: float, steps: int, models: Models | None = None, lane_width: int | None = None
 ) -> Method:
     """The default method that spends at most `compute` plain calls of the base.
 
@@ -28,7 +28,7 @@ def affordable(
         compute: See `steer.methods.default.for_compute`.
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
-        width: See `for_compute`.
+        lane_width: See `for_compute`.
 
     Raises:
         ValueError: `compute` is out of range, or below one blended call.
@@ -39,4 +39,4 @@ def affordable(
             f"compute={compute!r}: blend={shown(models.blend)} asks {each} denoisers per row, so "
             f"one blended call costs {each} plain calls: give compute={each} or more"
         )
-    return for_compute(compute if each == 1 else compute / each, steps, width=width)
+    return for_compute(compute if each == 1 else compute / each, steps, lane_width=lane_width)

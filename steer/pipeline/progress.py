@@ -38,10 +38,12 @@ class Progress:
     _ess: Mapping[int, tuple[float, int]] | None = None
     _at: int | None = None
 
-    def bar(self, pipe: Any, method: Method, width: int, iterable: Any, total: int | None) -> Any:
+    def bar(
+        self, pipe: Any, method: Method, lane_width: int, iterable: Any, total: int | None
+    ) -> Any:
         """The pipeline's own bar, with as many ticks as denoiser calls are planned."""
         if total is not None:
-            total = -(-method.cost(total) // width)
+            total = -(-method.cost(total) // lane_width)
         self._bar = type(pipe).progress_bar(pipe, iterable=iterable, total=total)
         return self._bar
 

@@ -41,22 +41,22 @@ def finish(
     run.ledger.seconds["total"] = time.perf_counter() - start
     run.ledger.read_peak()
     report = Report(
-        run.method,
-        run.reward.name,
-        run.seed,
-        run.steps,
-        run.width,
-        rewards,
-        accepted,
-        judges,
-        base,
-        base_judges,
-        run.chosen,
-        run.trace,
-        run.ledger,
-        interrupted,
-        "base" if run.models is None else run.models.name,
-        run.texts,
+        method=run.method,
+        reward=run.reward.name,
+        seed=run.seed,
+        steps=run.steps,
+        lane_width=run.lane_width,
+        rewards=rewards,
+        accepted=accepted,
+        judges=judges,
+        base_reward=base,
+        base_judges=base_judges,
+        chosen=run.chosen,
+        trace=run.trace,
+        ledger=run.ledger,
+        interrupted=interrupted,
+        denoiser="base" if run.models is None else run.models.name,
+        prompts=run.texts,
     )
     if not isinstance(output, tuple):
         output.rewards, output.accepted, output.report = rewards, accepted, report
@@ -71,7 +71,7 @@ def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[flo
         with torch.no_grad():
             images = _images(ctx, output, latent)
             if missing:
-                ctx.record(images, run.chosen)
+                ctx.judging.record(images, run.chosen)
     return [ctx.finals[name] for name in run.chosen], images
 
 
@@ -83,10 +83,10 @@ def _judged(
     A judge that compares candidates compares these with each other.
     """
     chosen = [] if images is None else run.chosen
-    bases = [(prompt, 0) for prompt in ctx.base if (prompt, 0) not in chosen]
+    bases = [(prompt, 0) for prompt in ctx.judging.base if (prompt, 0) not in chosen]
     groups = [] if images is None else [(images, chosen)]
     if bases:
-        groups.append((torch.stack([ctx.base[prompt] for prompt, _ in bases]), bases))
+        groups.append((torch.stack([ctx.judging.base[prompt] for prompt, _ in bases]), bases))
     judges: dict[str, list[float]] = {}
     base: dict[str, list[float | None]] = {}
     for name, judge in zip(unique([judge.name for judge in run.judges]), run.judges, strict=True):
@@ -104,10 +104,10 @@ def _score_together(
     if not groups:
         return {}
     with torch.no_grad():
-        pieces = [ctx.parts(images, ids, judge) for images, ids in groups]
+        pieces = [ctx.judging.parts(images, ids, judge) for images, ids in groups]
         parts = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
         names = [name for _, ids in groups for name in ids]
-        return dict(zip(names, ctx.combine(parts, names, judge).tolist(), strict=True))
+        return dict(zip(names, ctx.judging.combine(parts, names, judge).tolist(), strict=True))
 
 
 def _images(ctx: Context, output: Any, latent: bool) -> Tensor:
@@ -119,8 +119,9 @@ def _images(ctx: Context, output: Any, latent: bool) -> Tensor:
         return first.float()
     if not isinstance(first, np.ndarray):
         first = np.stack([_pixels(image) for image in first]) / np.float32(255)
-    device = getattr(ctx.pipe, "_execution_device", "cpu")
-    return torch.from_numpy(np.ascontiguousarray(first)).to(device).movedim(-1, -3).float()
+    return (
+        torch.from_numpy(np.ascontiguousarray(first)).to(ctx.model.device).movedim(-1, -3).float()
+    )
 
 
 def _pixels(image: Any) -> np.ndarray:
@@ -132,8 +133,8 @@ def _pixels(image: Any) -> np.ndarray:
 
 def _plain_rows(output: Any, run: Run) -> Any:
     """An interrupted call's output, cut to as many rows as the plain call has."""
-    rows = run.rows * run.width
-    keep = [row for row in range(rows) if row % (run.images * run.width) < run.images]
+    rows = run.rows * run.lane_width
+    keep = [row for row in range(rows) if row % (run.images * run.lane_width) < run.images]
 
     def cut(value: Any) -> Any:
         if isinstance(value, list) and len(value) == rows:

@@ -9,12 +9,15 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Name, Reward
 from steer.driver.caches import check_caches
+from steer.driver.facts import uses_guidance
+from steer.driver.model import Model
 from steer.driver.noise import Source
 from steer.driver.scheduler import Driven, Opening
 from steer.driver.solver import Solver
 from steer.pipeline.plan import affordable, per_row
 from steer.pipeline.progress import Progress
 from steer.search.context import Context
+from steer.search.judging import Judging
 from steer.search.method import Method
 from steer.search.starts import Starts
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from steer.driver.denoisers.models import Models
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Run:
     """A method, its reward and its books, waiting for the pipeline's first step.
 
@@ -31,7 +34,7 @@ class Run:
         pipe: The pipeline.
         texts: One per prompt, for the reward.
         images: Returned images per prompt.
-        width: Particles per returned image in one denoiser call.
+        lane_width: Particles per returned image in one denoiser call.
         size: Image height and width, where the call names them.
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` was chosen for; chosen again where `steps` is wrong.
@@ -49,7 +52,7 @@ class Run:
     method: Method
     source: Source
     seed: int
-    width: int = 1
+    lane_width: int = 1
     size: tuple[int | None, int | None] = (None, None)
     steps: int = 0
     planned: float | None = None
@@ -76,13 +79,13 @@ class Run:
         """The method as the pipeline's loop runs it; returns the winners' latents."""
         steps = len(opening.schedule)
         if self.planned is not None and steps != self.steps:
-            self.method = affordable(self.planned, steps, self.models, self.width)
+            self.method = affordable(self.planned, steps, self.models, self.lane_width)
         self.steps = steps
         self.source.lane, self.source.scheduler = opening.latents, opening.scheduler
-        if getattr(self.pipe, "do_classifier_free_guidance", False):
+        if uses_guidance(self.pipe):
             self.ledger.cfg_rows = 2
         ctx = self.context = self._context(opening)
-        check_caches(self.pipe, self.method, self.width, steps, alone=self.models is None)
+        check_caches(self.pipe, self._keeps_order(steps), self._who())
         size = self.method.populations[0] * self.images
         ctx.solver().check(size * len(self.texts))
         self.progress.planned = self.method.cost(steps) * self.rows * per_row(self.models, steps)
@@ -92,21 +95,26 @@ class Run:
             ctx.log("final", prompt=prompt, chosen=[k for p, k in winners.ids if p == prompt])
         return winners.x
 
+    def _keeps_order(self, steps: int) -> bool:
+        """Whether one lane runs once from the first step to the last, as in a plain call."""
+        lane = self.lane_width
+        once = self.method.populations == (lane,) and self.method.cost(steps) == lane * steps
+        return once and self.models is None and not getattr(self.method, "reorders", False)
+
+    def _who(self) -> str:
+        return repr(self.method) if self.models is None else "a call with tuned weights"
+
     def _context(self, opening: Opening) -> Context:
         return Context(
-            pipe=self.pipe,
             steps=opening.schedule,
-            prompts=self.texts,
             images=self.images,
-            width=self.width,
-            seed=self.seed,
-            reward=self.reward,
-            judges=self.judges,
-            source=self.source.draw,
+            lane_width=self.lane_width,
+            model=Model(self.pipe, self.size),
+            judging=Judging(
+                self.reward, self.texts, self.ledger, self.trace, keeps_base=bool(self.judges)
+            ),
+            draw_latents=self.source.draw,
             make_solver=lambda plain: self._solver(opening, plain),
-            ledger=self.ledger,
-            trace=self.trace,
-            size=self.size,
             evaluations=lambda step: self.evaluations(step.index, step.count),
             starts=Starts(self.source.seeds),
         )
@@ -123,4 +131,4 @@ class Run:
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """The pipeline's own bar, over all planned denoiser calls."""
-        return self.progress.bar(self.pipe, self.method, self.width, iterable, total)
+        return self.progress.bar(self.pipe, self.method, self.lane_width, iterable, total)

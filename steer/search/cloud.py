@@ -161,7 +161,7 @@ class Cloud:
         for at, name in zip(born, ctx.starts.names([parents[b][0] for b in born]), strict=True):
             names[at] = name
         self.roots = {name: self.roots[old] for name, old in zip(names, parents, strict=True)}
-        ctx.starts.latents |= {names[at]: self.roots[names[at]] for at in born}
+        ctx.starts.keep([names[at] for at in born], [self.roots[names[at]] for at in born])
         self.population = Population(taken.x, tuple(names))
         here = [at for at, (prompt, _) in enumerate(names) if prompt in told]
         old, new = [parents[at] for at in here], [names[at] for at in here]

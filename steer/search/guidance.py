@@ -10,9 +10,9 @@ from torch import Tensor
 
 from steer.core.ddim import ddim
 from steer.core.errors import GradientError, RewardError, UnsupportedSchedulerError
+from steer.core.rows import per_row
 from steer.core.types import Population, Step, wide
 from steer.core.when import When
-from steer.driver.freeze import frozen
 from steer.rewards.combine.weighted import check_absolute
 from steer.search.context import Context
 from steer.search.starts import FIRST_MADE
@@ -114,7 +114,7 @@ def reward_gradient(ctx: Context, clean: Population) -> tuple[Tensor, Tensor]:
         GradientError: A gradient that is not finite.
     """
     chunk, rewards, gradients = ctx.lane * len(ctx.prompts), [], []
-    with frozen(ctx.pipe):
+    with ctx.frozen():
         for first in range(0, len(clean), chunk):
             part = clean.take(range(first, min(first + chunk, len(clean))))
             reward, gradient, size = scaled_gradient(ctx, part)
@@ -154,9 +154,9 @@ def scaled_gradient(
         )
     (pixels,) = torch.autograd.grad(reward, images, torch.ones_like(reward))
     size = largest(pixels)
-    pixels = pixels / size.view(-1, *(1,) * (pixels.ndim - 1))
+    pixels = pixels / per_row(size, pixels)
     (gradient,) = torch.autograd.grad(images, leaf, pixels)
-    return reward.detach(), gradient, size.view(-1, *(1,) * (leaf.ndim - 1))
+    return reward.detach(), gradient, per_row(size, leaf)
 
 
 def largest(x: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def apart(ctx: Context, start: Population) -> Population:
     names = list(start.ids)
     plain = [row for row, (_, particle) in enumerate(names) if particle < ctx.images]
     given = ctx.starts.names([names[row][0] for row in plain])
-    ctx.starts.latents |= {name: start.x[row] for name, row in zip(given, plain, strict=True)}
+    ctx.starts.keep(given, [start.x[row] for row in plain])
     for row, name in zip(plain, given, strict=True):
         names[row] = name
     renamed = Population(start.x, tuple(names))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from steer.core.types import Name
+import torch
+from torch import Tensor
+
+from steer.core.types import Name, Population, Query, Step
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,38 @@ def lanes_of(ids: Sequence[Name], prompts: int, per_prompt: int) -> list[Lane]:
             rows += here + [spare] * (per_prompt - len(here))
         lanes.append(Lane(tuple(rows), slots))
     return lanes
+
+
+def ask(
+    lanes: Sequence[Lane], population: Population, step: Step, grad: bool
+) -> Generator[Query, Tensor, Tensor]:
+    """The denoiser's output for every row, `(rows, *latent)`, one query for each lane."""
+    x, answers = population.x, []
+    for lane in lanes:
+        whole = lane.rows == tuple(range(len(population)))
+        with torch.set_grad_enabled(grad or torch.is_grad_enabled()):
+            names = tuple(population.ids[row] for row in lane.rows)
+            query = Query(x if whole else x[list(lane.rows)], step, grad, names)
+        version = query.latents._version
+        answer = yield query
+        if not whole and not grad and query.latents._version != version:
+            x[list(lane.slots)] = query.latents[list(lane.slots.values())]  # a callback wrote
+        with torch.set_grad_enabled(grad or torch.is_grad_enabled()):
+            answers.append(answer if whole else answer[list(lane.slots.values())])
+    if len(answers) == 1:
+        return answers[0]
+    rows = [row for lane in lanes for row in lane.slots]
+    back = sorted(range(len(rows)), key=rows.__getitem__)
+    with torch.set_grad_enabled(grad or torch.is_grad_enabled()):
+        return torch.cat(answers)[back]
+
+
+def in_pieces(population: Population, size: int) -> list[Population]:
+    """The population in pieces of at most `size` rows of every prompt, prompt-major."""
+    number: dict[int, int] = {}
+    pieces: dict[int, list[int]] = {}
+    for row, (prompt, _) in enumerate(population.ids):
+        place = number.get(prompt, 0)
+        number[prompt] = place + 1
+        pieces.setdefault(place // size, []).append(row)
+    return [population.take(rows) for rows in pieces.values()]

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from steer.core.rows import rows_by_prompt
 from steer.core.types import Population, Reward
 from steer.rewards.combine.weighted import check_absolute
 from steer.rewards.thresholds.scores import identity
@@ -182,8 +183,7 @@ def look_ahead(
     clean = yield from run(ctx, noises, grid, dtype)
     rewards = judge(ctx, noises.at(clean), dtype)
     found = {}
-    for prompt in noises.prompts:
-        rows = [row for row, name in enumerate(noises.ids) if name[0] == prompt]
+    for prompt, rows in rows_by_prompt(noises.ids).items():
         found[prompt] = (clean[rows].double(), rewards[rows].double())
     ctx.tell("lookahead", noises.ids, None, reward=rewards.tolist())
     return found
@@ -192,8 +192,8 @@ def look_ahead(
 def _noises(ctx: Context, start: Population, count: int) -> Population:
     """`count` initial latents per prompt, those of `start` first."""
     parts = []
-    for prompt in start.prompts:
-        rows = [row for row, name in enumerate(start.ids) if name[0] == prompt][:count]
+    for prompt, everyone in rows_by_prompt(start.ids).items():
+        rows = everyone[:count]
         parts.append(start.take(rows))
         fresh = count - len(rows)
         if not fresh:
@@ -202,6 +202,6 @@ def _noises(ctx: Context, start: Population, count: int) -> Population:
         names = ctx.starts.names([prompt] * fresh)
         scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
         x = (scale * ctx.starts.noise(names, (), start.x)).to(start.x.dtype)
-        ctx.starts.latents |= dict(zip(names, x.unbind(), strict=True))
+        ctx.starts.keep(names, x.unbind())
         parts.append(Population(x, names))
     return Population.join(parts)

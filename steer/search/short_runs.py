@@ -17,6 +17,7 @@ from torch import Tensor
 
 from steer.core.ddim import ddim
 from steer.core.errors import UnsupportedPipelineError
+from steer.core.rows import per_row
 from steer.core.sphere import geodesic, radius, tangent, unit
 from steer.core.types import Population, Query, Reward, Step, wide
 from steer.search.context import Context
@@ -157,7 +158,7 @@ def _recorded(
     output = yield from ctx.denoise(at.at(asked), step, grad=True)
     if not output.requires_grad:
         raise UnsupportedPipelineError(
-            f"{type(ctx.pipe).__name__}: no gradient comes back from its denoiser (compiled for "
+            f"{ctx.model.name}: no gradient comes back from its denoiser (compiled for "
             "inference, or quantised?); use gradient='zero-order'"
         )
     with torch.enable_grad():
@@ -167,7 +168,7 @@ def _recorded(
 def _rescaled(gradient: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Rows brought to a largest entry of 1, and what to multiply them by to undo it."""
     size = largest(gradient)
-    return gradient / size.view(-1, *(1,) * (gradient.ndim - 1)), scale * size.view(scale.shape)
+    return gradient / per_row(size, gradient), scale * size.view(scale.shape)
 
 
 @dataclass(frozen=True, eq=False)

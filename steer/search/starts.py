@@ -48,9 +48,13 @@ class Starts:
         Ask once for all rows and not lane by lane: the names follow the order of the rows.
         """
         names = self.names(prompts)
-        self.latents |= dict(zip(names, x.unbind(), strict=True))
+        self.keep(names, x.unbind())
         self.origin |= dict(zip(names, origin or (), strict=False))
         return Population(x, names)
+
+    def keep(self, names: Sequence[Name], latents: Sequence[Tensor]) -> None:
+        """Remember the initial latents `(*latent)` of each of these particles."""
+        self.latents |= dict(zip(names, latents, strict=True))
 
     def noise(self, names: Sequence[Name], salt: tuple[int, ...], like: Tensor) -> Tensor:
         """Standard normal rows `(len(names), *latent)`, float32 at least, each from its own seed.

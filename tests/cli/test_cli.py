@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 import steer.jobs.sampling
 from steer.cli.app import app
-from steer.core.files import record
+from steer.core.files import png
 from steer.core.files.record import Run
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
@@ -124,11 +124,11 @@ def test_sample_writes_everything(tmp_path: Path, pipe: Pipe) -> None:
     assert {"torch", "diffusers"} <= set(data["versions"])
     for index, entry in enumerate(data["prompts"]):
         assert entry["seed"] == 5 + index and entry["steps"] == 20
-        told = record.read(tmp_path / entry["images"][0])
+        told = png.read(tmp_path / entry["images"][0])
         assert told["prompt"] == PROMPTS[index] and told["seed"] == 5 + index
         assert told["reward"] == entry["rewards"][0]
         assert told["arguments"]["compute"] == 4.0
-        assert record.read(tmp_path / entry["base"]["image"])["method"] is None
+        assert png.read(tmp_path / entry["base"]["image"])["method"] is None
     html = (tmp_path / "report.html").read_text()
     assert "three &lt;b&gt;green&lt;/b&gt; triangles" in html
 
@@ -277,7 +277,7 @@ def test_methods_from_text() -> None:
 
 
 def test_the_command_starts_without_torch() -> None:
-    code = "import sys, steer.cli.app, steer.record; assert 'torch' not in sys.modules"
+    code = "import sys, steer.cli.app, steer.core.files.record; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -295,7 +295,7 @@ def test_demo_with_a_stand_in(
     tmp_path: Path, pipe: Pipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = FunctionReward(brightness, name="shapes")
-    monkeypatch.setattr(steer.jobs.sampling.steer, "reward", lambda *_, **__: made)
+    monkeypatch.setattr(steer.jobs.sampling.registry, "reward", lambda *_, **__: made)
     from steer.cli import demo
 
     with pytest.raises(SystemExit) as stop:

@@ -48,15 +48,17 @@ def test_the_pages_table_is_the_table() -> None:
 def test_the_pages_blends_are_read() -> None:
     text = PAGE.read_text("utf-8")
     written = set(re.findall(r"blend=\"([^\"]+)\"", text))
-    written |= {found for found in re.findall(r"blend=steer\.(\w+\([^\n`]*?\))[,)]", text)}
+    written |= {
+        found for found in re.findall(r"blend=steer\.(?:denoisers\.)?(\w+\([^\n`]*?\))[,)]", text)
+    }
     assert len(written) >= 5
     for blend in written:
         if "steer." not in blend and blend != "RLG(s)":  # a loop's
             parse(blend)
     for name in ("RLG", "SwitchAt", "NegativeGuidance", "CHATS", "PreferenceGuidance"):
-        assert f"`{name}" in text and hasattr(steer, name)
+        assert f"`{name}" in text and hasattr(steer.denoisers, name)
 
 
 @pytest.mark.parametrize("name", ["linear", "window", "Checkpoint"])
 def test_what_blends_are_written_with_is_exported(name: str) -> None:
-    assert name in steer.__all__ and callable(getattr(steer, name))
+    assert name in steer.denoisers.__all__ and callable(getattr(steer.denoisers, name))

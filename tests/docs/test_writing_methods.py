@@ -34,7 +34,7 @@ def test_it_runs_and_costs_what_it_says(page: dict[str, Any]) -> None:
 
 def test_lanes_do_not_matter(page: dict[str, Any]) -> None:
     outs = [
-        steer.guided(page["pipe"], "shapes", method=page["KeepHalf"](8), width=width)(
+        steer.guided(page["pipe"], "shapes", method=page["KeepHalf"](8), lane_width=width)(
             **arguments("sd", prompt=["a", "b"])
         )
         for width in (1, 3, 8)

@@ -35,7 +35,7 @@ def test_the_ledger_counts_the_denoisers_rows(family: str, guidance: float | Non
     pipe = shared(family)
     more = {} if guidance is None else {"guidance_scale": guidance}
     with counting(pipe) as seen:
-        out = guided(pipe, redness, method=BestOfN(3), width=2)(**arguments(family, **more))
+        out = guided(pipe, redness, method=BestOfN(3), lane_width=2)(**arguments(family, **more))
     ledger = out.report.ledger
     assert seen.rows == ledger.denoiser_rows * ledger.cfg_rows == 4 * 4 * ledger.cfg_rows
     assert ledger.cfg_rows == (1 if guidance == 1.0 or family == "flux" else 2)
@@ -58,7 +58,8 @@ def test_flux_has_guidance_of_two_kinds(negative: str | None) -> None:
 def test_width_does_not_matter(family: str) -> None:
     pipe = shared(family)
     outs = [
-        guided(pipe, redness, method=BestOfN(5), width=w)(**arguments(family)) for w in (1, 2, 4)
+        guided(pipe, redness, method=BestOfN(5), lane_width=w)(**arguments(family))
+        for w in (1, 2, 4)
     ]
     assert len({out.report.chosen[0] for out in outs}) == 1
     for out in outs[1:]:
@@ -72,7 +73,7 @@ def test_width_does_not_matter(family: str) -> None:
 @pytest.mark.parametrize("family", NEW)
 def test_prompts_together_equal_prompts_apart(family: str) -> None:
     """Prompts of different lengths: each must keep its own attention mask in a wide lane."""
-    call = guided(shared(family), redness, method=Prune(4, (2,), (0.5,)), width=2)
+    call = guided(shared(family), redness, method=Prune(4, (2,), (0.5,)), lane_width=2)
     prompts, few = ["a red circle of blue", "left"], {"num_inference_steps": 2}
     given = arguments(family, prompt=prompts, generator=[seeded(i) for i in range(2)], **few)
     together = call(**given)
@@ -86,7 +87,7 @@ def test_prompts_together_equal_prompts_apart(family: str) -> None:
 def test_embeddings_are_widened(family: str) -> None:
     pipe = shared(family)
     given = arguments(family, prompt=["a red circle", "two"])
-    expected = guided(pipe, redness, method=BestOfN(2), width=2)(**given)
+    expected = guided(pipe, redness, method=BestOfN(2), lane_width=2)(**given)
     encode = {"prompt": given["prompt"], "max_sequence_length": 8}
     if family == "sana":
         encode["complex_human_instruction"] = None
@@ -95,7 +96,7 @@ def test_embeddings_are_widened(family: str) -> None:
     names += ["negative_prompt_embeds", "negative_prompt_attention_mask"]
     embeds = dict(zip(names[::2] if family == "wan" else names, found, strict=True))
     own = {"prompt": None, "negative_prompt": None, "generator": seeded(0), **embeds}
-    call = guided(pipe, redness, method=BestOfN(2), width=2)
+    call = guided(pipe, redness, method=BestOfN(2), lane_width=2)
     out = call(**{**given, **own}, reward_prompt=["r", "t"])
     assert torch.allclose(out[0], expected[0], atol=1e-5)
     assert out.report.chosen == expected.report.chosen
@@ -140,7 +141,7 @@ def test_a_learned_sigma_is_not_for_the_search() -> None:
                 except StopIteration as stop:
                     return stop.value
 
-    guided(pipe, redness, method=Watch(2), width=2)(**arguments("pixart"))
+    guided(pipe, redness, method=Watch(2), lane_width=2)(**arguments("pixart"))
     assert set(made) == {8}
     assert set(answered) == {(2, 4, 8, 8)}
 
@@ -169,7 +170,7 @@ def test_a_row_that_moved_up_keeps_its_history(family: str, scheduler: str) -> N
             return sign * redness(images, prompts)
 
         method = Watch(4, (3, 1), (0.4, 0.6))
-        out = guided(pipe, reward, method=method, width=1)(
+        out = guided(pipe, reward, method=method, lane_width=1)(
             **arguments(family, num_inference_steps=5)
         )
         _, winner = out.report.chosen[0]

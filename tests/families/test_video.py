@@ -73,7 +73,7 @@ def test_frames_of_other_autoencoders_are_unknown() -> None:
 def test_rewards_are_those_of_the_returned_videos(kind: str) -> None:
     pipe = shared("wan")
     given = arguments("wan", prompt=["a red circle", "two"], num_videos_per_prompt=2)
-    out = guided(pipe, redness, method=BestOfN(2), width=2)(**{**given, "output_type": kind})
+    out = guided(pipe, redness, method=BestOfN(2), lane_width=2)(**{**given, "output_type": kind})
     assert [p for p, _ in out.report.chosen] == [0, 0, 1, 1]
     films = decode(pipe, out.frames) if kind == "latent" else out.frames
     expected = PerFrame(redness)(films, ["a red circle"] * 2 + ["two"] * 2)
@@ -149,7 +149,7 @@ def test_noise_levels_looked_up_by_iteration_are_those_of_the_query() -> None:
     pipe.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: asked.append(float(kwargs["timestep"][0])), with_kwargs=True
     )
-    guided(pipe, redness, method=BestOfN(3), width=1)(**arguments("wan"))
+    guided(pipe, redness, method=BestOfN(3), lane_width=1)(**arguments("wan"))
     assert len(told) == 3 * 4 * 2
     assert told == pytest.approx([t / 1000 for t in asked], abs=1e-3)
     assert told[:8] == told[8:16] == told[16:]

@@ -311,7 +311,7 @@ def run(
 ) -> tuple[Any, Any]:
     """What `search(ctx, start)` returns for `n` particles per prompt, and the call's report."""
     found: list[Any] = []
-    steered = guided(pipe, reward, method=_Whole(search, n, found), width=width or n)
+    steered = guided(pipe, reward, method=_Whole(search, n, found), lane_width=width or n)
     generator = torch.Generator().manual_seed(seed)
     out = steered(prompt, num_inference_steps=steps, generator=generator, **call)
     return found[0], out.report

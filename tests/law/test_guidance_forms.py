@@ -337,7 +337,7 @@ def test_a_guided_mixture() -> None:
 def mean_reward(method: Any, scheduler: str = "ddim", mixture: Mixture = TWO) -> tuple[float, Any]:
     """Mean reward of 40 images, all that a method of one particle gives, and the report."""
     reward = on_points(lambda x: -((x[:, 0] - 1.6) ** 2))
-    out = guided(Toy(mixture, scheduler), reward, method=method, width=1)(
+    out = guided(Toy(mixture, scheduler), reward, method=method, lane_width=1)(
         "", num_images_per_prompt=40, generator=torch.Generator().manual_seed(0), output_type="pt"
     )
     assert out.rewards == pytest.approx((-((points(out.images)[:, 0] - 1.6) ** 2)).tolist(), 1e-3)

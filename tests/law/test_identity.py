@@ -136,8 +136,8 @@ def test_image_to_image_runs_the_tail_of_the_grid() -> None:
     )
     assert torch.equal(plain.images, ours.images)
     assert ours.report.steps == 3
-    several = guided(pipe, redness, method=BestOfN(3), width=1)
-    wide = guided(pipe, redness, method=BestOfN(3), width=3)
+    several = guided(pipe, redness, method=BestOfN(3), lane_width=1)
+    wide = guided(pipe, redness, method=BestOfN(3), lane_width=3)
     one = several(**given, generator=seeded(0), output_type="latent")
     three = wide(**given, generator=seeded(0), output_type="latent")
     assert one.report.chosen == three.report.chosen
@@ -154,7 +154,10 @@ def test_a_callback_that_changes_latents_is_honoured() -> None:
     pipe = shared("sd")
     x = pipe(**arguments("sd", callback_on_step_end=nudge)).images
     wide = guided(
-        pipe, lambda images, prompts: torch.arange(len(images), 0, -1.0), method=BestOfN(2), width=2
+        pipe,
+        lambda images, prompts: torch.arange(len(images), 0, -1.0),
+        method=BestOfN(2),
+        lane_width=2,
     )(**arguments("sd", callback_on_step_end=nudge))
     assert wide.report.chosen == [(0, 0)]
     assert torch.allclose(wide.images, x, atol=1e-3)

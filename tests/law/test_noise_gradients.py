@@ -80,7 +80,7 @@ def pipe64() -> Any:
 
 
 def ask(pipe: Any, method: Ask, width: int = 1, family: str = "sd", **more: Any) -> Ask:
-    guided(pipe, CURVED, method=method, width=width)(**arguments(family, **more))
+    guided(pipe, CURVED, method=method, lane_width=width)(**arguments(family, **more))
     return method
 
 
@@ -149,7 +149,7 @@ def test_gradients_match_differences_of_the_run_itself(family: str) -> None:
             return start.take([0])
 
     look = Look(2)
-    guided(pipe, CURVED, method=look, width=3)(**arguments(family))
+    guided(pipe, CURVED, method=look, lane_width=3)(**arguments(family))
     expected = found.gradient.flatten(1).norm(dim=1)
     torch.testing.assert_close(look.rise, expected, rtol=2e-2, atol=1e-3)
 

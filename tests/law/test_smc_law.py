@@ -224,7 +224,7 @@ def test_samples_follow_the_weights() -> None:
     lam = 3.0
     method = plain(n=20, lam=lam, choose="sample")
     pipe = Toy(GAUSSIAN)
-    out = guided(pipe, on_points(first), method=method, width=20)(
+    out = guided(pipe, on_points(first), method=method, lane_width=20)(
         [""] * 120,
         num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(1),
@@ -233,7 +233,7 @@ def test_samples_follow_the_weights() -> None:
     mean, std, _ = exact_tilt("ddim", lam)
     found = points(out.images).flatten().numpy()
     assert stats.kstest(found, stats.norm(mean, std).cdf).pvalue > 0.01
-    best = guided(pipe, on_points(first), method=plain(n=20, lam=lam), width=20)(
+    best = guided(pipe, on_points(first), method=plain(n=20, lam=lam), lane_width=20)(
         [""] * 20, num_inference_steps=STEPS, output_type="pt"
     )
     assert float(points(best.images).mean()) > mean + 0.5 * std

@@ -113,7 +113,7 @@ def test_samples_follow_the_shares() -> None:
     lam, count = 3.0, 120
     mean, variance = gaussian_chain(GAUSSIAN, SCHEDULERS["ddim"](), STEPS)
     method = dts(96, lam, choose="sample")
-    out = guided(Toy(GAUSSIAN), on_points(first), method=method, width=8)(
+    out = guided(Toy(GAUSSIAN), on_points(first), method=method, lane_width=8)(
         [""] * count,
         num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(1),
@@ -144,7 +144,7 @@ def test_a_planted_optimum_is_found() -> None:
         return -((x - peak) ** 2).sum(1)
 
     def found(method: Any, count: int) -> Tensor:
-        steered = guided(Toy(data), on_points(reward, 3), method=method, width=4)
+        steered = guided(Toy(data), on_points(reward, 3), method=method, lane_width=4)
         generator = torch.Generator().manual_seed(0)
         out = steered([""] * count, num_inference_steps=10, generator=generator)
         return torch.tensor(out.rewards)

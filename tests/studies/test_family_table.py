@@ -57,7 +57,7 @@ def test_the_page_agrees_with_the_cells() -> None:
 
 def test_every_method_has_a_row_and_every_family_a_column(committed: Any) -> None:
     rows = {study.cases()[name].covers or name for name, _ in committed}
-    assert rows == set(study.exported()) <= set(steer.__all__)
+    assert rows == set(study.exported()) <= set(steer.methods.__all__)
     assert set(committed) == set(PAIRS)
 
 

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from steer.driver.denoisers.checkpoints.lora import PREFIX, tuner_layers
 from steer.driver.denoisers.forward import Blender
 from steer.driver.denoisers.outputs import RLG
 from steer.driver.denoisers.parse import parse
+from steer.driver.facts import execution_device
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,7 @@ class Models:
         """
         modules = {id(arm.module): arm.module for arm in self.arms.values()}
         modules.pop(id(self.denoiser), None)
-        device = torch.device(
-            getattr(self.pipe, "_execution_device", None) or device_of(self.denoiser)
-        )
+        device = execution_device(self.pipe, device_of(self.denoiser))
         offloaded = device_of(self.denoiser) != device
         homes = [(module, device_of(module)) for module in modules.values()]
         flagged = [w for module in modules.values() for w in module.parameters() if w.requires_grad]

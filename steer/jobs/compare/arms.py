@@ -94,7 +94,7 @@ class Painter:
             studio.pipe,
             studio.reward,
             **effort(arm, self.steps, extra.get("blend")),
-            width=shared.width,
+            lane_width=shared.width,
             **extra,
         )
 

@@ -15,7 +15,6 @@ from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerErro
 from steer.core.sphere import radius, unit
 from steer.core.types import Name, Population, Search, Step, wide
 from steer.core.when import When, between
-from steer.driver.freeze import frozen
 from steer.driver.solver import Solver
 from steer.methods.noise.paths import noised
 from steer.methods.particles.gradient_proposal import GradientProposal
@@ -134,7 +133,7 @@ class GradientGuidance:
         check_gradient(ctx, type(self).__name__)
         self._check_solver(ctx.solver(start))
         finished, named = [], apart(ctx, start)
-        with frozen(ctx.pipe):
+        with ctx.frozen():
             for part, drawn in zip(ctx.groups(named), ctx.groups(start), strict=True):
                 done = yield from self._sample(ctx, part, drawn, guided)
                 if self.n > 1:
@@ -207,7 +206,7 @@ def _recorded(
     output = yield from ctx.denoise(now.at(asked), step, grad=True)
     if not output.requires_grad:
         raise UnsupportedPipelineError(
-            f"{type(ctx.pipe).__name__}: no gradient comes back from its denoiser (compiled for "
+            f"{ctx.model.name}: no gradient comes back from its denoiser (compiled for "
             "inference, or quantised?); use through='x0'"
         )
     with torch.enable_grad():

@@ -10,7 +10,6 @@ from steer.core.checks import positive, predicate
 from steer.core.sphere import radius, unit
 from steer.core.types import Population, Query, Search, wide
 from steer.core.when import When, between
-from steer.driver.freeze import frozen
 from steer.methods.selection.gate import draws
 from steer.methods.selection.prune import Prune
 from steer.search.context import Context
@@ -91,7 +90,7 @@ class Guide:
             return (yield from self.method(ctx, start))
         check_gradient(ctx, type(self).__name__)
         search = self.method(ctx, apart(ctx, start))
-        with frozen(ctx.pipe):
+        with ctx.frozen():
             try:
                 query = next(search)
                 while True:

@@ -12,7 +12,6 @@ from torch import Tensor
 from steer.core.checks import one_of, positive, whole
 from steer.core.errors import RewardError
 from steer.core.types import Name, Population, Reward, Search, wide
-from steer.driver.freeze import check_resident, frozen
 from steer.methods.noise import passes
 from steer.methods.noise.ascent import Best, ascent, tell_iterate, within
 from steer.rewards.combine.weighted import check_absolute
@@ -130,13 +129,13 @@ class NoiseOptimization:
         check_absolute(ctx.reward, type(self).__name__)
         exact = self._exact(ctx.reward)
         if exact:
-            check_resident(ctx.pipe)
+            ctx.model.check_resident()
         finished = []
         if self.keep_start and not all(ctx.starts.origin.get(i) in ctx.finals for i in start.ids):
             finished.append((yield from sample_all(ctx, start)))
         found: dict[Name, tuple[Tensor, Tensor]] = {}
         parts = ctx.groups(start)
-        with frozen(ctx.pipe):
+        with ctx.frozen():
             for number, part in enumerate(parts):
                 least = self._least(ctx, len(parts), number)
                 best = yield from self._climb(ctx, part, exact, least)
@@ -191,7 +190,7 @@ class NoiseOptimization:
         """The best iterate of every row of one lane; `None` where not one could be paid for."""
         grid, dtype = short_grid(ctx.steps, self.through), part.x.dtype
         lane, steps = ctx.lane * len(ctx.prompts), len(ctx.steps)
-        monitor = None if self.monitor is None else resolve_for(ctx.pipe, self.monitor)
+        monitor = None if self.monitor is None else resolve_for(ctx.model.pipe, self.monitor)
         first = x = wide(part.x)
         scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
         move = ascent(self.variant, self.step, self.momentum, self.clip, self.weight, scale)

@@ -123,7 +123,7 @@ class Mover:
         names = self.ctx.starts.names([prompt for prompt, _ in parents])
         line = {name: self.roots[old] for name, old in zip(names, parents, strict=True)}
         self.roots |= line
-        self.ctx.starts.latents |= line
+        self.ctx.starts.keep(list(line), list(line.values()))
         return names
 
     def keep(self, population: Population, rows: Sequence[int], step: Step) -> Population:

@@ -85,7 +85,7 @@ class Rollouts:
                     further.setdefault(self.first + k, []).append(grove.prompt)
             grove.drawn += wanted
         parts = [self.start.take(ready)] if ready else []
-        parts += [self.ctx.source([k], further[k]) for k in sorted(further)]
+        parts += [self.ctx.draw_latents([k], further[k]) for k in sorted(further)]
         drawn = Population.join(parts)
         self.mover.adopt(drawn)
         self.ctx.tell_descent("branch", drawn.ids, None, [node.name for node in roots])

@@ -12,6 +12,7 @@ from torch import Tensor
 from steer.core.checks import plain_calls
 from steer.core.errors import SteerError
 from steer.core.ledger import Ledger
+from steer.core.rows import rows_by_prompt
 from steer.core.types import Name, Population, Query, Search, Step
 from steer.methods.selection.gate import draws
 from steer.search.context import Context
@@ -71,24 +72,18 @@ class Budget:
         rows = ctx.images * len(ctx.prompts)
         dearest = max(map(ctx.evaluations, ctx.steps))
         fits = self.method.cost(len(ctx.steps)) * rows * dearest <= purse.limit
-        plain = ctx.width * rows * sum(map(ctx.evaluations, ctx.steps))
+        plain = ctx.lane_width * rows * sum(map(ctx.evaluations, ctx.steps))
         if plain > purse.limit:
             raise ValueError(
-                f"width={ctx.width} with compute={self.compute!r}: one lane costs "
-                f"{plain / rows / len(ctx.steps):g} plain calls; lower width or raise compute"
+                f"lane_width={ctx.lane_width} with compute={self.compute!r}: one lane costs "
+                f"{plain / rows / len(ctx.steps):g} plain calls; lower lane_width or raise compute"
             )
 
         def reserve() -> int:
             return 0 if fits or best.complete(start.prompts) else plain
 
-        outer, watch = ctx.left, best.see
-        ctx.left = lambda: min((purse.limit - purse.spent) / dearest, outer())
-        ctx.watchers.append(watch)
-        try:
+        with ctx.limited(lambda: (purse.limit - purse.spent) / dearest), ctx.watched(best.see):
             winners = yield from purse.spend(self.method(ctx, start), reserve)
-        finally:
-            ctx.left = outer
-            ctx.watchers.remove(watch)
         if winners is not None:
             return winners
         ctx.log("budget", compute=self.compute, spent=purse.spent)
@@ -97,8 +92,8 @@ class Budget:
         if purse.spent + plain > purse.limit:
             raise SteerError(
                 f"compute={self.compute!r}: spent before {self.method!r} finished anything, since "
-                f"its lanes are padded (width={ctx.width}); give a width that divides "
-                f"{self.method.populations}, or raise compute"
+                f"its lanes are padded (lane_width={ctx.lane_width}); give a lane_width that "
+                f"divides {self.method.populations}, or raise compute"
             )
         return (yield from sample_all(ctx, start.take(_first_rows(start, ctx.images))))
 
@@ -188,7 +183,5 @@ class Finished:
 
 
 def _first_rows(start: Population, images: int) -> list[int]:
-    rows: dict[int, list[int]] = {}
-    for row, (prompt, _) in enumerate(start.ids):
-        rows.setdefault(prompt, []).append(row)
+    rows = rows_by_prompt(start.ids)
     return [row for own in rows.values() for row in own[:images]]

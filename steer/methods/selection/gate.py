@@ -130,7 +130,7 @@ def verdict(ctx: Context, best: Population, prompt: int, threshold: Any) -> bool
         level, flags = threshold.at(text), [threshold.accept(r, text) for r in rewards]
     else:
         flags = [bool(threshold.accept(reward)) for reward in rewards]
-    ctx.accepted[prompt] = flags
+    ctx.accept(prompt, flags)
     accepted = all(flags) and len(flags) >= ctx.images
     highest = max(rewards, default=None)
     ctx.log("round", prompt=prompt, best=highest, threshold=level, accepted=accepted)

@@ -146,4 +146,4 @@ class StepGate:
         for prompt in winners.prompts:
             names = [name for name in winners.ids if name[0] == prompt]
             text = ctx.prompts[prompt]
-            ctx.accepted[prompt] = [threshold.accept(ctx.finals[name], text) for name in names]
+            ctx.accept(prompt, [threshold.accept(ctx.finals[name], text) for name in names])

@@ -28,7 +28,7 @@ _MOST_STAGES = 16
 
 def text(report: Report) -> str:
     """How a call went, for a terminal: rewards, every prompt's way, and the cost."""
-    lines = [f"{report.method!r}, reward {report.reward}, width {report.width}"]
+    lines = [f"{report.method!r}, reward {report.reward}, lane width {report.lane_width}"]
     lines += [note for note in genealogy.notes(report.trace.events)]
     for prompt, words in enumerate(report.prompts):
         lines += ["", *_prompt_text(report, prompt, words)]
@@ -138,7 +138,11 @@ def _picture(image: Any) -> Image.Image:
 def _run_view(report: Report, pictures: list[Image.Image]) -> RunView:
     prompts = report.prompts
     views = tuple(_prompt_view(report, prompt, pictures) for prompt in range(len(prompts)))
-    settings = {"method": repr(report.method), "reward": report.reward, "width": report.width}
+    settings = {
+        "method": repr(report.method),
+        "reward": report.reward,
+        "lane_width": report.lane_width,
+    }
     return RunView(
         title=prompts[0] if len(prompts) == 1 else f"{len(prompts)} prompts",
         kind="call",
@@ -191,7 +195,7 @@ def _view(image: Image.Image, alt: str, reward: float | None) -> ImageView:
     return ImageView(inline(image), *image.size, alt, reward)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
     """How a guided call went.
 
@@ -200,7 +204,7 @@ class Report:
         reward: The optimised reward's name.
         seed: Where particles beyond the plain call's come from.
         steps: Denoiser calls of the plain call.
-        width: Particles per returned image in one denoiser call.
+        lane_width: Particles per returned image in one denoiser call.
         rewards, accepted: Per returned image.
         judges: Scores of the returned images by judge.
         base_reward: Reward of particle 0, the plain call's image, per prompt; `None` where it was
@@ -219,7 +223,7 @@ class Report:
     reward: str
     seed: int
     steps: int
-    width: int
+    lane_width: int
     rewards: list[float]
     accepted: list[bool]
     judges: dict[str, list[float]]

@@ -179,8 +179,8 @@ def notes(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
             limit, spent = event["compute"], event["spent"]
             found.append(f"Ended by its budget of {limit:g} plain calls, after {spent} rows.")
         if event["event"] == "memory":
-            width, rows = event["width"], event["rows"]
-            found.append(f"Memory was short: begun again at width {width}, after {rows} rows.")
+            width, rows = event["lane_width"], event["rows"]
+            found.append(f"Memory was short: begun again at lane width {width}, after {rows} rows.")
     return tuple(found)
 
 

@@ -103,7 +103,7 @@ class Sampler:
         self.names = tuple(config.rewards)
         self.arguments = config.arguments()
         self.guided: Guided = guided(
-            pipe, rewards[0], method=BestOfN(1), judge=list(rewards[1:]), width=1
+            pipe, rewards[0], method=BestOfN(1), judge=list(rewards[1:]), lane_width=1
         )
 
     def draw(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> ScoredBatch:

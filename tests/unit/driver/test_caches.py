@@ -67,7 +67,7 @@ def test_short_runs_for_a_lookahead_set_are_refused(cached: Any) -> None:
 @pytest.mark.parametrize("method", [BestOfN(1), BestOfN(2), Previews(n=2, at=(0.5,))])
 def test_one_pass_in_order_may_use_the_cache(cached: Any, method: Any) -> None:
     out = guided(cached, redness, method=method)(**arguments("flux"))
-    assert out.report.width == method.populations[0]
+    assert out.report.lane_width == method.populations[0]
 
 
 def test_tuned_weights_beside_the_pipelines_are_refused(cached: Any) -> None:

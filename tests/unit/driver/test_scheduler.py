@@ -224,7 +224,7 @@ def test_context_gradients_through_lanes() -> None:
             return start.take([0])
 
     reports = [
-        guided(shared("sd"), redness, method=Climb(), width=w)(**arguments("sd")).report
+        guided(shared("sd"), redness, method=Climb(), lane_width=w)(**arguments("sd")).report
         for w in (1, 3)
     ]
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-3)
@@ -237,7 +237,7 @@ def test_interrupt_ends_the_loop() -> None:
         return tensors
 
     given = arguments("sd", callback_on_step_end=stop, num_images_per_prompt=2)
-    ours = guided(build("sd"), redness, method=BestOfN(2), width=2)(**given)
+    ours = guided(build("sd"), redness, method=BestOfN(2), lane_width=2)(**given)
     assert len(ours.images) == 2
     assert ours.report.interrupted
     assert ours.accepted == [False, False]
@@ -247,7 +247,7 @@ def test_interrupt_ends_the_loop() -> None:
 def test_bare_drop_in() -> None:
     pipe = build("sd", "dpm++2m")
     kept = pipe.scheduler
-    expected = guided(pipe, redness, method=BestOfN(3), width=1)(**arguments("sd"))
+    expected = guided(pipe, redness, method=BestOfN(3), lane_width=1)(**arguments("sd"))
     pipe.scheduler = steer.drop_in(pipe, reward=redness, prompt="a red circle", method=BestOfN(3))
     for _ in range(2):  # any number of calls
         best = pipe(**arguments("sd")).images

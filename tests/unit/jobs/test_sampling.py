@@ -15,7 +15,7 @@ from tuned_pairs import twin
 from typer.testing import CliRunner, Result
 
 from steer.cli.app import app
-from steer.core.files import record
+from steer.core.files import png
 from steer.core.files.record import Run
 from steer.jobs.pipelines import load_pipeline
 from steer.rewards import register_reward
@@ -80,7 +80,7 @@ def test_methods_end_to_end(folder: Path, tmp_path: Path, method: str) -> None:
         assert entry["ledger"]["denoiser_rows"] <= 4 * STEPS
         assert entry["accepted"] == (not method.startswith("Gate"))
         assert set(entry["judges"]) == set(entry["base"]["judges"]) == {"test-contrast"}
-        told = record.read(tmp_path / entry["images"][0])
+        told = png.read(tmp_path / entry["images"][0])
         assert told["seed"] == entry["seed"] and told["steps"] == STEPS
     html = (tmp_path / "report.html").read_text()
     assert html.count('class="thumb') >= 8 and "Held-out judge" in html

@@ -77,12 +77,12 @@ def test_unknown_names() -> None:
 @pytest.mark.parametrize("width", [0, -1, 1.5, True])
 def test_width(width: Any) -> None:
     with pytest.raises(ValueError, match="width="):
-        guided(shared("sd"), redness, width=width)
+        guided(shared("sd"), redness, lane_width=width)
 
 
 def test_width_beyond_compute() -> None:
-    with pytest.raises(ValueError, match="lower width or raise compute"):
-        guided(shared("sd"), redness, compute=2, width=4)(**arguments("sd"))
+    with pytest.raises(ValueError, match="lower lane_width or raise compute"):
+        guided(shared("sd"), redness, compute=2, lane_width=4)(**arguments("sd"))
 
 
 @pytest.mark.parametrize("pipe", [None, object(), lambda: None])
@@ -125,7 +125,7 @@ def test_rewards_that_are_not_finite(value: float) -> None:
     def odd(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         return torch.tensor([value if p == "two" else 1.0 for p in prompts])
 
-    call = guided(shared("sd"), odd, method=BestOfN(2), width=1)
+    call = guided(shared("sd"), odd, method=BestOfN(2), lane_width=1)
     message = r"reward 'odd' returned -?(nan|inf) for prompt 1 \('two'\), particle 0"
     with pytest.raises(errors.RewardError, match=message):
         call(**arguments("sd", prompt=["one", "two"]))
@@ -137,7 +137,7 @@ def test_rewards_of_the_wrong_shape(shape: tuple[int, ...]) -> None:
         return torch.zeros(shape)
 
     with pytest.raises(errors.RewardError, match="reward 'odd' returned"):
-        guided(shared("sd"), odd, method=BestOfN(2), width=2)(**arguments("sd"))
+        guided(shared("sd"), odd, method=BestOfN(2), lane_width=2)(**arguments("sd"))
 
 
 def test_a_reward_that_reads_prompts_without_text() -> None:
@@ -211,7 +211,7 @@ def picky(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 )
 def test_a_reward_that_throws(method: Any, step: str) -> None:
     """Its own error comes through, with prompt, particle and step on it."""
-    call = guided(shared("sd"), picky, method=method, width=1)
+    call = guided(shared("sd"), picky, method=method, lane_width=1)
     with pytest.raises(OwnError, match="no such colour") as caught:
         call(**arguments("sd", prompt=["one", "two"]))
     assert type(caught.value) is OwnError
@@ -228,7 +228,7 @@ def test_a_judge_that_throws() -> None:
 
 
 def test_a_part_of_a_reward_that_throws() -> None:
-    call = guided(shared("sd"), {redness: 0.5, picky: 0.5}, method=BestOfN(12), width=12)
+    call = guided(shared("sd"), {redness: 0.5, picky: 0.5}, method=BestOfN(12), lane_width=12)
     with pytest.raises(OwnError) as caught:
         call(**arguments("sd", prompt="two"))
     (note,) = caught.value.__notes__

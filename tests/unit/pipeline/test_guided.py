@@ -43,7 +43,8 @@ def latents_of(report: Any, prompt: int = 0) -> list[float]:
 def test_width_does_not_matter(family: str, scheduler: str) -> None:
     pipe = shared(family, scheduler)
     outs = [
-        guided(pipe, redness, method=BestOfN(5), width=w)(**arguments(family)) for w in (1, 2, 4)
+        guided(pipe, redness, method=BestOfN(5), lane_width=w)(**arguments(family))
+        for w in (1, 2, 4)
     ]
     assert len({out.report.chosen[0] for out in outs}) == 1
     for out in outs[1:]:
@@ -66,7 +67,7 @@ def test_the_winner_is_the_plain_call_with_its_noise(family: str) -> None:
             seen.append(start.x.clone())
             return (yield from super().__call__(ctx, start))
 
-    out = guided(pipe, redness, method=Watch(5), width=1)(**arguments(family))
+    out = guided(pipe, redness, method=Watch(5), lane_width=1)(**arguments(family))
     winner = out.report.chosen[0][1]
     again = pipe(**arguments(family, latents=seen[0][[winner]])).images
     assert torch.equal(again, out.images)
@@ -76,7 +77,7 @@ def test_the_winner_is_the_plain_call_with_its_noise(family: str) -> None:
 def test_particles_come_from_the_pipelines_own_draw() -> None:
     """A particle beyond the plain call is `randn` from a generator of its own."""
     pipe = shared("sd")
-    source = Source(pipe, prompts=1, images=1, width=2, seeds=(7,))
+    source = Source(pipe, prompts=1, images=1, lane_width=2, seeds=(7,))
     drawn = source(1, 4, 16, 16, torch.float32, torch.device("cpu"), seeded(0), None)
     assert torch.equal(drawn[:1], torch.randn(1, 4, 8, 8, generator=seeded(0)))
     own = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(7, 1)))
@@ -92,7 +93,7 @@ def test_prompts_together_equal_prompts_apart(scheduler: str) -> None:
     pipe = shared("sd", scheduler)
     prompts = ["a red circle", "two blue squares", "z"]
     method = Prune(start=4, keep=(2,), at=(0.5,))
-    call = guided(pipe, redness, method=method, width=2)
+    call = guided(pipe, redness, method=method, lane_width=2)
     together = call(**arguments("sd", prompt=prompts, generator=[seeded(i) for i in range(3)]))
     for i, prompt in enumerate(prompts):
         apart = call(**arguments("sd", prompt=prompt, generator=[seeded(i)]))
@@ -104,7 +105,7 @@ def test_prompts_together_equal_prompts_apart(scheduler: str) -> None:
 def test_several_images_per_prompt(width: int) -> None:
     pipe = shared("sd")
     given = arguments("sd", prompt=["a", "b"], num_images_per_prompt=2)
-    out = guided(pipe, redness, method=BestOfN(2), width=width)(**given)
+    out = guided(pipe, redness, method=BestOfN(2), lane_width=width)(**given)
     assert out.images.shape[0] == len(out.rewards) == len(out.accepted) == 4
     assert [p for p, _ in out.report.chosen] == [0, 0, 1, 1]
     for prompt in (0, 1):
@@ -119,7 +120,7 @@ def test_embeddings_are_widened_in_every_family(family: str) -> None:
     """SD3 and Flux do not repeat embeddings that they are given; the result is that of text."""
     pipe = shared(family)
     given = arguments(family, prompt=["a red circle", "two"])
-    expected = guided(pipe, redness, method=BestOfN(2), width=2)(**given)
+    expected = guided(pipe, redness, method=BestOfN(2), lane_width=2)(**given)
     names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds"]
     names += ["negative_pooled_prompt_embeds"]
     encode: dict[str, Any] = {"prompt": given["prompt"]}
@@ -134,7 +135,7 @@ def test_embeddings_are_widened_in_every_family(family: str) -> None:
         embeds = {"prompt_embeds": found[0], "pooled_prompt_embeds": found[1]}
     else:
         embeds = dict(zip(names, found, strict=False))
-    call = guided(pipe, redness, method=BestOfN(2), width=2)
+    call = guided(pipe, redness, method=BestOfN(2), lane_width=2)
     out = call(
         **{**given, "prompt": None, "generator": seeded(0), **embeds}, reward_prompt=["r", "t"]
     )
@@ -147,7 +148,7 @@ def test_text_beside_given_negative_embeddings() -> None:
     _, negative, _, pooled = pipe.encode_prompt("a red circle", None, None, max_sequence_length=8)
     given = arguments("sd3", negative_prompt_embeds=negative, negative_pooled_prompt_embeds=pooled)
     one, two = (
-        guided(pipe, redness, method=BestOfN(2), width=w)(**{**given, "generator": seeded(0)})
+        guided(pipe, redness, method=BestOfN(2), lane_width=w)(**{**given, "generator": seeded(0)})
         for w in (1, 2)
     )
     assert torch.allclose(one.images, two.images, atol=1e-4)
@@ -159,7 +160,9 @@ def test_only_winners_are_decoded_by_the_pipeline(kind: str) -> None:
     rows: list[int] = []
     decode = pipe.vae.decode
     pipe.vae.decode = lambda z, *a, **k: (rows.append(len(z)), decode(z, *a, **k))[1]
-    out = guided(pipe, redness, method=BestOfN(4), width=2)(**arguments("sd", output_type=kind))
+    out = guided(pipe, redness, method=BestOfN(4), lane_width=2)(
+        **arguments("sd", output_type=kind)
+    )
     assert rows == [2, 2, 1]
     assert out.report.ledger.decodes == 5
     assert len(out.images) == 1
@@ -170,21 +173,21 @@ def test_text_is_encoded_once() -> None:
     pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
     pipe(**arguments("sd"))
     plain = len(calls)
-    guided(pipe, redness, method=BestOfN(4), width=2)(**arguments("sd"))
+    guided(pipe, redness, method=BestOfN(4), lane_width=2)(**arguments("sd"))
     assert len(calls) == 2 * plain
 
 
 def test_generators_as_a_list_with_a_wide_lane() -> None:
     given = arguments("sd", prompt=["a", "b"], num_images_per_prompt=2)
     given["generator"] = [seeded(i) for i in range(4)]
-    out = guided(shared("sd"), redness, method=BestOfN(2), width=2)(**given)
+    out = guided(shared("sd"), redness, method=BestOfN(2), lane_width=2)(**given)
     assert len(out.images) == 4
 
 
 def test_given_latents_are_particle_0() -> None:
     x = torch.randn(1, 4, 8, 8, generator=seeded(9))
     pipe = shared("sd")
-    out = guided(pipe, redness, method=BestOfN(4), width=2)(**arguments("sd", latents=x))
+    out = guided(pipe, redness, method=BestOfN(4), lane_width=2)(**arguments("sd", latents=x))
     plain = pipe(**arguments("sd", latents=x, output_type="pt")).images
     assert out.report.base_reward[0] == pytest.approx(float(plain[:, 0].mean()), abs=1e-5)
     assert len({round(value, 5) for value in latents_of(out.report)}) == 4
@@ -210,7 +213,9 @@ def test_offload_hooks() -> None:
     for name in ("text_encoder", "unet", "vae"):
         module, hook = accelerate.cpu_offload_with_hook(getattr(pipe, name), "cpu", hook)
         setattr(pipe, name, module)
-    ours = guided(pipe, redness, method=BestOfN(2), width=1)(**arguments("sd", output_type="pt"))
+    ours = guided(pipe, redness, method=BestOfN(2), lane_width=1)(
+        **arguments("sd", output_type="pt")
+    )
     assert ours.report.base_reward[0] == pytest.approx(float(plain[:, 0].mean()), abs=1e-6)
     one = guided(pipe, redness, method=BestOfN(1))(**arguments("sd", output_type="pt"))
     assert torch.equal(one.images, plain)
@@ -238,7 +243,7 @@ def test_the_pipeline_leaves_as_it_came(error: type[BaseException], where: str) 
         raise error("stop")
 
     given = arguments("sd", **({"callback_on_step_end": fail} if where == "callback" else {}))
-    call = guided(pipe, fail if where == "reward" else redness, method=BestOfN(4), width=2)
+    call = guided(pipe, fail if where == "reward" else redness, method=BestOfN(4), lane_width=2)
     with pytest.raises(error, match="stop"):
         call(**given)
     after = state(pipe)
@@ -259,7 +264,7 @@ def test_callbacks_see_every_denoiser_call() -> None:
         assert pipe.scheduler.config.num_train_timesteps == 1000
         return {}
 
-    guided(shared("sd"), redness, method=BestOfN(4), width=2)(
+    guided(shared("sd"), redness, method=BestOfN(4), lane_width=2)(
         **arguments("sd", num_inference_steps=2, callback_on_step_end=watch)
     )
     assert seen == [(0, 2), (1, 2), (2, 2), (3, 1)]
@@ -324,12 +329,12 @@ def test_compute_is_never_exceeded(compute: float, scheduler: str, steps: int) -
 def test_wide_lanes_stay_within_compute_too() -> None:
     for width in (2, 3):
         given = arguments("sd", num_inference_steps=9, prompt=["a", "b"])
-        out = guided(shared("sd"), redness, compute=4, width=width)(**given)
+        out = guided(shared("sd"), redness, compute=4, lane_width=width)(**given)
         assert out.report.ledger.denoiser_rows <= 4 * 9 * 2
 
 
 def test_padding_is_counted() -> None:
-    out = guided(shared("sd"), redness, method=BestOfN(3), width=2)(**arguments("sd"))
+    out = guided(shared("sd"), redness, method=BestOfN(3), lane_width=2)(**arguments("sd"))
     assert out.report.ledger.denoiser_rows == 4 * 4
     assert out.report.ledger.reward_calls == 3
 
@@ -378,7 +383,7 @@ def test_a_prompt_longer_than_the_window_is_shown() -> None:
 def test_further_particles_leave_the_global_generator_alone(scheduler: str) -> None:
     pipe, states = shared("sd", scheduler), []
     bases = []
-    for call in (pipe, guided(pipe, redness, method=BestOfN(3), width=1)):
+    for call in (pipe, guided(pipe, redness, method=BestOfN(3), lane_width=1)):
         torch.manual_seed(4)
         out = call(**arguments("sd", generator=None, output_type="pt"))
         states.append(torch.get_rng_state())
@@ -410,7 +415,7 @@ def test_the_name_stays_a_function() -> None:
 
     import steer
 
-    for module in ("pipeline", "dropin", "rewards", "methods"):
+    for module in ("pipeline", "pipeline.guided", "rewards", "methods"):
         importlib.import_module(f"steer.{module}")
     for name in steer.__all__:
         assert getattr(steer, name) is getattr(steer, name)
@@ -420,7 +425,7 @@ def test_the_name_stays_a_function() -> None:
 def test_progress_bar_counts_denoiser_calls(capsys: pytest.CaptureFixture[str]) -> None:
     pipe = build("sd")
     pipe.set_progress_bar_config(disable=False)
-    guided(pipe, redness, method=BestOfN(4), width=2)(**arguments("sd"))
+    guided(pipe, redness, method=BestOfN(4), lane_width=2)(**arguments("sd"))
     shown = capsys.readouterr().err
     assert "8/8" in shown
     assert "reward=" in shown

@@ -57,8 +57,10 @@ def test_what_counts_as_a_shortage() -> None:
 @pytest.mark.parametrize("fail", [on_cuda, on_the_host])
 def test_half_the_lane_gives_the_same_result(method: Any, fail: Any) -> None:
     """Bit for bit what the call gives that is asked for half the lane at once."""
-    width = guided(build("sd", "euler_a"), redness, method=method)(**arguments("sd")).report.width
-    expected = guided(build("sd", "euler_a"), redness, method=method, width=width // 2)(
+    width = guided(build("sd", "euler_a"), redness, method=method)(
+        **arguments("sd")
+    ).report.lane_width
+    expected = guided(build("sd", "euler_a"), redness, method=method, lane_width=width // 2)(
         **arguments("sd")
     )
     pipe = build("sd", "euler_a")
@@ -67,7 +69,7 @@ def test_half_the_lane_gives_the_same_result(method: Any, fail: Any) -> None:
     assert torch.equal(out.images, expected.images)
     assert out.rewards == expected.rewards
     assert out.report.chosen == expected.report.chosen
-    assert out.report.width == width // 2
+    assert out.report.lane_width == width // 2
 
 
 def test_what_the_first_attempt_cost_is_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -75,9 +77,9 @@ def test_what_the_first_attempt_cost_is_counted(caplog: pytest.LogCaptureFixture
     pipe = build("sd")
     caplog.set_level(logging.WARNING, "steer")
     with small(pipe, 4, after=2) as seen, pytest.warns(UserWarning):
-        out = guided(pipe, redness, method=BestOfN(4), width=4)(**arguments("sd"))
+        out = guided(pipe, redness, method=BestOfN(4), lane_width=4)(**arguments("sd"))
     (event,) = out.report.trace.of("memory")
-    assert event["width"] == 2 and event["rows"] == 2 * 4
+    assert event["lane_width"] == 2 and event["rows"] == 2 * 4
     assert seen[:3] == [8, 8, 8] and set(seen[3:]) == {4}
     finished = sum(seen) - seen[2]  # the third call never ended
     assert out.report.ledger.denoiser_rows * out.report.ledger.cfg_rows == finished
@@ -90,7 +92,7 @@ def test_no_generator_draws_the_same_again() -> None:
     for most in (100, 4):
         pipe = build("sd", "euler_a")
         torch.manual_seed(3)
-        call = guided(pipe, redness, method=BestOfN(4), width=2 if most == 100 else 4)
+        call = guided(pipe, redness, method=BestOfN(4), lane_width=2 if most == 100 else 4)
         with small(pipe, most):
             outs.append(_quietly(call, **arguments("sd", generator=None)))
         states.append(torch.get_rng_state())
@@ -102,7 +104,9 @@ def test_generators_as_a_list() -> None:
     given = arguments("sd", prompt=["a", "b"])
     pipe = build("sd", "euler_a")
     fresh = lambda: [seeded(1), seeded(2)]  # noqa: E731
-    expected = guided(pipe, redness, method=BestOfN(2), width=1)(**{**given, "generator": fresh()})
+    expected = guided(pipe, redness, method=BestOfN(2), lane_width=1)(
+        **{**given, "generator": fresh()}
+    )
     with small(pipe, 4):
         out = _quietly(guided(pipe, redness, method=BestOfN(2)), **{**given, "generator": fresh()})
     assert torch.equal(out.images, expected.images)
@@ -112,7 +116,7 @@ def test_generators_as_a_list() -> None:
 def test_then_the_numbers(width: int, tried: str) -> None:
     pipe = build("sd")
     kept = pipe.scheduler
-    call = guided(pipe, redness, method=BestOfN(4), width=width)
+    call = guided(pipe, redness, method=BestOfN(4), lane_width=width)
     with small(pipe, 1, after=3), pytest.raises(OutOfMemoryError, match=tried) as caught:
         _quietly(call, **arguments("sd", prompt=["a", "b"]))
     text = str(caught.value)

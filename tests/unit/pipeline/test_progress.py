@@ -36,7 +36,7 @@ def percent(text: str) -> int:
 
 
 def test_left_falls_from_the_whole_to_nothing() -> None:
-    shown, report = frames(build("sd"), BestOfN(4), width=2)
+    shown, report = frames(build("sd"), BestOfN(4), lane_width=2)
     left = [percent(frame["left"]) for frame in shown]
     assert left == sorted(left, reverse=True)
     assert left[-1] == 0 and left[0] >= 87
@@ -55,7 +55,7 @@ def test_ess_where_there_are_weights() -> None:
 
 def test_a_budgets_share() -> None:
     """Of what a budget allows, not of what the method in it would cost."""
-    shown, report = frames(build("sd"), Budget(2, BestOfN(16)), width=1)
+    shown, report = frames(build("sd"), Budget(2, BestOfN(16)), lane_width=1)
     assert percent(shown[-1]["left"]) == 0
     assert report.ledger.denoiser_rows == 2 * 8
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from steer.core.errors import RecordError
-from steer.core.files import record
+from steer.core.files import atomic, png, record, versions
 from steer.core.files.record import Run
 
 
@@ -24,7 +24,7 @@ def picture(size: int = 8) -> Image.Image:
 
 
 def entry(run: Run, index: int) -> dict[str, object]:
-    record.save_png(run.folder / f"{index}.png", picture(), {"prompt": f"prompt {index}"})
+    png.save_png(run.folder / f"{index}.png", picture(), {"prompt": f"prompt {index}"})
     return {"index": index, "images": [f"{index}.png"]}
 
 
@@ -46,14 +46,14 @@ def new_run(folder: Path) -> Run:
 )
 def test_png_metadata_round_trip(tmp_path_factory: pytest.TempPathFactory, data: dict) -> None:
     path = tmp_path_factory.mktemp("png") / "image.png"
-    record.save_png(path, picture(), data)
-    assert record.read(path) == record.plain(data)
+    png.save_png(path, picture(), data)
+    assert png.read(path) == atomic.plain(data)
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), np.asarray(picture()))
 
 
 def test_png_carries_a_description(tmp_path: Path) -> None:
-    record.save_png(tmp_path / "a.png", picture(), {"prompt": "un café ✓", "seed": 3})
+    png.save_png(tmp_path / "a.png", picture(), {"prompt": "un café ✓", "seed": 3})
     with Image.open(tmp_path / "a.png") as image:
         assert image.info["Description"] == "un café ✓"
         assert image.info["Software"].startswith("steer")
@@ -62,12 +62,12 @@ def test_png_carries_a_description(tmp_path: Path) -> None:
 def test_read_names_what_is_wrong(tmp_path: Path) -> None:
     picture().save(tmp_path / "bare.png")
     with pytest.raises(RecordError, match=r"bare\.png.*no reproduction data"):
-        record.read(tmp_path / "bare.png")
+        png.read(tmp_path / "bare.png")
     (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(RecordError, match="not a readable image"):
-        record.read(tmp_path / "text.png")
+        png.read(tmp_path / "text.png")
     with pytest.raises(RecordError, match="not a readable image"):
-        record.read(tmp_path / "missing.png")
+        png.read(tmp_path / "missing.png")
 
 
 def test_plain_makes_json_of_anything() -> None:
@@ -78,7 +78,7 @@ def test_plain_makes_json_of_anything() -> None:
         "c": Path("x"),
         "d": float("inf"),
     }
-    text = json.dumps(record.plain(value), allow_nan=False)
+    text = json.dumps(atomic.plain(value), allow_nan=False)
     assert json.loads(text) == {
         "a": [1, None],
         "2": 0.5,
@@ -92,14 +92,14 @@ def test_a_crash_while_writing_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.json"
-    record.write_json(path, {"old": True})
+    atomic.write_json(path, {"old": True})
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        record.write_json(path, {"old": False})
+        atomic.write_json(path, {"old": False})
     assert json.loads(path.read_text()) == {"old": True}
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
@@ -168,4 +168,4 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_versions_name_the_libraries() -> None:
-    assert {"python", "steer", "torch", "diffusers"} <= set(record.versions())
+    assert {"python", "steer", "torch", "diffusers"} <= set(versions.versions())

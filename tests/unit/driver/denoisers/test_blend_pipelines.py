@@ -197,7 +197,7 @@ def test_methods_compose_whatever_the_width_and_rows_are_those_seen(
     blend = steer.RLG(steer.denoisers.window(1.5, 0.5, 1.0))  # the tuned model alone, then both
 
     def run(width: int) -> tuple[Any, int]:
-        steered = guided(pipe, redness, method=method, tuned=tuned, blend=blend, width=width)
+        steered = guided(pipe, redness, method=method, tuned=tuned, blend=blend, lane_width=width)
         handle = Rows(pipe.unet, tuned)
         out = steered(**arguments("sd", output_type="pt", **CFG))
         for module in (pipe.unet, tuned):

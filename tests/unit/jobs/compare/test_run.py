@@ -18,7 +18,7 @@ from families import build
 from PIL import Image
 
 from steer.core.errors import ComparisonError, FolderError
-from steer.core.files import record
+from steer.core.files import png
 from steer.core.seeds import row_seed
 from steer.jobs.compare import store as stores
 from steer.jobs.compare.arms import effort
@@ -73,7 +73,7 @@ def test_the_base_arm_is_the_plain_pipeline(finished: Path) -> None:
 
 
 def test_images_say_where_they_come_from(finished: Path) -> None:
-    data = record.read(finished / "images" / "best" / "00002-s0.png")
+    data = png.read(finished / "images" / "best" / "00002-s0.png")
     assert data["prompt"] == PROMPTS[2] and data["method"] == "BestOfN(n=2)"
     assert data["arm"]["name"] == "best" and data["comparison"]["steps"] == 3
 

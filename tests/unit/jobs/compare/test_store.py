@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from steer.core.errors import FolderError
-from steer.core.files import record
+from steer.core.files import atomic, png
 from steer.jobs.compare.store import SETUP, Store, Unit, differences, slug, unsealed
 
 
@@ -38,7 +38,7 @@ def test_an_image_and_its_record(store: Store) -> None:
     found = store.record(UNIT)
     assert found is not None and found["ledger"] == {"decodes": 1}
     assert store.image(UNIT).name == "00012-s3.png"
-    assert record.read(store.image(UNIT))["seed"] == 3
+    assert png.read(store.image(UNIT))["seed"] == 3
 
 
 def test_damage_counts_as_missing(store: Store) -> None:
@@ -103,7 +103,7 @@ def test_a_full_disk_tears_nothing(
 ) -> None:
     store.put(UNIT, image(1), {}, {"reward": 1.0})
     before = store.image(UNIT).read_bytes()
-    real = record.os.fdopen
+    real = atomic.os.fdopen
 
     def full(handle: int, mode: str) -> Any:
         file = real(handle, mode, buffering=0)
@@ -121,7 +121,7 @@ def test_a_full_disk_tears_nothing(
 
         return Full()
 
-    monkeypatch.setattr(record.os, "fdopen", full)
+    monkeypatch.setattr(atomic.os, "fdopen", full)
     said = "cannot be written" if code == errno.EIO else "the disk is full"
     with pytest.raises(FolderError, match=f"{said}.*what is finished stays valid"):
         store.put(UNIT, image(2), {}, {"reward": 2.0})

@@ -83,7 +83,7 @@ class _Both(BestOfNGuidance):
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpm++2m"])
 def test_lanes_do_not_matter(scheduler: str) -> None:
     outs = [
-        guided(shared("sd", scheduler), redness, method=BestOfNGuidance(8), width=width)(
+        guided(shared("sd", scheduler), redness, method=BestOfNGuidance(8), lane_width=width)(
             **arguments("sd", prompt=["a", "b"], num_inference_steps=6)
         )
         for width in (1, 3, 8)

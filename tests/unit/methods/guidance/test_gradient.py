@@ -64,9 +64,9 @@ def test_families(family: str, through: Any) -> None:
 @pytest.mark.parametrize("scheduler", SOLVERS)
 def test_lanes_do_not_matter(scheduler: str) -> None:
     outs = [
-        guided(shared("sd", scheduler), reddish, method=GradientGuidance(8, when=at(2)), width=w)(
-            **arguments("sd", prompt=["a", "b"])
-        )
+        guided(
+            shared("sd", scheduler), reddish, method=GradientGuidance(8, when=at(2)), lane_width=w
+        )(**arguments("sd", prompt=["a", "b"]))
         for w in (1, 3, 8)
     ]
     for out in outs[1:]:

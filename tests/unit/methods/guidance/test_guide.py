@@ -72,7 +72,7 @@ def test_only_survivors_are_guided_and_it_is_all_counted() -> None:
 def test_lanes_do_not_matter(inner: Any, scheduler: str) -> None:
     method = Guide(inner, 0.3, LATE)
     outs = [
-        guided(shared("sd", scheduler), reddish, method=method, width=width)(
+        guided(shared("sd", scheduler), reddish, method=method, lane_width=width)(
             **arguments("sd", prompt=["a", "b"])
         )
         for width in (1, 3, 4)
@@ -93,7 +93,7 @@ def test_prompts_together_equal_prompts_apart() -> None:
 
 def test_it_composes() -> None:
     pipe = shared("sd")
-    out = guided(pipe, reddish, method=Budget(2, Guide(BestOfN(8), 0.3, LATE)), width=1)(
+    out = guided(pipe, reddish, method=Budget(2, Guide(BestOfN(8), 0.3, LATE)), lane_width=1)(
         **arguments("sd")
     )
     assert out.report.ledger.denoiser_rows <= 8

@@ -88,7 +88,7 @@ def test_families_and_solvers(family: str, scheduler: Any) -> None:
 def test_lanes_do_not_matter(scheduler: str) -> None:
     method = LookaheadGuidance(8, lookaheads=8, through=2)
     outs = [
-        guided(shared("sd", scheduler), redness, method=method, width=width)(
+        guided(shared("sd", scheduler), redness, method=method, lane_width=width)(
             **arguments("sd", prompt=["a", "b"])
         )
         for width in (1, 3, 8)

@@ -37,7 +37,9 @@ SHORT: dict[str, Any] = {"iterations": 4, "through": 2}
 def optimise(family: str = "sd", reward: Any = RED, width: int | None = None, **more: Any) -> Any:
     given = {k: more.pop(k) for k in list(more) if k in NoiseOptimization.__dataclass_fields__}
     method = NoiseOptimization(**{**SHORT, **given})
-    return guided(shared(family), reward, method=method, width=width)(**arguments(family, **more))
+    return guided(shared(family), reward, method=method, lane_width=width)(
+        **arguments(family, **more)
+    )
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])

@@ -36,7 +36,7 @@ ALL: dict[str, dict[str, Any]] = {
 def search(strategy: str, width: int | None = None, family: str = "sd", **more: Any) -> Any:
     given = {k: more.pop(k) for k in list(more) if k in NoiseSearch.__dataclass_fields__}
     method = NoiseSearch(strategy=strategy, **{**ALL[strategy], **given})  # pyright: ignore
-    return guided(shared(family), RED, method=method, width=width)(**arguments(family, **more))
+    return guided(shared(family), RED, method=method, lane_width=width)(**arguments(family, **more))
 
 
 @pytest.mark.parametrize("strategy", ALL)

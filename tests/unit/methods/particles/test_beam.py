@@ -46,7 +46,7 @@ def test_work_is_counted_as_it_is_done(method: Beam) -> None:
     pipe = shared("sd", "euler_a")
     with counting(pipe) as seen:
         given_ = arguments("sd", num_inference_steps=6, prompt=["a", "b"])
-        out = guided(pipe, redness, method=method, width=1)(**given_)
+        out = guided(pipe, redness, method=method, lane_width=1)(**given_)
     assert agrees(seen, out.report)
     assert out.report.ledger.denoiser_rows == 2 * method.cost(6)
 
@@ -55,7 +55,7 @@ def test_work_is_counted_as_it_is_done(method: Beam) -> None:
 def test_lanes_do_not_matter(scheduler: str) -> None:
     pipe, method = shared("sd", scheduler), Beam(3, 2, lookahead=2)
     outs = [
-        guided(pipe, redness, method=method, width=width)(
+        guided(pipe, redness, method=method, lane_width=width)(
             **arguments("sd", num_inference_steps=5, prompt=["a", "b"])
         )
         for width in (1, 3, 8)
@@ -149,7 +149,7 @@ def test_feature_caches_are_refused() -> None:
     pipe = build("sd", "euler_a")
     pipe.unet.is_cache_enabled = True
     with pytest.raises(UnsupportedPipelineError, match="feature cache"):
-        guided(pipe, redness, method=Beam(4, 1), width=4)(**arguments("sd"))
+        guided(pipe, redness, method=Beam(4, 1), lane_width=4)(**arguments("sd"))
 
 
 class Recorded:

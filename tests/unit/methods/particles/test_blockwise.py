@@ -39,7 +39,7 @@ def test_work_is_counted_as_it_is_done(method: Blockwise) -> None:
     pipe = shared("sd", "euler_a")
     with counting(pipe) as seen:
         given_ = arguments("sd", num_inference_steps=5, prompt=["a", "b"])
-        out = guided(pipe, redness, method=method, width=1)(**given_)
+        out = guided(pipe, redness, method=method, lane_width=1)(**given_)
     assert agrees(seen, out.report) or seen.decodes == out.report.ledger.decodes
     assert seen.rows in (out.report.ledger.denoiser_rows, 2 * out.report.ledger.denoiser_rows)
     assert out.report.ledger.denoiser_rows == 2 * method.cost(5)
@@ -49,7 +49,7 @@ def test_work_is_counted_as_it_is_done(method: Blockwise) -> None:
 def test_lanes_do_not_matter(scheduler: str) -> None:
     pipe, method = shared("sd", scheduler), Blockwise(3, 2)
     outs = [
-        guided(pipe, redness, method=method, width=width)(
+        guided(pipe, redness, method=method, lane_width=width)(
             **arguments("sd", num_inference_steps=6, prompt=["a", "b"], num_images_per_prompt=2)
         )
         for width in (1, 3, 8)

@@ -9,7 +9,7 @@ import torch
 from families import arguments, build, redness, seeded, shared
 
 from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerError
-from steer.core.when import at, every
+from steer.core.when import at, between, every
 from steer.methods import SMC, BestOfN, Gate
 from steer.pipeline.guided import guided
 
@@ -23,7 +23,7 @@ def test_lanes_do_not_matter(scheduler: str) -> None:
     pipe = shared("sd", scheduler)
     method = SMC(8, lam=4.0, when=every(2), ess=None)
     outs = [
-        guided(pipe, redness, method=method, width=width)(
+        guided(pipe, redness, method=method, lane_width=width)(
             **arguments("sd", num_inference_steps=6, prompt=["a", "b"])
         )
         for width in (1, 3, 8)
@@ -137,7 +137,7 @@ def test_feature_caches_are_refused() -> None:
     pipe = build("sd", "euler_a")
     pipe.unet.is_cache_enabled = True
     with pytest.raises(UnsupportedPipelineError, match="feature cache"):
-        guided(pipe, redness, method=SMC(4, when=every(2)), width=4)(**arguments("sd"))
+        guided(pipe, redness, method=SMC(4, when=every(2)), lane_width=4)(**arguments("sd"))
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,7 @@ def test_bad_input(options: dict[str, Any], match: str) -> None:
 
 def test_repr_and_size() -> None:
     assert "when=(every(4) & between(0.25, 0.75))" in repr(
-        SMC(
-            4, when=eval("every(4) & between(0.25, 0.75)", vars(__import__("steer.core.when").when))
-        )
+        SMC(4, when=every(4) & between(0.25, 0.75))
     )
     assert SMC.for_compute(8.9, 20).n == 8
     assert SMC(8).cost(20) == 160

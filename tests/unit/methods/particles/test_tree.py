@@ -20,7 +20,7 @@ STEPS = 6
 
 
 def run(method: Any, scheduler: str = "euler_a", width: int | None = None, **more: Any) -> Any:
-    steered = guided(shared("sd", scheduler), redness, method=method, width=width)
+    steered = guided(shared("sd", scheduler), redness, method=method, lane_width=width)
     return steered(**arguments("sd", **{"num_inference_steps": STEPS, **more}))
 
 
@@ -55,7 +55,7 @@ def rows_told(report: Any, prompt: int = 0) -> int:
 def test_work_is_counted_as_it_is_done(method: Tree, scheduler: str) -> None:
     pipe = shared("sd", scheduler)
     with counting(pipe) as seen:
-        out = guided(pipe, redness, method=method, width=1)(
+        out = guided(pipe, redness, method=method, lane_width=1)(
             **arguments("sd", num_inference_steps=STEPS)
         )
     assert agrees(seen, out.report)
@@ -71,7 +71,7 @@ def test_compute_is_spent_and_never_exceeded(compute: float) -> None:
     """By the default lanes, which are full; what is left pays for no round of the shortest runs."""
     method = Tree(compute=compute, widen=(1.0, 0.5))
     report = run(method).report
-    assert report.width == method.populations[0]
+    assert report.lane_width == method.populations[0]
     rows = report.ledger.denoiser_rows
     assert compute * STEPS - method.populations[0] < rows <= compute * STEPS
 
@@ -171,7 +171,7 @@ def test_feature_caches_are_refused() -> None:
     pipe = build("sd", "euler_a")
     pipe.unet.is_cache_enabled = True
     with pytest.raises(UnsupportedPipelineError, match="feature cache"):
-        guided(pipe, redness, method=Tree(4), width=4)(**arguments("sd"))
+        guided(pipe, redness, method=Tree(4), lane_width=4)(**arguments("sd"))
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_lanes_and_company_do_not_matter(scheduler: str) -> None:
     pair = lambda: [seeded(1), seeded(2)]  # noqa: E731
     call = arguments("sd", num_inference_steps=8)
     outs = [
-        guided(pipe, redness, method=SMALL, width=width)(
+        guided(pipe, redness, method=SMALL, lane_width=width)(
             **call | {"prompt": ["a", "b"], "generator": pair()}
         )
         for width in (1, 3, 4)

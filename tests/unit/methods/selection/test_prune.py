@@ -39,7 +39,7 @@ def test_plans_never_exceed_compute(compute: float, steps: int) -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.floats(4, 40), st.integers(1, 60), st.integers(1, 4))
 def test_plans_for_a_width_need_no_padding(compute: float, steps: int, width: int) -> None:
-    plan = for_compute(compute, steps, width=width)
+    plan = for_compute(compute, steps, lane_width=width)
     assert all(size % width == 0 for size in plan.populations)
     assert plan.cost(steps) <= compute * steps + 1e-6
 
@@ -57,8 +57,8 @@ def test_survivors_are_sampled_as_if_alone(scheduler: str, width: int) -> None:
     pipe = shared("sd", scheduler)
     steps = arguments("sd", num_inference_steps=6)
     method = Prune(start=4, keep=(2, 2), at=(0.4, 0.7))
-    out = guided(pipe, redness, method=method, width=width)(**steps)
-    everyone = guided(pipe, redness, method=BestOfN(4), width=1)
+    out = guided(pipe, redness, method=method, lane_width=width)(**steps)
+    everyone = guided(pipe, redness, method=BestOfN(4), lane_width=1)
     all_of_them = everyone(**arguments("sd", num_inference_steps=6)).report.trace
     alone = [value for row in all_of_them.of("score") for value in row["reward"]]
     winner = out.report.chosen[0][1]

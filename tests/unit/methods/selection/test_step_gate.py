@@ -24,7 +24,7 @@ STEPS = 4
 
 
 def run(method: Any, *, width: int | None = None, scheduler: str | None = None, **more: Any) -> Any:
-    return guided(shared("sd", scheduler), redness, method=method, width=width)(
+    return guided(shared("sd", scheduler), redness, method=method, lane_width=width)(
         **arguments("sd", **more)
     )
 
@@ -109,7 +109,7 @@ def test_lanes_do_not_matter() -> None:
     previews, _ = watched(6)
     method = StepGate(6, cut_at(between(previews, 3), -1.0))
     narrow = run(method)
-    assert narrow.report.width == 1
+    assert narrow.report.lane_width == 1
     for width, rows in ((2, 6 * 2 + 4 * 2), (3, 6 * 2 + 3 * 2), (6, 6 * 4)):
         wide = run(method, width=width)
         assert wide.report.ledger.denoiser_rows == rows

@@ -24,7 +24,7 @@ CLIMB = NoiseOptimization(iterations=3, through=2)
 
 
 def run(method: Any, width: int | None = None, family: str = "sd", **more: Any) -> Any:
-    return guided(shared(family), RED, method=method, width=width)(**arguments(family, **more))
+    return guided(shared(family), RED, method=method, lane_width=width)(**arguments(family, **more))
 
 
 @pytest.mark.parametrize("first", [BestOfN(4), NoiseSearch(n=2, rounds=2), Prune(4, (2,), (0.5,))])

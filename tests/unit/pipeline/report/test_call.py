@@ -199,7 +199,7 @@ def test_ess_stands_at_its_stage() -> None:
 
 def test_lanes_one_after_the_other_are_one_population() -> None:
     """Guided a lane at a time, judged at the same steps: one stage per step."""
-    call = guided(shared("sd"), reddish, method=METHODS["gradient"], width=1)
+    call = guided(shared("sd"), reddish, method=METHODS["gradient"], lane_width=1)
     report = call(**arguments("sd", num_inference_steps=6)).report
     (block,) = genealogy.blocks(report.trace.events, 0, 6)
     assert [stage.label for stage in block.stages] == ["step 3 of 6", "step 4 of 6", "finished"]
@@ -277,7 +277,7 @@ def test_an_interrupted_call(tmp_path: Path) -> None:
         pipe._interrupt = i == 1
         return {}
 
-    call = guided(shared("sd"), redness, method=BestOfN(2), width=1)
+    call = guided(shared("sd"), redness, method=BestOfN(2), lane_width=1)
     out = call(**arguments("sd", callback_on_step_end=stop))
     assert out.report.interrupted
     assert "Prompt 0" in str(out.report)

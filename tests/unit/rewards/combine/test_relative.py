@@ -34,7 +34,7 @@ def mixed(kind: str, **options: Any) -> Any:
 
 
 def run(method: Any, reward: Any, width: int | None = None, **given: Any) -> Any:
-    return guided(shared("sd"), reward, method=method, width=width)(**arguments("sd", **given))
+    return guided(shared("sd"), reward, method=method, lane_width=width)(**arguments("sd", **given))
 
 
 def scores(report: Any, prompt: int = 0) -> dict[int, float]:
@@ -214,4 +214,4 @@ def test_nan_images_name_the_particle() -> None:
     pipe.vae.decode = broken
     message = r"prompt 0 \('a red circle'\), particle 1: its decoded image has NaN pixels"
     with pytest.raises(RewardError, match=message):
-        guided(pipe, redness, method=BestOfN(2), width=2)(**arguments("sd"))
+        guided(pipe, redness, method=BestOfN(2), lane_width=2)(**arguments("sd"))

@@ -1,0 +1,55 @@
+"""What a search may ask of the pipeline besides its denoiser: decoding, and weights to rest."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.driver.decode import decode
+from steer.driver.facts import execution_device, makes_videos
+from steer.driver.freeze import check_resident, frozen
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A pipeline as a search sees it.
+
+    Attributes:
+        pipe: The pipeline.
+        size: Image height and width that the call asked for, where it did.
+    """
+
+    pipe: Any
+    size: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def name(self) -> str:
+        """The pipeline's class, for errors."""
+        return type(self.pipe).__name__
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        return execution_device(self.pipe)
+
+    @property
+    def videos(self) -> bool:
+        """Whether its outputs are videos."""
+        return makes_videos(self.pipe)
+
+    def decode(self, latents: Tensor, grad: bool = False) -> Tensor:
+        """Latents to images `(B, 3, H, W)` or videos `(B, F, 3, H, W)`, float32 in [0, 1]."""
+        height, width = self.size
+        return decode(self.pipe, latents, grad=grad, height=height, width=width)
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """The weights with `requires_grad=False` for a while; every flag is put back."""
+        return frozen(self.pipe)
+
+    def check_resident(self) -> None:
+        """Raise UnsupportedPipelineError where offloading takes weights away before a backward."""
+        check_resident(self.pipe)
