@@ -206,7 +206,7 @@ def choose(run: Training) -> None:
     common.write_json(run.out / "best" / "choice.json", choice)
 
 
-def finished(run: Training) -> bool:
+def is_finished(run: Training) -> bool:
     return (run.out / "best" / "choice.json").is_file()
 
 
@@ -217,7 +217,7 @@ def work(runs: list[Training]) -> None:
             judge("base", None)
     for run in runs:
         with common.claimed(RUNS / f"{run.name}.lock") as mine:
-            if mine and not finished(run):
+            if mine and not is_finished(run):
                 tune(run.config())
                 choose(run)
             if mine:
@@ -256,7 +256,7 @@ def main() -> None:
     if not args.show:
         work([run for run in ALL if not names or run.name in names])
         return
-    runs = [summary(run) for run in ALL if finished(run)]
+    runs = [summary(run) for run in ALL if is_finished(run)]
     table, text = show(read(RAW), runs, ROOT / "docs")
     common.write_json(common.RESULTS / "tuned.json", {**common.provenance(), "runs": table})
     print(text)

@@ -38,12 +38,13 @@ def rival(arm: dict[str, Any], arms: list[dict[str, Any]]) -> str | None:
     same = [
         other["name"]
         for other in arms
-        if other["name"].startswith(BASE) and abs(spent(other) - spent(arm)) < 0.3 * spent(arm)
+        if other["name"].startswith(BASE)
+        and abs(cost_of(other) - cost_of(arm)) < 0.3 * cost_of(arm)
     ]
     return same[0] if same else BASE
 
 
-def spent(arm: dict[str, Any]) -> float:
+def cost_of(arm: dict[str, Any]) -> float:
     """Denoiser evaluations per image, in plain calls of the base."""
     return float(arm["cost"]["multiple"])
 
@@ -59,11 +60,13 @@ def markdown(found: dict[str, Any]) -> str:
         name, other = arm["name"], rival(arm, found["arms"])
         met, reward = (found["means"][key][name]["mean"] for key in ("oracle-all", "shapes"))
         gains = [
-            "" if other is None else gain_text(pooled(found, [name], [other], key), scale, digits)
+            ""
+            if other is None
+            else gain_text(pooled_gain(found, [name], [other], key), scale, digits)
             for key, scale, digits in (("oracle-all", 100, 1), ("shapes", 1, 4))
         ]
         lines.append(
-            f"| {arm['label']} | {spent(arm):.2f} | {met:.1%} | {gains[0]} | {reward:.4f} "
+            f"| {arm['label']} | {cost_of(arm):.2f} | {met:.1%} | {gains[0]} | {reward:.4f} "
             f"| {gains[1]} | {arm['cost']['seconds']:.2f} |"
         )
     return "\n".join(lines) + "\n"
@@ -88,14 +91,14 @@ def questions(found: dict[str, Any]) -> str:
     lines = ["| paired by caption | all met, points | reward |", "|---|---|---|"]
     for label, ones, others in asked:
         cells = [
-            gain_text(pooled(found, ones, others, key), scale, digits)
+            gain_text(pooled_gain(found, ones, others, key), scale, digits)
             for key, scale, digits in (("oracle-all", 100, 1), ("shapes", 1, 4))
         ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def pooled(
+def pooled_gain(
     found: dict[str, Any], ones: list[str], others: list[str], judge: str
 ) -> dict[str, float]:
     """The paired difference of several arms and as many others, averaged per prompt."""
@@ -112,7 +115,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for number, name in enumerate(models):
         colour = "black" if name == BASE else f"C{number}"
         own = [arm for arm in found["arms"] if model(arm) == name]
-        plain = sorted((a for a in own if not blended(a)), key=spent)
+        plain = sorted((a for a in own if not is_blend(a)), key=cost_of)
         scales = {0.0: BASE, 1.0: name} | {
             float(arm["name"].rpartition("-")[2]): arm["name"]
             for arm in own
@@ -121,9 +124,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
         for (above, below), key in zip(rows.T, JUDGES, strict=True):
             means = {arm: value["mean"] for arm, value in found["means"][key].items()}
             heights = [means[a["name"]] for a in plain]
-            above.plot([spent(a) for a in plain], heights, "o-", color=colour, label=name)
-            for arm in filter(blended, own):
-                above.plot([spent(arm)], [means[arm["name"]]], "D", color=colour, ms=4, mfc="none")
+            above.plot([cost_of(a) for a in plain], heights, "o-", color=colour, label=name)
+            for arm in filter(is_blend, own):
+                above.plot(
+                    [cost_of(arm)], [means[arm["name"]]], "D", color=colour, ms=4, mfc="none"
+                )
             if len(scales) > 2:
                 x = sorted(scales)
                 below.plot(x, [means[scales[scale]] for scale in x], "D-", color=colour, ms=4)
@@ -145,7 +150,7 @@ def model(arm: dict[str, Any]) -> str:
     return BASE if name.startswith(BASE) else name.split("-")[0]
 
 
-def blended(arm: dict[str, Any]) -> bool:
+def is_blend(arm: dict[str, Any]) -> bool:
     return "RLG" in arm["denoiser"] or "SwitchAt" in arm["denoiser"]
 
 

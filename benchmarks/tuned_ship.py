@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tuned import ADAPTERS, ALL, RAW, ROOT, Training, drift, judge
-from tuned_show import gain_text, paired
+from tuned_show import gain_text, paired_gain
 
 
 SHIPPED = ("poly-dpo", "kto-long")
@@ -66,7 +66,7 @@ def ship(run: Training, rank: int, target: Path) -> float:
     return sum(shares) / len(shares)
 
 
-def measured(run: Training, rank: int, energy: float) -> dict[str, Any]:
+def measure(run: Training, rank: int, energy: float) -> dict[str, Any]:
     """What the shipped file is, before it is judged."""
     folder = PACKAGE / run.objective
     return {
@@ -84,7 +84,7 @@ def with_gains(row: dict[str, Any]) -> dict[str, Any]:
     """Paired differences with the base and with the checkpoint before it was cut."""
     lines = read(RAW)
     gains = {
-        f"{key} minus {other}": paired(lines, row["lines"], other, key)
+        f"{key} minus {other}": paired_gain(lines, row["lines"], other, key)
         for key in ("oracle", "reward")
         for other in ("base", row["of"])
     }
@@ -121,7 +121,7 @@ def main() -> None:
         for name in args.only:
             run = next(run for run in ALL if run.name == name)
             energy = ship(run, args.rank, PACKAGE / run.objective)
-            rows.append(measured(run, args.rank, energy))
+            rows.append(measure(run, args.rank, energy))
             judge(rows[-1]["lines"], PACKAGE / run.objective)
     rows = [with_gains(row) for row in rows]
     common.write_json(path, {**common.provenance(), "shipped": rows})

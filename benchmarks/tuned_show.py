@@ -32,7 +32,7 @@ def by_caption(lines: Lines, name: str, key: str) -> dict[int, float]:
     return {caption: float(np.mean(own)) for caption, own in found.items()}
 
 
-def paired(lines: Lines, one: str, two: str, key: str) -> dict[str, float]:
+def paired_gain(lines: Lines, one: str, two: str, key: str) -> dict[str, float]:
     """Mean difference `one` minus `two` over shared captions, with its interval."""
     a, b = by_caption(lines, one, key), by_caption(lines, two, key)
     return common.interval([a[caption] - b[caption] for caption in sorted(a.keys() & b.keys())])
@@ -46,7 +46,7 @@ def tabulate(lines: Lines, runs: Runs) -> list[dict[str, Any]]:
         for key in KEYS:
             row[key] = common.interval(list(by_caption(lines, run["name"], key).values()))
             if run["name"] != BASE:
-                row[f"{key}_gain"] = paired(lines, run["name"], BASE, key)
+                row[f"{key}_gain"] = paired_gain(lines, run["name"], BASE, key)
         own = [line["caption"] for line in lines if line["name"] == run["name"]]
         row |= {"images": len(own), "captions": len(set(own))}
         table.append(row)
@@ -60,7 +60,9 @@ def questions(lines: Lines, runs: Runs) -> list[tuple[str, str, dict[str, float]
     asked += [("tgo", "dpo"), ("tgo-prompt", "tgo")]
     asked += [(f"tgo-prompt{noise}", f"dpo{noise}") for noise in ("", "-20", "-40")]
     return [
-        (one, two, paired(lines, one, two, "oracle")) for one, two in asked if {one, two} <= names
+        (one, two, paired_gain(lines, one, two, "oracle"))
+        for one, two in asked
+        if {one, two} <= names
     ]
 
 

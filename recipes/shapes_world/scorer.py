@@ -74,7 +74,7 @@ def sample_pairs(
     return ImagePairs(images, [parse(texts[i]) for i in rows], votes(first, second, noise))
 
 
-def mirrored(pairs: ImagePairs, rng: np.random.Generator) -> ImagePairs:
+def mirror(pairs: ImagePairs, rng: np.random.Generator) -> ImagePairs:
     """Half of the pairs flipped left to right, with what their captions say of left and right."""
     flip = torch.from_numpy(rng.random(len(pairs.specs)) < 0.5)
     images = torch.where(flip[:, None, None, None, None], pairs.images.flip(-1), pairs.images)
@@ -117,7 +117,7 @@ class JudgedChoices:
     def batch(self, size: int, rng: np.random.Generator, noise: torch.Generator) -> ChoiceBatch:
         """ImagePairs of samples, and some twins so that what the model knew is not lost."""
         twins = round(TWIN_SHARE * size)
-        drawn = mirrored(sample_pairs(*self.train, size - twins, rng, noise), rng)
+        drawn = mirror(sample_pairs(*self.train, size - twins, rng, noise), rng)
         made = twin_pairs(twins, rng)
         images = torch.cat([drawn.images, made.images]).flatten(0, 1)
         choice = torch.cat([drawn.choice, made.choice])

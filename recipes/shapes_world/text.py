@@ -29,14 +29,14 @@ def learn_merges(words: Iterable[str]) -> list[Pair]:
     """
     merges: dict[Pair, int] = {}
     for word in sorted(words):
-        first, *rest = _merged([*word[:-1], word[-1] + "</w>"], merges)
+        first, *rest = _merge([*word[:-1], word[-1] + "</w>"], merges)
         for piece in rest:
             merges[first, piece] = len(merges)
             first += piece
     return list(merges)
 
 
-def _merged(pieces: list[str], merges: dict[Pair, int]) -> list[str]:
+def _merge(pieces: list[str], merges: dict[Pair, int]) -> list[str]:
     while True:
         ranks = {i: merges[p] for i, p in enumerate(pairwise(pieces)) if p in merges}
         if not ranks:

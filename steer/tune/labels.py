@@ -46,7 +46,7 @@ def make_labels(goal: Labelled, data: Dataset) -> Labels:
     if not train.any():
         raise TuneError(f"data={str(data.folder)!r}: no image of split 'train'")
     if np.ptp(scores[train]) == 0:
-        raise TuneError(f"{_unseparated(goal, scores[train])} All scores are equal")
+        raise TuneError(f"{_no_threshold(goal, scores[train])} All scores are equal")
     threshold = _threshold(goal, data, scores, train)
     c, units = (goal.c, goal.units) if isinstance(goal, TGO) else (0.0, "raw")
     prompts = data.prompts if threshold.prompts else None
@@ -55,13 +55,13 @@ def make_labels(goal: Labelled, data: Dataset) -> Labels:
     good = float(labels[torch.from_numpy(train)].mean())
     if good in (0.0, 1.0):
         raise TuneError(
-            f"{_unseparated(goal, scores[train])} With tau = {threshold.tau:.6g}, "
+            f"{_no_threshold(goal, scores[train])} With tau = {threshold.tau:.6g}, "
             f"{'all' if good else 'none'} of the images are good; choose another quantile"
         )
     return Labels(labels, weights, threshold)
 
 
-def _unseparated(goal: Labelled, scores: NDArray[np.float64]) -> str:
+def _no_threshold(goal: Labelled, scores: NDArray[np.float64]) -> str:
     return (
         f"{goal.score}: no threshold separates good images from bad ones. "
         f"Histogram of {len(scores)} scores: {histogram(scores)}."

@@ -29,7 +29,7 @@ from recipes.shapes_world.inventory import UNSAID, of_scenes, of_specs
 from recipes.shapes_world.preferences import NOISE, questions, votes
 from recipes.shapes_world.recipe import Recipe, StageRecipe
 from recipes.shapes_world.scorer import (
-    mirrored,
+    mirror,
     pair_loss,
     sample_pairs,
     soup,
@@ -266,7 +266,7 @@ def test_sample_pairs_follow_the_votes() -> None:
 
 def test_mirrored_pairs_stay_right_and_wrong() -> None:
     rng = np.random.default_rng(6)
-    pairs = mirrored(twin_pairs(24, rng), rng)
+    pairs = mirror(twin_pairs(24, rng), rng)
     texts = [caption(spec) for spec in pairs.specs]
     assert any("left" in text or "right" in text for text in texts)
     assert all(v.all_met for v in oracle(pairs.images[:, 0], texts))

@@ -145,11 +145,11 @@ def test_an_arm_is_held_against_the_base_at_its_own_compute(
     shown = study["tuned_or_steered"]
     arms = FOUND["arms"]
     assert [shown.rival(arm, arms) for arm in arms] == [None, None, "base", "base-2x"]
-    gain = shown.pooled(FOUND, ["dpo-rlg"], ["base-2x"], "shapes")
+    gain = shown.pooled_gain(FOUND, ["dpo-rlg"], ["base-2x"], "shapes")
     assert gain["mean"] == pytest.approx(0.5) and gain["low"] == 0
     assert [shown.model(arm) for arm in arms] == ["base", "base", "dpo", "dpo"]
     assert shown.markdown(FOUND).count("\n") == 2 + len(arms)
-    both = shown.pooled(FOUND, ["dpo", "dpo-rlg"], ["base", "base-2x"], "shapes")
+    both = shown.pooled_gain(FOUND, ["dpo", "dpo-rlg"], ["base", "base-2x"], "shapes")
     assert both["mean"] == pytest.approx(0.5)  # captions: (1 + 1 - 0 - 0) / 2, (0 + 1 - 0 - 1) / 2
     asked = shown.questions(FOUND).splitlines()[2:]
     assert asked[0].startswith("| dpo-rlg minus dpo | +50.0 [") and len(asked) == 2

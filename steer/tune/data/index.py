@@ -55,7 +55,7 @@ def finish(
     check_scores(found.main, found.ids, f"reward {names[0]!r}")
     labels: dict[str, Any] = {"kind": "scored", "pairs": 0}
     if config.pairs is None:
-        table = _balanced(config, table, found)
+        table = _balance(config, table, found)
     else:
         pairs = make_pairs(found, config.pairs, balance=config.balance)
         folder.write_table(PAIRS, _pair_columns(found, pairs))
@@ -81,7 +81,7 @@ def read_table(table: pa.Table, named: Mapping[str, str]) -> Table:
     )
 
 
-def _balanced(config: DataConfig, table: pa.Table, found: Table) -> pa.Table:
+def _balance(config: DataConfig, table: pa.Table, found: Table) -> pa.Table:
     """As many prompts of every category, where that is asked for."""
     if not config.balance:
         return table

@@ -26,7 +26,7 @@ from steer.tune.data.folder import Folder, latents_name, text_name
 from steer.tune.data.index import columns, finish
 from steer.tune.data.prompts import Prompt, read_prompts
 from steer.tune.data.relabel import relabel
-from steer.tune.data.sampling import Drawn, Sampler, plan, splits
+from steer.tune.data.sampling import Sampler, ScoredBatch, plan, splits
 from steer.tune.tables import SHARED, UNCOND
 
 
@@ -70,11 +70,11 @@ def make(
     settings = _settings(config, prompts)
     if folder.check(settings) and folder.finished:
         return folder.path
-    maker = _Maker(config, folder, prompts, *_loaded(config, pipe, rewards))
+    maker = _Maker(config, folder, prompts, *_load(config, pipe, rewards))
     folder.begin(settings | {"models": maker.models()})
     started = time.perf_counter()
     maker.write_text(progress)
-    with _compiled(denoiser_of(maker.pipe)[1]) if config.compile else nullcontext():
+    with _compilation(denoiser_of(maker.pipe)[1]) if config.compile else nullcontext():
         drawn = maker.write_samples(progress)
     provenance = maker.provenance() | {
         "last_run": {"samples": drawn, "seconds": round(time.perf_counter() - started, 1)}
@@ -134,9 +134,9 @@ class _Maker:
         if all((self.folder.path / name).is_file() for name in [*names, SHARED]):
             return
         texts = [prompt.text for prompt in self.prompts]
-        features = Features(self.pipe, self.config.arguments(), _two_different(texts))
+        features = Features(self.pipe, self.config.arguments(), _two_texts(texts))
         if features.unconditional is not None:
-            self.folder.write_tensors(UNCOND, self._stored(features.unconditional))
+            self.folder.write_tensors(UNCOND, self._cast_floats(features.unconditional))
         for name, start in tqdm(
             list(zip(names, parts, strict=True)), desc="text features", disable=not progress
         ):
@@ -153,9 +153,9 @@ class _Maker:
                     "256}; or set batch: 1"
                 ) from error
             self.folder.write_tensors(
-                name, {"prompt_ids": torch.tensor(list(rows)), **self._stored(joined)}
+                name, {"prompt_ids": torch.tensor(list(rows)), **self._cast_floats(joined)}
             )
-        self.folder.write_tensors(SHARED, self._stored(features.layout.shared))
+        self.folder.write_tensors(SHARED, self._cast_floats(features.layout.shared))
 
     def write_samples(self, progress: bool) -> int:
         """The shards that are missing; how many samples were drawn."""
@@ -181,7 +181,7 @@ class _Maker:
             self.pipe.set_progress_bar_config(**quiet)
         return drawn
 
-    def _write_shard(self, shard: int, latents: Tensor, parts: Sequence[Drawn]) -> None:
+    def _write_shard(self, shard: int, latents: Tensor, parts: Sequence[ScoredBatch]) -> None:
         samples = self.shards[shard]
         self.folder.write_tensors(latents_name(shard), {"latents": latents})
         table: dict[str, Any] = {
@@ -201,7 +201,7 @@ class _Maker:
         }
         self.folder.write_table(f"parts/index-{shard:05d}.parquet", table)
 
-    def _stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _cast_floats(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Floats in `stored_dtype`, but for whole numbers (sizes, positions, masks)."""
         return {
             key: self._cast(key, value)
@@ -228,7 +228,7 @@ def _settings(config: DataConfig, prompts: Sequence[Prompt]) -> dict[str, Any]:
     return {"config": settings, "prompts": {"count": len(prompts), "sha256": digest}}
 
 
-def _loaded(
+def _load(
     config: DataConfig, pipe: Any, rewards: Sequence[Reward] | None
 ) -> tuple[Any, list[Reward]]:
     """The rewards first: they are cheap to get wrong."""
@@ -246,7 +246,7 @@ def _loaded(
 
 
 @contextmanager
-def _compiled(denoiser: torch.nn.Module) -> Iterator[None]:
+def _compilation(denoiser: torch.nn.Module) -> Iterator[None]:
     """The denoiser's forward compiled; on a CPU with its weights packed in advance."""
     own = denoiser.forward
     cpu = next(denoiser.parameters()).device.type == "cpu"
@@ -258,7 +258,7 @@ def _compiled(denoiser: torch.nn.Module) -> Iterator[None]:
         denoiser.forward = own
 
 
-def _two_different(texts: Sequence[str]) -> tuple[str, str]:
+def _two_texts(texts: Sequence[str]) -> tuple[str, str]:
     return texts[0], texts[-1] if len(texts) > 1 else f"not {texts[0]}"
 
 

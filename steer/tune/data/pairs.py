@@ -108,8 +108,8 @@ def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pa
     if not found:
         raise TuneError(
             f"pairs: none is left of {len(table.groups())} prompts; left out were "
-            f"{_told(dropped)}; scores are {histogram(table.main)}: lower margin, leave consensus "
-            "out, or draw more samples per prompt"
+            f"{_count_reasons(dropped)}; scores are {histogram(table.main)}: lower margin, leave "
+            "consensus out, or draw more samples per prompt"
         )
     winner, loser = np.array(found, dtype=np.int64).T
     margin = table.main[winner] - table.main[loser]
@@ -118,7 +118,9 @@ def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pa
         kinds = [table.category[row] for row in pairs.winner]
         pairs = pairs.take(balance_rows(kinds, rng, "pairs"))
     if config.count is not None:
-        way_out = f"left out were {_told(dropped)}; lower count or margin, or draw more samples"
+        way_out = (
+            f"left out were {_count_reasons(dropped)}; lower count or margin, or draw more samples"
+        )
         check_enough(len(pairs), config.count, "pairs", way_out)
         pairs = pairs.take(np.sort(rng.permutation(len(pairs))[: config.count]))
     return pairs
@@ -199,5 +201,5 @@ def _of_prompt(
     return [(int(winner[i]), int(loser[i])) for i in kept]
 
 
-def _told(dropped: Mapping[str, int]) -> str:
+def _count_reasons(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {_REASONS[k]}" for k, n in dropped.items() if n) or "nothing"

@@ -27,7 +27,7 @@ def relabel(config: DataConfig, folder: Folder) -> Path:
         TuneError: There is no finished set, or no pair is left.
     """
     source = Path(config.samples or "").expanduser()
-    manifest = _finished(source)
+    manifest = _read_manifest(source)
     if source.resolve() == folder.path.resolve():
         raise TuneError(f"out={str(source)!r}: the same folder as samples; name another")
     digest = hashlib.sha256((source / INDEX).read_bytes()).hexdigest()[:16]
@@ -46,7 +46,7 @@ def relabel(config: DataConfig, folder: Folder) -> Path:
     return finish(config, folder, table, provenance)
 
 
-def _finished(source: Path) -> dict[str, Any]:
+def _read_manifest(source: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((source / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -65,7 +65,7 @@ def splits(config: DataConfig, prompts: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ScoredBatch:
     """A batch: latents as the denoiser sees them `(B, *latent)`, and scores by reward `(B,)`."""
 
     latents: Tensor
@@ -100,7 +100,7 @@ class Sampler:
             pipe, rewards[0], method=BestOfN(1), judge=list(rewards[1:]), lane_width=1
         )
 
-    def draw(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Drawn:
+    def draw(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> ScoredBatch:
         """One batch.
 
         Raises:
@@ -123,4 +123,4 @@ class Sampler:
                         f"{sample.seed}): score in float32, or leave this prompt out"
                     )
         scores = {k: np.asarray(v, dtype=np.float64) for k, v in columns.items()}
-        return Drawn(out[0].detach().cpu(), scores)
+        return ScoredBatch(out[0].detach().cpu(), scores)

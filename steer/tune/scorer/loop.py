@@ -184,7 +184,7 @@ def train(
         last = step == recipe.steps - 1
         if rank() == 0 and (step % LOG_EVERY == 0 or last):
             watch.look()
-            row = {"step": step, "loss": round(value.item(), 6), **_rounded(metrics)}
+            row = {"step": step, "loss": round(value.item(), 6), **_round(metrics)}
             bar.set_postfix({k: v for k, v in row.items() if k != "step"})
             with log.open("a") as f:
                 f.write(json.dumps(row) + "\n")
@@ -232,7 +232,7 @@ def _average_gradients(module: nn.Module) -> None:
         g.copy_(part.view_as(g))
 
 
-def _rounded(metrics: dict[str, float]) -> dict[str, float]:
+def _round(metrics: dict[str, float]) -> dict[str, float]:
     return {key: round(float(value), 4) for key, value in metrics.items()}
 
 

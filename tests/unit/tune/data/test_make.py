@@ -172,7 +172,7 @@ def test_a_finished_set_is_left_alone(
     whole: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-    monkeypatch.setattr(making, "_loaded", None)  # nothing is loaded either
+    monkeypatch.setattr(making, "_load", None)  # nothing is loaded either
     made(configured(whole), pipe)
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
