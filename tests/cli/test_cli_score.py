@@ -525,3 +525,13 @@ def test_odd_file_names(tmp_path: Path) -> None:
     write_json_rows(tmp_path / "s.json", rows, ["r"])
     assert b"caf\xe9.png" in (tmp_path / "s.csv").read_bytes()
     assert b"caf\xe9.png" in (tmp_path / "s.json").read_bytes()
+
+
+def test_a_mixture_is_a_reward_as_everywhere(folder: Path) -> None:
+    mixture = "test-red=0.5,test-green=0.25"
+    words = (folder, "--prompt", "x", "--csv", "s.csv")
+    result = score(*words, reward=["test-red", "test-green", mixture])
+    assert result.exit_code == 0, result.output
+    for row in table(Path("s.csv")):
+        want = 0.5 * float(row["test-red"]) + 0.25 * float(row["test-green"])
+        assert float(row[mixture]) == pytest.approx(want, abs=1e-6)

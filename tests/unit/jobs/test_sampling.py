@@ -86,6 +86,23 @@ def test_methods_end_to_end(folder: Path, tmp_path: Path, method: str) -> None:
     assert html.count('class="thumb') >= 8 and "Held-out judge" in html
 
 
+def test_several_judges_and_any_lane_width(folder: Path, tmp_path: Path) -> None:
+    """Each judge is reported, plain image included; the lane width does not change the result."""
+    found = {}
+    for width in ("1", "4"):
+        judges = ("--judge", "test-contrast", "--judge", "compressibility")
+        result = sample(folder, tmp_path / width, "--lane-width", width, *judges)
+        assert result.exit_code == 0, result.output
+        run = RunFolder.load(tmp_path / width)
+        assert run.data["arguments"]["judges"] == ["test-contrast", "compressibility"]
+        found[width] = run.entries
+    for narrow, wide in zip(found["1"], found["4"], strict=True):
+        assert set(wide["judges"]) == set(wide["base"]["judges"]) == set(narrow["judges"])
+        assert len(wide["judges"]) == 2
+        assert wide["rewards"] == pytest.approx(narrow["rewards"], abs=5e-3)
+    assert sample(folder, tmp_path / "x", "--lane-width", "0").exit_code == 2
+
+
 def test_the_plain_image_is_the_pipelines_own(folder: Path, tmp_path: Path) -> None:
     assert sample(folder, tmp_path, "--seed", "3").exit_code == 0
     pipe = load_pipeline(str(folder), "cpu", torch.float32)
