@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import ArrayLike
+from packaging.version import Version
 from scipy import stats
 
 
 RESULTS = Path(__file__).parent / "results"
+_RNG = "rng" if Version(scipy.__version__) >= Version("1.15") else "random_state"
 PACKAGES = ("steer-diffusion", "torch", "diffusers", "transformers", "open_clip_torch")
 
 
@@ -74,13 +77,14 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> dict[str, float]:
     mean = float(array.mean())
     if len(array) < 2 or np.ptp(array) == 0:
         return {"mean": round(mean, 5), "low": round(mean, 5), "high": round(mean, 5)}
+    seeded: Any = {_RNG: np.random.default_rng(0)}
     found = stats.bootstrap(
         (array,),
         np.mean,
         confidence_level=confidence,
         n_resamples=4000,
         method="percentile",
-        rng=np.random.default_rng(0),
+        **seeded,
     ).confidence_interval
     return {"mean": round(mean, 5), "low": round(found.low, 5), "high": round(found.high, 5)}
 

@@ -162,7 +162,7 @@ class Draws:
         Of every `siblings` rows that follow each other, all have the same.
         """
         mixed = np.random.SeedSequence([seed, 29, tag, step]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(mixed[0] >> 1))
+        generator = torch.Generator().manual_seed(int(mixed[0]) >> 1)
         count = -(-rows // siblings)
         index = torch.randint(timesteps, (count,), generator=generator)
         dropped = torch.rand(count, generator=generator) < dropout

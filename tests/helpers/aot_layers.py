@@ -20,10 +20,10 @@ def _row(width: int, **constants: Any) -> tuple[dict[str, Any], int]:
 
 
 def _rows(
-    name: str, kernel: Any, width: int, types: dict[str, str], registers: int, **constants: Any
+    name: str, kernel: Any, width: int, types: dict[str, str], blocks: int, **constants: Any
 ) -> Case:
     values, warps = _row(width, **constants)
-    return Case(name, kernel, values, types, warps=warps, registers=registers)
+    return Case(name, kernel, values, types, warps=warps, blocks=blocks)
 
 
 def _linear_gelu(sm: int, keep: bool) -> Case:
@@ -57,23 +57,23 @@ SCORE = {
 }
 
 CASES: list[tuple[Case, tuple[int, ...]]] = [
-    (_rows("norm_fwd", norm.norm_fwd_kernel, 1280, EPS, 64, RESIDUAL=True), ALL),
-    (_rows("norm_fwd_1664", norm.norm_fwd_kernel, 1664, EPS, 64, RESIDUAL=True), ALL),
-    (_rows("norm_bwd", norm.norm_bwd_kernel, 1280, EPS, 96, GRAD_SUM=True), ALL),
+    (_rows("norm_fwd", norm.norm_fwd_kernel, 1280, EPS, 8, RESIDUAL=True), ALL),
+    (_rows("norm_fwd_1664", norm.norm_fwd_kernel, 1664, EPS, 4, RESIDUAL=True), ALL),
+    (_rows("norm_bwd", norm.norm_bwd_kernel, 1280, EPS, 5, GRAD_SUM=True), ALL),
     (
         _rows(
             "norm_quant",
             quant.norm_quant_kernel,
             1280,
             {**EPS, **Q},
-            64,
+            8,
             RESIDUAL=True,
             ROUND=False,
         ),
         FP8,
     ),
     (
-        _rows("gelu_quant", quant.gelu_quant_kernel, 5120, Q, 96, QUICK=False, ROUND=False),
+        _rows("gelu_quant", quant.gelu_quant_kernel, 5120, Q, 2, QUICK=False, ROUND=False),
         FP8,
     ),
     (
@@ -81,7 +81,7 @@ CASES: list[tuple[Case, tuple[int, ...]]] = [
             "gelu_bwd",
             linear_gelu.gelu_kernel,
             {"QUICK": True, "GRAD": True, "BLOCK": linear_gelu.ELEMENTS},
-            registers=64,
+            blocks=8,
         ),
         ALL,
     ),
@@ -95,7 +95,7 @@ CASES: list[tuple[Case, tuple[int, ...]]] = [
             {"LN": True, "matrix_n": 1, **HEAD},
             PROJECT,
             stages=3,
-            registers=160,
+            blocks=3,
         ),
         ALL,
     ),
@@ -106,7 +106,7 @@ CASES: list[tuple[Case, tuple[int, ...]]] = [
             {"LN": False, "matrix_k": 1, **HEAD},
             {**PROJECT, "x_ptr": "*fp32"},
             stages=3,
-            registers=160,
+            blocks=3,
         ),
         ALL,
     ),
@@ -116,7 +116,7 @@ CASES: list[tuple[Case, tuple[int, ...]]] = [
             head_kernels.score_kernel,
             {"PAIRED": False, "BM": head.ROWS, "BK": head.INNER},
             SCORE,
-            registers=160,
+            blocks=3,
         ),
         ALL,
     ),
@@ -126,7 +126,7 @@ CASES: list[tuple[Case, tuple[int, ...]]] = [
             head_kernels.features_grad_kernel,
             {"PAIRED": False, "BM": head.ROWS, "BN": head.INNER},
             {**SCORE, **GRAD},
-            registers=160,
+            blocks=3,
         ),
         ALL,
     ),

@@ -38,6 +38,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
 from steer.core.types import Population
@@ -128,7 +129,7 @@ class Tilted:
     def log_evidence(self) -> float:
         """Log of the integral."""
         top = self.logs.max()
-        return float(top + np.log(np.trapezoid(np.exp(self.logs - top), self.grid)))
+        return float(top + np.log(trapezoid(np.exp(self.logs - top), self.grid)))
 
     def cdf(self, x: Any) -> np.ndarray:
         """P(X <= x)."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from aot import TENSOR_CORES, Case, build
+from aot import SPILLED, TENSOR_CORES, Case, build
 from aot_layers import CASES as LAYERS
 from steer_kernels import attention_cls, resize_kernels
 from steer_kernels.common import Launch
@@ -54,8 +54,7 @@ CASES = [
             resize_kernels.resize_fwd_kernel,
             {**RESIZE_FWD, "PIL": False, "EXACT": True},
             FWD_TYPES,
-            registers=200,
-            stack=16,  # the assembler spills two values to reach 128 registers
+            blocks=2,
             tensor_cores=MMA,
         ),
         (80, 90, 100),
@@ -66,7 +65,7 @@ CASES = [
             resize_kernels.resize_fwd_kernel,
             {**RESIZE_FWD, "PIL": True, "EXACT": True},
             FWD_TYPES,
-            registers=232,
+            blocks=2,
             fusion=False,
             tensor_cores=MMA,
         ),
@@ -78,7 +77,7 @@ CASES = [
             resize_kernels.resize_bwd_kernel,
             RESIZE_BWD,
             BWD_TYPES,
-            registers=232,
+            blocks=2,
             tensor_cores=MMA,
         ),
         (80, 90, 100),
@@ -95,7 +94,7 @@ CASES = [
             {"D": 80, **attention_cls.ROW_LAUNCHES[80].blocks},
             {"scale": "fp32"},
             warps=attention_cls.ROW_LAUNCHES[80].warps,
-            registers=200,
+            blocks=2,
         ),
         (80, 90, 100),
     ),
@@ -115,10 +114,10 @@ def _no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_compiled(case: Case, sm: int) -> None:
     built = build(case, sm)
-    used = f"{built.registers} registers, {built.stack} B stack, {built.shared} B shared"
-    print(f"{case.name} sm_{sm}: {used}")
-    assert built.registers <= case.registers
-    assert built.stack <= case.stack
+    used = f"{built.registers} registers ({built.blocks} blocks), {built.stack} B stack"
+    print(f"{case.name} sm_{sm}: {used}, {built.shared} B shared")
+    assert built.blocks >= case.blocks
+    assert built.stack <= built.may_spill
     assert built.shared <= {80: 163, 90: 227, 100: 227}[sm] * 1024
     if case.tensor_cores:
         assert re.search(case.tensor_cores[sm], built.ptx)
@@ -128,4 +127,4 @@ def test_a_gate_that_should_close_closes() -> None:
     """One warp cannot hold 128 x 64 scores and two accumulators: the spill must be seen."""
     case = next(c for c, _ in CASES if c.name == "attention_cls_80")
     built = build(Case("one warp", case.kernel, case.constants, case.types, warps=1), 90)
-    assert built.stack > case.stack
+    assert built.stack > 4 * SPILLED >= 4 * built.may_spill

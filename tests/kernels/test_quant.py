@@ -205,12 +205,13 @@ def test_the_gpu_path_hands_scaled_mm_what_it_takes(monkeypatch: pytest.MonkeyPa
             torch.empty(32, 64, dtype=E4M3, device="cuda"),
             torch.empty(32, device="cuda"),
         )
+        odd = torch.empty(31, 64, dtype=E4M3, device="cuda")
         out = linear_fp8(q, scale, weight_q, weight_scale, bias)
         assert out.shape == (2, 3, 32) and out.dtype == torch.bfloat16
         with pytest.raises(TypeError, match=r"dtype=torch\.float16: FP8 products on a GPU give"):
             linear_fp8(q, scale, weight_q, weight_scale, bias, torch.float16)
         with pytest.raises(ValueError, match=r"weight_q\.shape=\(31, 64\).*multiples of 16"):
-            linear_fp8(q, scale, weight_q[:31], weight_scale[:31], None)
+            linear_fp8(q, scale, odd, weight_scale[:31], None)
 
 
 def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,8 +119,8 @@ def clip(
 def default_device(device: str | torch.device | None) -> torch.device:
     """The device asked for (with its index), else the accelerator, else the CPU."""
     if device is None:
-        found = torch.accelerator.current_accelerator(check_available=True)
-        device = found if found is not None else "cpu"
+        found = torch.accelerator.is_available()
+        device = torch.accelerator.current_accelerator() if found else "cpu"
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())

@@ -146,6 +146,8 @@ def flux() -> Built:
 
 
 def flux2() -> Built:
+    if not hasattr(diffusers, "Flux2KleinPipeline"):
+        pytest.skip("this diffusers has no Flux 2 Klein")
     transformer = diffusers.Flux2Transformer2DModel(
         patch_size=1,
         in_channels=16,

@@ -101,7 +101,7 @@ def solve(solver: Solver, schedule: Any, x: Tensor, ids: list[tuple[int, int]]) 
     return x
 
 
-def setup(name: str, plain_rows: int, images: int = 1, **kwargs: Any) -> tuple[Solver, Schedule]:
+def solving(name: str, plain_rows: int, images: int = 1, **kwargs: Any) -> tuple[Solver, Schedule]:
     scheduler = make(name)
     options = {**KWARGS.get(name, {}), **kwargs}
     solver = Solver(scheduler, plain_rows=plain_rows, images=images, step_kwargs=options, seed=3)
@@ -116,7 +116,7 @@ def names(prompts: int, particles: int) -> list[tuple[int, int]]:
 def test_plain_rows_are_the_plain_loop(name: str) -> None:
     x = start(4, make(name))
     expected = plain(name, x, **KWARGS.get(name, {}), generator=torch.Generator().manual_seed(1))
-    solver, schedule = setup(name, 4, 2, generator=torch.Generator().manual_seed(1))
+    solver, schedule = solving(name, 4, 2, generator=torch.Generator().manual_seed(1))
     assert torch.equal(solve(solver, schedule, x, names(2, 2)), expected)
 
 
@@ -131,7 +131,7 @@ def test_plain_rows_draw_from_whatever_the_user_gave(name: str, kind: str) -> No
     x = start(2, make(name))
     expected = plain(name, x, **KWARGS.get(name, {}), generator=generator())
     both = torch.cat([x, start(4, make(name), seed=9)])[[0, 2, 3, 1, 4, 5]]
-    solver, schedule = setup(name, 2, generator=generator())
+    solver, schedule = solving(name, 2, generator=generator())
     got = solve(solver, schedule, both, names(2, 3))
     assert torch.equal(got[[0, 3]], expected)
 
@@ -142,7 +142,7 @@ def test_pruning_equals_running_the_row_alone(name: str) -> None:
     x = start(9, make(name))
     ids = names(1, 9)
     for winner in (0, 5):
-        solver, schedule = setup(name, 1, generator=torch.Generator().manual_seed(1))
+        solver, schedule = solving(name, 1, generator=torch.Generator().manual_seed(1))
         rows, live = x, list(ids)
         for step in schedule:
             if step.index in (2, 5):
@@ -151,7 +151,7 @@ def test_pruning_equals_running_the_row_alone(name: str) -> None:
                 rows, live = rows[keep], [live[k] for k in keep]
             output = denoiser(solver.scale_model_input(step, rows), step.t)
             rows = solver.step(step, rows, output, live)
-        alone, schedule = setup(name, 1, generator=torch.Generator().manual_seed(1))
+        alone, schedule = solving(name, 1, generator=torch.Generator().manual_seed(1))
         expected = solve(alone, schedule, x[[winner]], [(0, winner)])
         torch.testing.assert_close(rows, expected, rtol=0, atol=0)
         if winner == 0:
@@ -165,7 +165,7 @@ def test_swapping_rows_and_back_changes_nothing(name: str) -> None:
     """Trap 4: DPM++ of order two is garbage here unless its history moves with the rows."""
     x = start(3, make(name))
     expected = plain(name, x)
-    solver, schedule = setup(name, 1)
+    solver, schedule = solving(name, 1)
     rows, ids = x, names(1, 3)
     for step in schedule:
         if step.index in (3, len(schedule) - 1):
@@ -179,7 +179,7 @@ def test_swapping_rows_and_back_changes_nothing(name: str) -> None:
 def test_duplicated_rows_share_the_past(name: str) -> None:
     """After `gather([0, 0])` both copies carry row 0's history."""
     x = start(2, make(name))
-    solver, schedule = setup(name, 2)
+    solver, schedule = solving(name, 2)
     for step in schedule[:3]:
         x = solver.step(step, x, denoiser(solver.scale_model_input(step, x), step.t), names(2, 1))
     solver.gather([0, 0])
@@ -208,10 +208,10 @@ def test_the_users_scheduler_is_untouched(name: str) -> None:
 @pytest.mark.parametrize("name", RESTARTABLE)
 def test_a_jump_is_a_start_in_the_middle(name: str) -> None:
     """As an image-to-image pipeline starts there: `set_begin_index` on a fresh scheduler."""
-    solver, schedule = setup(name, 1)
+    solver, schedule = solving(name, 1)
     x = start(1, make(name))
     first = solve(solver, schedule[:6], x, [(0, 0)])
-    back = solve(setup(name, 1)[0], schedule[3:], first, [(0, 0)])
+    back = solve(solving(name, 1)[0], schedule[3:], first, [(0, 0)])
     if not solver.remembers:
         assert torch.equal(solve(solver, schedule[3:], first, [(0, 0)]), back)
     scheduler = make(name)
@@ -231,7 +231,7 @@ REWINDS_REFUSED = ["pndm", "lms", "heun", "dpm2", "dpm3", "dpm2-flow", "unipc", 
 @pytest.mark.parametrize("name", REWINDS_REFUSED)
 def test_a_jump_that_loses_history_is_refused(name: str, to: int) -> None:
     """Back, again, or ahead: never silently with another history, or with none."""
-    solver, schedule = setup(name, 1)
+    solver, schedule = solving(name, 1)
     x = solve(solver, schedule[:4], start(1, make(name)), [(0, 0)])
     before = solver.copy()
     way = "new solver" if name in RESTARTABLE else "DDIMScheduler"
@@ -246,7 +246,7 @@ def test_a_jump_that_loses_history_is_refused(name: str, to: int) -> None:
 
 @pytest.mark.parametrize("name", ["pndm", "lms"])
 def test_some_solvers_cannot_begin_in_the_middle(name: str) -> None:
-    solver, schedule = setup(name, 1)
+    solver, schedule = solving(name, 1)
     x = start(1, make(name))
     with pytest.raises(UnsupportedSchedulerError, match="cannot begin at step 3"):
         solver.step(schedule[3], x, x, [(0, 0)])
@@ -261,7 +261,7 @@ def test_histories_follow_any_permutation(name: str, orders: list[list[int]]) ->
     """Rows shuffled before every step end where they end alone, each with its own history."""
     x = start(4, make(name))
     expected = [plain(name, x[[row]]) for row in range(4)]
-    solver, schedule = setup(name, 1)
+    solver, schedule = solving(name, 1)
     rows, ids = x, names(1, 4)
     for step, order in zip(schedule, orders, strict=False):
         solver.gather(order)
@@ -272,9 +272,9 @@ def test_histories_follow_any_permutation(name: str, orders: list[list[int]]) ->
 
 
 def test_heun_restarts_at_whole_steps() -> None:
-    solver, schedule = setup("heun", 1)
+    solver, schedule = solving("heun", 1)
     x = solve(solver, schedule[:7], start(1, make("heun")), [(0, 0)])
-    fresh, _ = setup("heun", 1)
+    fresh, _ = solving("heun", 1)
     again = solve(solver, schedule[4:], x, [(0, 0)])
     assert torch.equal(again, solve(fresh, schedule[4:], x, [(0, 0)]))
 
@@ -299,10 +299,10 @@ def test_image_to_image_starts_at_its_offset() -> None:
 def test_noise_depends_on_the_name_alone(ids: set[tuple[int, int]]) -> None:
     """Batch invariance: a row draws the same noise whoever else is in the population."""
     row = (1, 12)
-    solver, schedule = setup("euler-a", 3, generator=torch.Generator().manual_seed(0))
+    solver, schedule = solving("euler-a", 3, generator=torch.Generator().manual_seed(0))
     x = torch.zeros(len(ids) + 1, *LATENT)
     got = solver.step(schedule[2], x, x, [*sorted(ids), row])[-1]
-    alone, _ = setup("euler-a", 3)
+    alone, _ = solving("euler-a", 3)
     torch.testing.assert_close(got, alone.step(schedule[2], x[:1], x[:1], [row])[0], rtol=0, atol=0)
 
 
@@ -311,7 +311,7 @@ def test_rows_beyond_the_plain_ones_differ_by_step_particle_prompt_and_seed() ->
         row_seed(s, p, k, i) for s in range(3) for p in range(3) for k in range(3) for i in (0, 1)
     }
     assert len(seeds) == 54
-    solver, schedule = setup("euler-a", 1)
+    solver, schedule = solving("euler-a", 1)
     x = torch.zeros(3, *LATENT)
     one = solver.step(schedule[0], x, x, names(1, 3))
     two = solver.step(schedule[1], x, x, names(1, 3))
@@ -321,7 +321,7 @@ def test_rows_beyond_the_plain_ones_differ_by_step_particle_prompt_and_seed() ->
 
 def test_a_reseeded_copy_of_a_population_without_plain_rows() -> None:
     """The copy has no plain batch to pad: its rows stay where they were."""
-    solver, schedule = setup("euler-a", 2)
+    solver, schedule = solving("euler-a", 2)
     x = start(3, make("euler-a"))
     ids = [(0, 1), (0, 2), (1, 5)]
     for step in schedule[:2]:
@@ -334,10 +334,10 @@ def test_a_reseeded_copy_of_a_population_without_plain_rows() -> None:
 def test_a_copy_looks_ahead_without_being_noticed(name: str) -> None:
     x = start(3, make(name))
     torch.manual_seed(4)
-    solver, schedule = setup(name, 1)
+    solver, schedule = solving(name, 1)
     expected = solve(solver, schedule, x, names(1, 3))
     torch.manual_seed(4)
-    solver, schedule = setup(name, 1)
+    solver, schedule = solving(name, 1)
     half = solve(solver, schedule[:3], x, names(1, 3))
     ahead = solve(solver.copy(), schedule[3:], half, names(1, 3))
     other = solve(solver.copy(seed=8), schedule[3:], half, names(1, 3))
@@ -391,7 +391,7 @@ def test_schedulers_that_need_more_are_refused() -> None:
 
 
 def test_forgetting_to_gather_is_an_error() -> None:
-    solver, schedule = setup("dpm2", 1)
+    solver, schedule = solving("dpm2", 1)
     x = start(3, make("dpm2"))
     x = solver.step(schedule[0], x, x, names(1, 3))
     with pytest.raises(ValueError, match="call gather"):
@@ -399,4 +399,4 @@ def test_forgetting_to_gather_is_an_error() -> None:
     with pytest.raises(ValueError, match="different ids"):
         solver.step(schedule[1], x, x, [(0, 0), (0, 0), (0, 1)])
     with pytest.raises(ValueError, match="multiple"):
-        setup("ddim", 3, 2)
+        solving("ddim", 3, 2)

@@ -131,7 +131,8 @@ def test_the_best_previews_go_on() -> None:
     scores = dict(zip(first["particle"], first["reward"], strict=True))
     ranked = sorted(scores, key=lambda k: -scores[k])
     cuts = [row["kept"] for row in trace.of("select", 0) if "kept" in row]
-    assert sorted(ranked[:3]) == cuts[0] == second["particle"] and len(cuts) == 2
+    assert cuts[0] == second["particle"] and len(cuts) == 2
+    assert sorted(ranked[:3]) == sorted(cuts[0])
 
 
 @pytest.mark.parametrize(
