@@ -22,6 +22,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	PYTHONPATH=. $(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -33,8 +33,9 @@ class Case:
         warps: As launched.
         stages: As launched.
         fusion: Whether multiply and add may become one instruction.
-        blocks: How many its registers must let a multiprocessor hold at least. Register counts differ
-            with every Triton by a few; how many blocks hide each other's waiting is what they are for.
+        blocks: How many its registers must let a multiprocessor hold at least. Register counts
+            differ with every Triton by a few; how many blocks hide each other's waiting is what
+            they are for.
         tensor_cores: Per architecture, a pattern that its PTX must contain, or `""` for none.
     """
 

@@ -120,8 +120,8 @@ def default_device(device: str | torch.device | None) -> torch.device:
     """The device asked for (with its index), else the accelerator, else the CPU."""
     if device is None:
         found = torch.accelerator.is_available()
-        device = torch.accelerator.current_accelerator() if found else "cpu"
-    device = torch.device(device)
+        device = torch.accelerator.current_accelerator() if found else None
+    device = torch.device(device or "cpu")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
