@@ -2,11 +2,11 @@
 
     python benchmarks/drafts.py --captions 16
 
-Under a deterministic sampler a particle's path does not depend on the others: `Draft` plans are
-replayed on recordings of particles that took the same strides, as `plan.py` does for `Prune`. Per
+Under a deterministic sampler a particle's path does not depend on the others: plans with strides
+are replayed on recordings of particles that took the same strides, as `plan.py` does without. Per
 kind of draft the table has what its images are worth, how soon its previews know (Spearman with the
-final reward of the same particle), and the best plans at each budget. `Draft.for_compute` was
-chosen here.
+final reward of the same particle), and the best plans at each budget. The plan of
+`Prune.for_compute(..., drafts=True)` was chosen here.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ import common
 import numpy as np
 import torch
 from methods import GUIDANCE, STEPS, halved
+from methods_settings import recorded
 from plan import replay
 from scipy import stats
 from tqdm.auto import tqdm
 
 import steer
 from steer.core.types import Population, Search
-from steer.methods import Draft
+from steer.methods import Prune
 from steer.search.context import Context
+from steer.search.method import Method
 from steer.search.short_runs import run, short_grid
 
 
@@ -36,16 +38,12 @@ BUDGETS = (2, 4)
 
 
 @dataclass(frozen=True)
-class Sketch:
+class Sketch(Method):
     """All particles in strides up to step `first`, then step by step with every preview scored."""
 
     n: int
     first: int
     through: int
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         return self.n * (self.through - 1 + steps - self.first)
@@ -85,7 +83,7 @@ def record(
     return seen, last
 
 
-def plans(first: int, through: int, rows: int, most: int) -> Iterator[Draft]:
+def plans(first: int, through: int, rows: int, most: int) -> Iterator[Prune]:
     """Plans of one or two cuts, the first at `first`, each as wide as `rows` pay for."""
     for last in (None, first + 1, first + 2, first + 3):
         cuts = [first] if last is None else [first, last]
@@ -97,10 +95,10 @@ def plans(first: int, through: int, rows: int, most: int) -> Iterator[Draft]:
             widest = [
                 n
                 for n in range(keep[0] + 1, most + 1)
-                if Draft(n, keep, at, through).cost(STEPS) <= rows
+                if Prune(n, keep, at, through).cost(STEPS) <= rows
             ]
             if widest:
-                yield Draft(widest[-1], keep, at, through)
+                yield Prune(widest[-1], keep, at, through)
 
 
 def best_plans(
@@ -111,8 +109,8 @@ def best_plans(
     for budget in BUDGETS:
         rated = []
         for plan in plans(*kind, budget * STEPS, most):
-            rewards = replay(steer.Prune(plan.start, plan.keep, plan.at), previews, finals)
-            rated.append((float(rewards.mean()), repr(plan), plan.cost(STEPS)))
+            rewards = replay(plan, previews, finals)
+            rated.append((float(rewards.mean()), recorded(plan), plan.cost(STEPS)))
         rated.sort(reverse=True)
         best = [{"plan": p, "rows": c, "reward": round(r, 5)} for r, p, c in rated[:3]]
         found.append({"budget": budget, "plans": len(rated), "best": best})

@@ -58,7 +58,6 @@ SCHEDULERS = {
 }
 REASONS = {
     "needs a stochastic sampler": "no stochastic law",
-    "remembers the latents of earlier steps": "history of latents",
 }
 """What an error says, in few words; an error that none of these fits stops the study."""
 
@@ -87,10 +86,14 @@ def _of(method: Method, plain: Method | None = None, covers: str = "", note: str
 CASES: dict[str, Case] = {
     "BestOfN": _of(m.BestOfN(4), m.BestOfN(1)),
     "Prune": _of(m.Prune(4, (2, 1), (0.34, 0.67)), m.Prune(1, (1,), (0.5,))),
-    "Draft": _of(m.Draft(4, (2, 1), (0.5, 0.75), through=2), m.Draft(1, (), ())),
-    "Previews": _of(m.Previews((0.5,), n=2), m.Previews((0.5,))),
+    "Prune, strides=2": _of(
+        m.Prune(4, (2, 1), (0.5, 0.75), strides=2), m.Prune(1, (), (), strides=2), covers="Prune"
+    ),
     "Gate": _of(m.Gate(m.BestOfN(2), math.inf, 2), m.Gate(m.BestOfN(1), -math.inf)),
-    "StepGate": Case(lambda family: m.StepGate(2, _calibration(family), max_rounds=2)),
+    "Gate, with a calibration": Case(
+        lambda family: m.Gate(m.BestOfN(2), calibration=_calibration(family), max_rounds=2),
+        covers="Gate",
+    ),
     "Budget": _of(m.Budget(3, m.BestOfN(8)), m.Budget(1, m.BestOfN(1))),
     "Then": _of(m.Then(m.BestOfN(2), m.NoiseOptimization(2)), m.Then(m.BestOfN(1), m.BestOfN(1))),
     "NoiseSearch": _of(m.NoiseSearch(n=2, rounds=2), m.NoiseSearch(n=1, rounds=1)),
@@ -102,22 +105,22 @@ CASES: dict[str, Case] = {
     ),
     "NoiseOptimization": _of(m.NoiseOptimization(2, through=2)),
     "NoiseOptimization, zero-order": _of(
-        m.NoiseOptimization(2, through=2, gradient="zero-order", directions=2),
+        m.NoiseOptimization(2, through=2, gradient=m.ZeroOrder(directions=2)),
         covers="NoiseOptimization",
     ),
     "BestOfNGuidance": _of(m.BestOfNGuidance(3), m.BestOfNGuidance(1)),
     "LookaheadGuidance": _of(
         m.LookaheadGuidance(lookaheads=3, through=2), m.LookaheadGuidance(strength=0)
     ),
-    "GradientGuidance": _of(m.GradientGuidance(2), m.GradientGuidance(strength=0)),
-    "GradientGuidance, through the denoiser": _of(
-        m.GradientGuidance(2, through="denoiser"), covers="GradientGuidance"
-    ),
-    "GradientGuidance, recur=1": _of(m.GradientGuidance(recur=1), covers="GradientGuidance"),
     "Guide": _of(m.Guide(m.Prune(4, (2,), (0.5,))), m.Guide(m.BestOfN(1), strength=0)),
+    "Guide, through the denoiser": _of(
+        m.Guide(m.BestOfN(2), when=steer.between(0.4, 0.7), through="denoiser"), covers="Guide"
+    ),
     "SMC": _of(m.SMC(3)),
     "SMC, kernel='ddim'": _of(m.SMC(3, kernel="ddim"), covers="SMC"),
-    "GradientProposal": _of(m.SMC(2, proposal=m.GradientProposal()), note="as `SMC(proposal=...)`"),
+    "GradientProposal": _of(
+        m.SMC(2, proposal=m.GradientProposal()), covers="SMC", note="as `SMC(proposal=...)`"
+    ),
     "Beam": _of(m.Beam(2)),
     "Blockwise": _of(m.Blockwise(2, block=2)),
     "Tree": _of(m.Tree(4, batch=2)),
@@ -126,8 +129,13 @@ CASES: dict[str, Case] = {
 
 
 def exported() -> list[str]:
-    """The methods that steer has (and the proposal that only SMC can run)."""
-    return [name for name in m.__all__ if inspect.isclass(getattr(m, name))]
+    """The methods that steer has."""
+    found = {name: getattr(m, name) for name in m.__all__}
+    return [
+        name
+        for name, kind in found.items()
+        if inspect.isclass(kind) and not inspect.isabstract(kind) and issubclass(kind, Method)
+    ]
 
 
 def cases() -> dict[str, Case]:
@@ -136,7 +144,7 @@ def cases() -> dict[str, Case]:
     more = {
         name: _of(getattr(m, name).for_compute(4, STEPS), note="`for_compute(4)`")
         for name in exported()
-        if name not in covered and hasattr(getattr(m, name), "for_compute")
+        if name not in covered
     }
     return {**CASES, **more}
 
@@ -266,7 +274,7 @@ def same(family: str, method: Method) -> bool:
 
 
 def _calibration(family: str) -> steer.rewards.Calibration:
-    """For `StepGate`: twelve plain samples, of which every other fits the threshold."""
+    """For a gate: twelve plain samples, of which every other fits the threshold."""
     tiny = families()
     given = tiny.arguments(family, num_inference_steps=STEPS)
     del given["prompt"], given["generator"]

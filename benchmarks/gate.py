@@ -26,7 +26,6 @@ import steer
 from steer import Threshold
 from steer.core.errors import ThresholdError
 from steer.rewards import Calibration
-from steer.search.method import Method
 
 
 ALPHAS = (0.02, 0.05, 0.1, 0.2, 0.3)
@@ -54,7 +53,7 @@ def gate(pool: Pool, caption: int, tau: float, n: int) -> Outcome:
 
 
 def step_gate(pool: Pool, caption: int, calibration: Calibration, n: int) -> Outcome:
-    """`StepGate(n, calibration, max_rounds=POOL // n)`."""
+    """`Gate(BestOfN(n), calibration=calibration, max_rounds=POOL // n)`."""
     tau, finals = calibration.threshold.tau, pool.finals[caption]
     columns = [pool.steps.index(k) for k in calibration.steps]
     ended: list[int] = []
@@ -167,7 +166,7 @@ def averaged(pools: list[Pool], tau: float, policy: Policy) -> np.ndarray:
 def stepwise(
     pools: list[Pool], threshold: Threshold, alpha: float, n: int, splits: int
 ) -> np.ndarray | None:
-    """`StepGate(n)` per caption, over the calibrations that the caption had no part in."""
+    """That gate per caption, over the calibrations that the caption had no part in."""
     captions = len(pools[0].prompts)
     total, count = np.zeros((captions, len(MEASURES))), np.zeros((captions, 1))
     columns = list(range(len(pools[0].steps)))
@@ -223,13 +222,13 @@ def replayed(
 ) -> list[dict[str, Any]]:
     """Real runs of real methods beside their replay."""
     tau = calibration.threshold.tau
-    methods: list[tuple[Method, Policy]] = [
+    methods: list[tuple[steer.Gate, Policy]] = [
         (
             steer.Gate(steer.BestOfN(2), calibration.threshold, POOL // 2),
             lambda pool, c: gate(pool, c, tau, 2),
         ),
         (
-            steer.methods.StepGate(2, calibration, POOL // 2),
+            steer.Gate(steer.BestOfN(2), calibration=calibration, max_rounds=POOL // 2),
             lambda pool, c: step_gate(pool, c, calibration, 2),
         ),
     ]
@@ -244,7 +243,7 @@ def replayed(
             found = Outcome(out.report.chosen[0][1], ledger.denoiser_rows, ledger.reward_calls)
             lines.append(
                 {
-                    "method": type(method).__name__,
+                    "method": "Gate" if method.calibration is None else "StepGate",
                     "caption": c,
                     "run": vars(found),
                     "replay": vars(expected),

@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 import steer
+from steer.pipeline.previews import Previews
 from steer.rewards import Pilots
 
 
@@ -77,7 +78,7 @@ def record(guided: steer.Guided, prompts: list[str], seed: int) -> Pool:
     """Run the pool of every caption."""
     previews, finals, verdicts, grid = [], [], [], {}
     for i, prompt in enumerate(tqdm(prompts, desc=f"pool, seed {seed}")):
-        method = steer.methods.Previews(AT, POOL)
+        method = Previews(AT, POOL)
         out = guided(
             prompt, method=method, generator=generator(seed, i), output_type="latent", **CALL
         )

@@ -25,6 +25,7 @@ import common
 import torch
 import torch._inductor.config as inductor
 from methods_arms import BUDGETS, Pool, arms, slices
+from methods_settings import recorded
 from methods_show import show
 from safetensors.torch import save_file
 from torch import Tensor
@@ -61,7 +62,7 @@ class Unit:
     @property
     def key(self) -> tuple[str, float, str, int, int]:
         """What makes it the same work again."""
-        return self.name, self.compute, repr(self.method), self.batch, self.seed
+        return self.name, self.compute, recorded(self.method), self.batch, self.seed
 
 
 def plan(captions: int, seeds: int, pool: int, budgets: list[int]) -> list[Unit]:
@@ -137,7 +138,7 @@ def _lines(
     for k, verdict in enumerate(verdicts):
         yield {
             "method": unit.name,
-            "settings": repr(unit.method),
+            "settings": recorded(unit.method),
             "compute": unit.compute,
             "caption": first + k,
             "seed": unit.seed,
@@ -213,7 +214,7 @@ def main() -> None:
     prompts = steer.shapes.prompts("held_out", args.captions, seed=0)
     if not args.show:
         work(units, prompts, args.raw, args.device, args.compile)
-    today = {(n, float(c)): repr(m) for c in BUDGETS for n, m, _ in arms(c, STEPS)}
+    today = {(n, float(c)): recorded(m) for c in BUDGETS for n, m, _ in arms(c, STEPS)}
     print(show(args.raw, today, DOCS))
 
 

@@ -23,14 +23,16 @@ SHORT = "best-of-n, 8 steps"
 
 _PLANS: dict[str, Callable[[float, int], Method]] = {
     "prune": steer.Prune.for_compute,
-    "draft": steer.methods.Draft.for_compute,
+    "draft": lambda c, steps: steer.Prune.for_compute(c, steps, drafts=True),
     "guided pruning": lambda c, steps: steer.Guide(steer.Prune.for_compute(c, steps)),
     "guided drafts": lambda c, steps: steer.Guide(
-        steer.methods.Draft.for_compute(c, steps), when=steer.between(0.7, 0.95)
+        steer.Prune.for_compute(c, steps, drafts=True), when=steer.between(0.7, 0.95)
     ),
     "noise optimisation": steer.methods.NoiseOptimization.for_compute,
     "noise search": steer.methods.NoiseSearch.for_compute,
-    "gradient guidance": steer.methods.GradientGuidance.for_compute,
+    "gradient guidance": lambda c, steps: steer.Guide(
+        steer.BestOfN.for_compute(c, steps), when=steer.between(0.4, 0.7)
+    ),
     "best-of-n guidance": steer.methods.BestOfNGuidance.for_compute,
     "lookahead guidance": steer.methods.LookaheadGuidance.for_compute,
     "smc": steer.SMC.for_compute,
@@ -71,16 +73,11 @@ def fewer_steps(compute: float, steps: int) -> Method:
 
 
 @dataclass(frozen=True)
-class Short:
+class Short(Method):
     """The best of `n` images of `through` DDIM steps, evenly spread over the call's own."""
 
     n: int
     through: int
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image."""
@@ -101,16 +98,11 @@ def slices(pool: int, size: int = 32) -> list[Pool]:
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Method):
     """Particles `first` to `first + n`, plainly sampled and scored: best-of-N is read off them."""
 
     first: int
     n: int
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image."""

@@ -19,6 +19,7 @@ import common
 import torch
 from methods import BATCH, DOCS, IMAGES, STEPS, Unit, halved, run
 from methods_arms import BEST, arms
+from methods_settings import recorded
 from methods_show import between, read
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -77,7 +78,7 @@ def work(captions: int, raw: Path, device: str, compiled: bool = False) -> None:
 
     def missing(units: list[Unit]) -> bool:
         there = {(r["method"], r["settings"], r["caption"] // BATCH) for r in read(raw)}
-        return (units[0].name, repr(units[0].method), units[0].batch) not in there
+        return (units[0].name, recorded(units[0].method), units[0].batch) not in there
 
     todo = [units for units in plan(captions) if missing(units)]
     if not todo:
@@ -97,7 +98,7 @@ def work(captions: int, raw: Path, device: str, compiled: bool = False) -> None:
 def markdown(lines: list[dict[str, Any]]) -> str:
     """A row per method, differences paired by caption with best-of-N."""
     today = {
-        name: repr(method)
+        name: recorded(method)
         for units in plan(BATCH)
         for name, method in [(units[0].name, units[0].method)]
     }

@@ -33,7 +33,7 @@ STEPS, GUIDANCE = 20, 3.5
 FRAMES = {"chosen": ("tab:green", 1.0), "kept": ("black", 1.0), "dropped": ("lightgrey", 0.35)}
 SCENES: dict[str, Method] = {
     "prune": steer.Prune(6, (3, 2), (0.5, 0.65)),
-    "draft": steer.methods.Draft(8, (4, 2), (0.65, 0.7)),
+    "draft": steer.Prune(8, (4, 2), (0.65, 0.7), strides=4),
     "smc": steer.SMC(4),
     "beam": steer.methods.Beam(2, 2, when=steer.at(0.3, 0.5, 0.7, 0.9)),
     "tree": steer.methods.Tree(compute=5),

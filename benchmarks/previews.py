@@ -22,20 +22,17 @@ from tqdm.auto import tqdm
 import steer
 from steer.core.types import Population, Search
 from steer.search.context import Context
+from steer.search.method import Method
 
 
 STEPS, GUIDANCE = 20, 3.5
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watch(Method):
     """Sample `n` particles to the end and score their previews at every step on the way."""
 
     n: int
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         return self.n * steps

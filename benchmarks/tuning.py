@@ -21,7 +21,7 @@ from methods_arms import best_then_climb
 
 import steer
 from steer import at, between
-from steer.methods import NoiseOptimization
+from steer.methods import NoiseOptimization, Sphere
 from steer.search.method import Method
 
 
@@ -31,7 +31,7 @@ RAW = common.RESULTS / "tuning.jsonl"
 def _fitted(compute: int, **settings: Any) -> Method:
     """Noise optimisation with as many iterations as the budget pays for."""
     method = NoiseOptimization(**settings)
-    return replace(method, iterations=method.fitting(compute, STEPS))
+    return replace(method, iterations=method.iterations_for(compute, STEPS))
 
 
 def _reference(c: int) -> list[Method]:
@@ -41,8 +41,8 @@ def _reference(c: int) -> list[Method]:
 def _climb(c: int) -> list[Method]:
     return [
         _fitted(c),
-        _fitted(c, step=0.05),
-        _fitted(c, step=0.2),
+        _fitted(c, ascent=Sphere(step=0.05)),
+        _fitted(c, ascent=Sphere(step=0.2)),
         _fitted(c, through=6),
         _fitted(c, through=8),
         best_then_climb(c, STEPS),
@@ -72,7 +72,8 @@ def _moves(c: int) -> list[Method]:
 
 
 def _guidance(c: int) -> list[Method]:
-    pulled, led = steer.methods.BestOfNGuidance(c), steer.methods.GradientGuidance(c)
+    pulled = steer.methods.BestOfNGuidance(c)
+    led = steer.Guide(steer.BestOfN(c), when=between(0.4, 0.7))
     return [
         led,
         replace(led, strength=0.05),
@@ -93,7 +94,7 @@ def _guide(c: int) -> list[Method]:
 
 
 def _draft(c: int) -> list[Method]:
-    base = steer.methods.Draft.for_compute(c, STEPS)
+    base = steer.Prune.for_compute(c, STEPS, drafts=True)
     windows = [(0.7, 0.95, 0.1), (0.65, 0.95, 0.1), (0.7, 1.0, 0.1), (0.7, 0.95, 0.2)]
     led = [steer.Guide(base, x, between(low, high)) for low, high, x in windows]
     return [

@@ -138,9 +138,9 @@ def sample(
     apart = ("prompts", "out", "prompts_file", "method_args")
     options = {k: v for k, v in locals().items() if k not in (*apart, "apart")}
     with bad_input():
-        from steer.methods.written import written
+        from steer.methods.text import method_option
 
-        options["method"] = written(method, method_args)
+        options["method"] = method_option(method, method_args)
         texts = (*(prompts or ()), *_lines(prompts_file))
         if not texts:
             raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')

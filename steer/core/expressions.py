@@ -15,6 +15,7 @@ _JOINS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
 }
+_WRITTEN_CALL = re.compile(r"\s*\(*\s*[A-Za-z][\w-]*\s*\(.*\)\s*", re.S)
 _CALLED = re.compile(r"'[^']*'|\"[^\"]*\"|[A-Za-z][\w-]*[A-Za-z](?=\s*\()")
 
 
@@ -45,16 +46,51 @@ class Grammar:
             ValueError: An unknown name, something that is not a literal, or arguments that do not
                 fit; the message says which and what there is.
         """
-        source = _CALLED.sub(lambda m: m[0] if m[0][0] in "'\"" else self.name(m[0], text), text)
-        try:
-            node = ast.parse(source.strip(), mode="eval").body
-        except SyntaxError as error:
-            raise ValueError(
-                f"{self.what}={text!r}: cannot be read ({error.msg}); {self.hint}"
-            ) from error
+        node = self._parsed(text)
         if not isinstance(node, ast.Call) or getattr(node.func, "id", None) not in self.outermost:
             raise ValueError(f"{self.what}={text!r}: not a {self.what}; {self.hint}")
         return self._build(node, text)
+
+    def of_mapping(self, call: Mapping[str, Any]) -> Any:
+        """The object that `{name: {argument: value}}` describes, as YAML gives it.
+
+        Values are themselves such mappings, text that is written like a call, or literals.
+
+        Raises:
+            ValueError: As for `read`, or a mapping that is no call.
+        """
+        if not self.is_call(call):
+            raise ValueError(f"{self.what}={call!r}: must be one name with its arguments")
+        ((written, arguments),) = call.items()
+        name, text = self.name(written, str(dict(call))), str(dict(call))
+        if name not in self.outermost:
+            raise ValueError(f"{self.what}={text!r}: not a {self.what}; {self.hint}")
+        return self._of_call(name, arguments, text)
+
+    @staticmethod
+    def is_call(value: Any) -> bool:
+        """Whether a value is `{name: {argument: value}}`, or `{name: None}` for no arguments."""
+        if not isinstance(value, Mapping) or len(value) != 1:
+            return False
+        ((name, arguments),) = value.items()
+        return isinstance(name, str) and (arguments is None or isinstance(arguments, Mapping))
+
+    def _of_call(self, name: str, arguments: Mapping[str, Any] | None, text: str) -> Any:
+        options = {str(k): self._of_value(v, text) for k, v in (arguments or {}).items()}
+        return self._call(self.known[name], text, [], options)
+
+    def _of_value(self, value: Any, text: str) -> Any:
+        if self.is_call(value):
+            ((written, arguments),) = value.items()
+            return self._of_call(self.name(written, text), arguments, text)
+        if isinstance(value, Mapping):
+            raise ValueError(
+                f"{self.what}={text!r}: {value!r} is no argument; what stands inside is written as "
+                "{name: {argument: value}}"
+            )
+        if isinstance(value, str) and _WRITTEN_CALL.fullmatch(value):
+            return self._value(self._parsed(value), value)
+        return value
 
     def name(self, written: str, text: str) -> str:
         """The known name that is meant. Raises ValueError, with a suggestion, for an unknown."""
@@ -65,6 +101,16 @@ class Grammar:
             guess = f"did you mean {names[near[0]]}? " if near else ""
             raise ValueError(f"{self.what}={text!r}: {written!r} is unknown; {guess}{self.hint}")
         return found
+
+    def _parsed(self, text: str) -> ast.expr:
+        """The syntax tree of an expression, every name in it spelled as it is known."""
+        source = _CALLED.sub(lambda m: m[0] if m[0][0] in "'\"" else self.name(m[0], text), text)
+        try:
+            return ast.parse(source.strip(), mode="eval").body
+        except SyntaxError as error:
+            raise ValueError(
+                f"{self.what}={text!r}: cannot be read ({error.msg}); {self.hint}"
+            ) from error
 
     def _build(self, node: ast.Call, text: str) -> Any:
         if not isinstance(node.func, ast.Name):

@@ -29,7 +29,6 @@ from steer.driver.solver_state import (
 
 _HISTORY = ("model_outputs", "ets", "derivatives", "prev_derivative", "last_sample", "sample")
 _RESTARTS = ("lower_order_nums", "order_list")  # solvers that begin again at order one anywhere
-_ANCHORS = ("ets", "derivatives", "prev_derivative", "last_sample", "sample")
 
 
 class Solver:
@@ -212,14 +211,6 @@ class Solver:
             )
         if any(self._slot(i) is None for i in ids):
             self.check(self.plain_rows + 1)
-
-    @property
-    def anchored(self) -> bool:
-        """Whether it remembers latents or derivatives, so that its latents must not be changed.
-
-        Solvers that remember clean predictions only (DPM++) step from any latents.
-        """
-        return any(hasattr(self._inner, name) for name in _ANCHORS)
 
     def _remembers(self) -> bool:
         return any(hasattr(self._inner, name) for name in _HISTORY)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from steer.core.files.atomic import plain
-from steer.methods.parse import is_bare
+from steer.methods.text import Written, is_bare
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Job:
         reward: A reward's name, or weights as in `"hpsv2=0.7,clip:ViT-B-32:openai=0.3"`.
         compute: Denoiser rows in plain calls; 4 when left out, but for a method written out,
             which has its own.
-        method: As in `"Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"`; None is the default.
+        method: As in `"Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"`, or as YAML has it,
+            `{"Prune": {"start": 8}}`; None is the default.
         judge: A held-out reward to report beside the optimised one.
         steps: Denoising steps; None is the pipeline's own default.
         guidance_scale: None is the pipeline's own default.
@@ -38,7 +39,7 @@ class Job:
     pipeline: str = "shapes"
     reward: str = "shapes"
     compute: float | None = None
-    method: str | None = None
+    method: Written | None = None
     judge: str | None = None
     steps: int | None = None
     guidance_scale: float | None = None

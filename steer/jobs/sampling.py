@@ -22,7 +22,7 @@ from steer.driver.denoisers.blend import cost as blend_cost
 from steer.jobs.device import usable_device
 from steer.jobs.job import Job
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
-from steer.methods.parse import parse_method
+from steer.methods.text import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
 from steer.rewards import registry

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from steer.methods.default import for_compute
 from steer.methods.guidance.best_of_n import BestOfNGuidance
-from steer.methods.guidance.gradient import GradientGuidance
 from steer.methods.guidance.guide import Guide
 from steer.methods.guidance.lookahead import LookaheadGuidance
+from steer.methods.noise.ascent import ReNO, Sphere, ZeroOrder
 from steer.methods.noise.optimization import NoiseOptimization
 from steer.methods.noise.search import NoiseSearch
 from steer.methods.particles.beam import Beam
@@ -16,12 +16,10 @@ from steer.methods.particles.smc import SMC
 from steer.methods.particles.tree import Tree
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.budget import Budget
-from steer.methods.selection.draft import Draft
 from steer.methods.selection.gate import Gate
-from steer.methods.selection.previews import Previews
 from steer.methods.selection.prune import Prune
-from steer.methods.selection.step_gate import StepGate
 from steer.methods.selection.then import Then
+from steer.search.method import Method
 
 
 __all__ = [
@@ -30,19 +28,19 @@ __all__ = [
     "BestOfNGuidance",
     "Blockwise",
     "Budget",
-    "Draft",
     "Gate",
-    "GradientGuidance",
     "GradientProposal",
     "Guide",
     "LookaheadGuidance",
+    "Method",
     "NoiseOptimization",
     "NoiseSearch",
-    "Previews",
     "Prune",
+    "ReNO",
     "SMC",
-    "StepGate",
+    "Sphere",
     "Then",
     "Tree",
+    "ZeroOrder",
     "for_compute",
 ]

@@ -299,7 +299,8 @@ def check_effort(method: Any, compute: Any) -> None:
     if method is not None and not isinstance(method, Method):
         raise ValueError(
             f"method={method!r}: unknown; pass a method such as steer.BestOfN(4), steer.Prune() or "
-            "steer.Gate(steer.BestOfN(4), threshold=0.6)"
+            "steer.Gate(steer.BestOfN(4), threshold=0.6); one of your own has steer.methods.Method "
+            "as its base class"
         )
     if method is not None and compute is not None:
         raise ValueError(

@@ -13,19 +13,16 @@ from steer.core.types import Population, wide
 from steer.rewards.thresholds.scores import identity
 from steer.search.context import Context
 from steer.search.lookahead import LookaheadSet, look_ahead
+from steer.search.method import Method
 
 
 @dataclass(frozen=True)
-class _LookAhead:
+class _LookAhead(Method):
     """A method that looks ahead, keeps what it saw, and returns the best of it."""
 
     n: int
     through: int
     found: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False)
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         return self.n * min(self.through, steps)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from steer.core.errors import ThresholdError
-from steer.methods.selection.previews import Previews
+from steer.pipeline.previews import Previews
 from steer.rewards.combine.weighted import check_absolute
 from steer.rewards.thresholds.conformal import Calibration, Pilots, pilots_needed
 from steer.rewards.thresholds.scores import identity
@@ -95,11 +95,12 @@ def calibrate(
     batch: int = 1,
     **call: Any,
 ) -> Calibration:
-    """Pilot runs, and the cuts for `StepGate` that they support.
+    """Pilot runs, and the cuts for `Gate(calibration=...)` that they support.
 
         calibration = steer.calibrate(guided, prompts, threshold=0.6, num_inference_steps=20)
         calibration.save("calibration.json")
-        guided(prompt, method=steer.methods.StepGate(4, calibration), num_inference_steps=20)
+        method = steer.Gate(steer.BestOfN(4), calibration=calibration)
+        guided(prompt, method=method, num_inference_steps=20)
 
     Args:
         threshold: A reward, a `Threshold` that was not fitted on these pilots, or its path.

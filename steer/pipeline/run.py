@@ -99,7 +99,7 @@ class Run:
         """Whether one lane runs once from the first step to the last, as in a plain call."""
         lane = self.lane_width
         once = self.method.populations == (lane,) and self.method.cost(steps) == lane * steps
-        return once and self.models is None and not getattr(self.method, "reorders", False)
+        return once and self.models is None and not self.method.reorders
 
     def _who(self) -> str:
         return repr(self.method) if self.models is None else "a call with tuned weights"

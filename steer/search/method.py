@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import inspect
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
 
+from steer.core.checks import plain_calls
 from steer.core.types import Population, Search
 from steer.search.context import Context
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A search: a frozen dataclass whose repr is its reproducible configuration."""
+class Method(ABC):
+    """A search over particles. A method is a frozen dataclass with this base class.
+
+    Its repr is its reproducible configuration. Every method has a `cost` and a `__call__` of its
+    own; what else the pipeline asks for has a default here.
+
+    Attributes:
+        n: Particles per returned image, for methods that have such a number.
+        reorders: Whether rows change places between steps; caches of activations per row cannot
+            follow then.
+    """
+
+    n: Any
+    reorders: ClassVar[bool] = False
 
     @property
     def populations(self) -> tuple[int, ...]:
-        """Every population size that it runs at, per returned image, the first one first.
+        """How many particles per returned image run side by side, in every phase of the search.
 
-        Lanes whose width divides all of them waste no denoiser rows.
+        The first entry is the number that the search starts with. By default that is `n`, from the
+        first step to the last. The lane width is chosen to divide all entries where it can.
         """
-        ...
+        return self.n if isinstance(self.n, tuple) else (self.n,)
 
+    @property
+    def draws(self) -> int:
+        """Particles per returned image that are drawn in all, at most.
+
+        More than the first population where later rounds draw further ones.
+        """
+        return self.populations[0]
+
+    @abstractmethod
     def cost(self, steps: int) -> int:
-        """Denoiser rows per returned image, at most; a plain call costs `steps`."""
-        ...
+        """Denoiser rows per returned image, at most; a plain call costs `steps`.
 
+        A row that is differentiated counts two more.
+        """
+
+    @abstractmethod
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Search from `start` and return the winners.
 
@@ -36,4 +64,54 @@ class Method(Protocol):
             The winners: `ctx.images` rows per prompt of `start`, best first where they were
             selected, in their own order where nothing was.
         """
-        ...
+
+    @classmethod
+    def for_compute(cls, compute: float, steps: int) -> Self:
+        """The method as large as `compute` plain calls of `steps` steps pay for.
+
+        The default is for methods that cost `n * steps` and need nothing but `n`.
+
+        Raises:
+            ValueError: `compute` below 1, or a method whose arguments have to be written out.
+        """
+        plain_calls(compute)
+        names = inspect.signature(cls).parameters
+        needed = [name for name, value in names.items() if value.default is value.empty]
+        if next(iter(names), None) != "n" or needed not in ([], ["n"]):
+            raise ValueError(
+                f"{cls.__name__}: compute does not say what it is made of; write its arguments out "
+                f"({', '.join(names)}), as in 'Gate(BestOfN(4), threshold=0.6)'"
+            )
+        made: Any = cls
+        return made(math.floor(compute + 1e-9))
+
+
+class Around(Method):
+    """A method that runs another one, with its populations.
+
+    Attributes:
+        method: The one inside.
+    """
+
+    method: Method
+
+    @property
+    def populations(self) -> tuple[int, ...]:
+        """Population sizes of the method inside."""
+        return self.method.populations
+
+    @property
+    def draws(self) -> int:
+        """Particles per returned image that the method inside draws."""
+        return self.method.draws
+
+    @property
+    def reorders(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the method inside changes the places of rows."""
+        return self.method.reorders
+
+
+def check_method(name: str, value: object, example: str) -> None:
+    """Raise ValueError unless `value` is a method."""
+    if not isinstance(value, Method):
+        raise ValueError(f"{name}={value!r}: must be a method; write {example}")

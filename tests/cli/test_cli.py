@@ -22,7 +22,7 @@ from steer.core.files.record import Run
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.methods import BestOfN, Gate, Prune
-from steer.methods.parse import parse_method
+from steer.methods.text import parse_method
 from steer.rewards import register_reward
 from steer.rewards.function import FunctionReward
 from steer.rewards.parse import parse_reward

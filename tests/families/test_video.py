@@ -13,9 +13,10 @@ from torch import Tensor
 import steer
 from families import arguments, build, redness, seeded, shared
 from steer.core.errors import RewardError, UnsupportedPipelineError
+from steer.core.when import at
 from steer.driver.decode import decode
 from steer.driver.timeline import Levels
-from steer.methods import BestOfN, GradientGuidance, NoiseOptimization, Prune
+from steer.methods import BestOfN, Guide, NoiseOptimization, Prune
 from steer.pipeline.guided import guided
 from steer.rewards import PerFrame
 from steer.rewards.function import FunctionReward
@@ -112,7 +113,7 @@ def test_thumbnails_show_the_middle_frame() -> None:
     assert np.array_equal(single.report.trace.images[0, 0, -1], middle)
 
 
-@pytest.mark.parametrize("method", [GradientGuidance(strength=0.3), NoiseOptimization(3)])
+@pytest.mark.parametrize("method", [Guide(BestOfN(1), 0.3, at(1, 2)), NoiseOptimization(3)])
 def test_gradients_raise_the_reward(method: Any) -> None:
     pipe = shared("wan")
     (plain,) = guided(pipe, reddish, method=BestOfN(1))(**arguments("wan")).rewards

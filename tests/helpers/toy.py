@@ -44,6 +44,7 @@ from steer.core.types import Population
 from steer.driver.grid import Schedule, prediction_of
 from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
+from steer.search.method import Method
 
 
 SPAN = 16.0
@@ -276,16 +277,12 @@ def on_points(function: Callable[[Tensor], Tensor], dim: int = 1) -> FunctionRew
 
 
 @dataclass(frozen=True)
-class _Whole:
+class _Whole(Method):
     """A method that keeps what a search returned, and hands the pipeline its first rows."""
 
     search: Callable[..., Any]
     n: int
     found: list[Any]
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         return self.n * steps

@@ -16,14 +16,14 @@ from toy import SCHEDULERS, Mixture, Toy, gaussian_chain, on_points, points, run
 
 from steer.core.ddim import ddim, snr_ratio
 from steer.core.resampling import log_mean_exp, normalised
-from steer.core.types import Population, Step
+from steer.core.types import Population, Query, Step
 from steer.core.when import at, between, every
 from steer.methods import (
     SMC,
     BestOfN,
     BestOfNGuidance,
-    GradientGuidance,
     GradientProposal,
+    Guide,
     LookaheadGuidance,
 )
 from steer.pipeline.guided import guided
@@ -101,7 +101,7 @@ def test_the_gap_closes_by_exactly_the_pull(scheduler: str, eta: float) -> None:
         for step in ctx.steps:
             output = yield from ctx.denoise(now, step)
             if step.index == 3:
-                pulled = method._pulled(ctx, now, step, output, method._pulls(ctx)[3])
+                pulled = method._pull(ctx, now, step, output, method._pulls(ctx)[3])
                 plain = solver.copy().step(step, now.x, output, now.ids)
                 moved = solver.step(step, now.x, pulled, now.ids)
                 x0 = step.x0(now.x, output)
@@ -213,7 +213,7 @@ def test_the_gradient_at_x0_equals_finite_differences() -> None:
 @pytest.mark.parametrize("through", ["x0", "denoiser"])
 def test_the_shift_of_a_guided_step(scheduler: str, through: Any) -> None:
     """x0 moves by `strength` of its norm along the gradient that finite differences give."""
-    method = GradientGuidance(1, strength=0.07, through=through)
+    method = Guide(BestOfN(1), strength=0.07, through=through)
 
     def search(ctx: Any, start: Population) -> Any:
         now, solver = start, ctx.solver(start)
@@ -222,12 +222,12 @@ def test_the_shift_of_a_guided_step(scheduler: str, through: Any) -> None:
             now = now.at(solver.step(step, now.x, output, now.ids))
         step = ctx.steps[4]
         plain = yield from ctx.denoise(now, step)
-        moved = yield from method._guided(ctx, now, step)
+        moved = yield from method._answer(ctx, Query(now.x, step, ids=now.ids))
         return step, now.x.flatten(1), step.x0(now.x, plain), step.x0(now.x, moved)
 
     reward = on_points(wavy, 2)
     pipe = Toy(PLANE, scheduler, torch.float64)
-    (step, x, x0, changed), _ = run(pipe, search, 5, reward, steps=8)
+    (step, x, x0, changed), _ = run(pipe, search, 5, reward, steps=8, width=5)
     x0, changed = x0.flatten(1), changed.flatten(1)
     alpha, sigma = (torch.full((5,), v, dtype=torch.float64) for v in (step.alpha, step.sigma))
     of_noisy = lambda x: wavy(PLANE.posterior_mean(x, alpha, sigma))  # noqa: E731
@@ -348,9 +348,9 @@ def mean_reward(method: Any, scheduler: str = "ddim", mixture: Mixture = TWO) ->
 @pytest.mark.parametrize(
     "method",
     [
-        GradientGuidance(1, strength=0.2, when=between(0.2, 0.9)),
-        GradientGuidance(1, strength=0.2, when=between(0.2, 0.9), through="denoiser"),
-        GradientGuidance(1, strength=0.4, when=between(0.2, 0.9), inner=3, schedule="noise"),
+        Guide(BestOfN(1), 0.2, between(0.2, 0.9)),
+        Guide(BestOfN(1), 0.2, between(0.2, 0.9), through="denoiser"),
+        Guide(BestOfN(1), 0.4, between(0.2, 0.9), inner=3, schedule="noise"),
         LookaheadGuidance(1, lookaheads=2, through=5, lam=3.0, when=between(0.0, 0.8)),
     ],
 )
@@ -361,14 +361,7 @@ def test_the_reward_rises(method: Any, scheduler: str) -> None:
     assert better > plain + 0.5
 
 
-def test_recurrence_and_best_of_n_guidance_raise_the_mean() -> None:
-    plain, _ = mean_reward(BestOfN(1), mixture=GAUSSIAN)
-    once, _ = mean_reward(GradientGuidance(1, strength=0.2), mixture=GAUSSIAN)
-    method = GradientGuidance(1, strength=0.2, recur=3)
-    again, report = mean_reward(method, mixture=GAUSSIAN)
-    assert once > plain + 0.05 and again > once + 0.05
-    assert report.ledger.denoiser_rows == 40 * method.cost(20)
-
+def test_best_of_n_guidance_raises_the_mean() -> None:
     def everyone(pull: float) -> float:
         method = BestOfNGuidance(8, pull=pull)
         reward = on_points(lambda x: -((x[:, 0] - 1.6) ** 2))
@@ -382,9 +375,9 @@ def test_recurrence_and_best_of_n_guidance_raise_the_mean() -> None:
 
 def test_work_is_counted_as_it_is_done() -> None:
     for method, decodes, backward in [
-        (GradientGuidance(3, when=at(1, 4), inner=2), 3 * 4, 0),
-        (GradientGuidance(3, when=at(1, 4), through="denoiser", recur=1), 3 * 4, 3 * 4),
-        (GradientGuidance(3, when=at(0), through="denoiser"), 3, 3),
+        (Guide(BestOfN(3), when=at(1, 4), inner=2), 3 * 4, 0),
+        (Guide(BestOfN(3), when=at(1, 4), through="denoiser"), 3 * 2, 3 * 2),
+        (Guide(BestOfN(3), when=at(0), through="denoiser"), 3, 3),
         (BestOfNGuidance(3, when=at(2, 3)), 3 * 2, 0),
         (LookaheadGuidance(3, lookaheads=6, through=4), 6, 0),
         (LookaheadGuidance(3, lookaheads=1, through=4, when=at(0)), 1, 0),
@@ -396,4 +389,6 @@ def test_work_is_counted_as_it_is_done() -> None:
         assert pipe.denoiser.rows == ledger.denoiser_rows
         assert pipe.vae.decodes == ledger.decodes == ledger.reward_calls == 2 * (decodes + 3)
         assert ledger.backward_rows == 2 * backward
-        assert ledger.equivalent_rows == 2 * method.cost(8), method
+        if not backward:  # else the cost is the most that it may be
+            assert ledger.equivalent_rows == 2 * method.cost(8), method
+        assert ledger.equivalent_rows <= 2 * method.cost(8), method

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from steer.core.sphere import angles, radius, tangent
 from steer.core.types import Population, Search, Step
-from steer.methods.noise.ascent import ReNOAscent, SphereAscent
+from steer.methods.noise.ascent import ReNO, Sphere
 from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
 from steer.search.context import Context
+from steer.search.method import Method
 from steer.search.short_runs import probe, short_grid, slope
 from steer.search.starts import Starts
 
@@ -30,10 +31,10 @@ def curved(images: Tensor, prompts: Sequence[str]) -> Tensor:
 CURVED = FunctionReward(curved, differentiable=True, needs_prompt=False)
 
 
-class Ask:
+class Ask(Method):
     """A method that asks for one gradient, keeps it, and gives up."""
 
-    populations = (3,)
+    n = 3
 
     def __init__(self, through: int | None, checkpoint: bool = False) -> None:
         self.through, self.checkpoint = through, checkpoint
@@ -228,11 +229,11 @@ def test_sphere_ascent_finds_the_optimum_of_a_linear_reward() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 50, generator=generator, dtype=torch.float64)
     a = torch.randn(50, generator=generator, dtype=torch.float64)
-    move, r = SphereAscent(0.1, 0.7), x.norm(dim=1)
+    ascent, start, velocity, r = Sphere(0.1, 0.7), x, None, x.norm(dim=1)
     values = []
     for _ in range(60):
         values.append(x @ a)
-        x = move(x, a.expand_as(x))
+        x, velocity = ascent.move(x, a.expand_as(x), velocity, start, 1.0)
     torch.testing.assert_close(x.norm(dim=1), r)
     assert (torch.stack(values).amax(0) > 0.98 * r * a.norm()).all()
 
@@ -243,8 +244,8 @@ def test_reno_equals_torch_sgd_on_the_published_loss() -> None:
     z = torch.randn(2, 30, generator=generator, dtype=torch.float64)
     a = torch.randn(30, generator=generator, dtype=torch.float64)
     scale = 14.6
-    move = ReNOAscent(step=5.0, momentum=0.9, clip=0.1, weight=0.01, scale=scale)
-    x = scale * z
+    ascent, velocity = ReNO(step=5.0, momentum=0.9, clip=0.1, weight=0.01), None
+    x = start = scale * z
 
     def reward(unit: Tensor) -> Tensor:
         return 0.05 * torch.tanh(unit @ a)
@@ -254,7 +255,7 @@ def test_reno_equals_torch_sgd_on_the_published_loss() -> None:
     for _ in range(6):
         leaf = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(reward(leaf / scale).sum(), leaf)
-        x = move(x, gradient)
+        x, velocity = ascent.move(x, gradient, velocity, start, scale)
         for parameter, optimizer in zip(parameters, optimizers, strict=True):
             optimizer.zero_grad()
             norm = parameter.norm()

@@ -13,7 +13,8 @@ import torch
 
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("methods_diversity", "methods", "methods_show", "methods_arms", "common")
+STUDY = ("methods_diversity", "methods", "methods_show", "methods_arms", "methods_settings")
+MODULES = (*STUDY, "common")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_distances_are_between_the_seeds_of_one_caption(study: Any) -> None:
 
 
 def test_the_table_by_hand(study: Any) -> None:
-    arms = {units[0].name: repr(units[0].method) for units in study.plan(16)}
+    arms = {units[0].name: study.recorded(units[0].method) for units in study.plan(16)}
     lines = [
         {
             "method": name,

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from steer.search.method import Method
+
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +22,7 @@ def study() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
         yield importlib.import_module("methods_show"), importlib.import_module("methods_arms")
-        for name in ("methods_show", "methods_arms", "common"):
+        for name in ("methods_show", "methods_arms", "methods_settings", "common"):
             sys.modules.pop(name, None)
 
 
@@ -71,16 +73,25 @@ def test_every_method_has_an_arm_within_its_budget(study: Any) -> None:
     import steer
 
     at_eight = {type(method) for _, method, _ in arms.arms(8, 20)}
-    searches = {
-        getattr(steer.methods, name)
-        for name in steer.methods.__all__
-        if hasattr(getattr(steer.methods, name), "for_compute")
-    }
-    assert searches - at_eight == set()
+    exported = {getattr(steer.methods, name) for name in steer.methods.__all__}
+    searches = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, Method)}
+    assert searches - at_eight == {Method, steer.BestOfN, steer.Gate, steer.Budget}
     for compute in (2, 4, 7, 8, 16):
         for name, method, _ in arms.arms(compute, 20):
             again = 20 if isinstance(method, steer.Then) else 0  # its start is finished already
             assert method.cost(20) - again <= 20 * compute, name
+
+
+def test_committed_results_are_those_of_todays_methods(study: Any) -> None:
+    """Whatever a method is called today, its results are found by what they were measured as."""
+    _, arms = study
+    recorded = importlib.import_module("methods_settings").recorded
+    lines = (ROOT / "benchmarks" / "results" / "methods.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    measured = {(row["method"], row["compute"], row["settings"]) for row in rows}
+    for compute in (2, 4, 7, 8, 16):
+        for name, method, _ in arms.arms(compute, 20):
+            assert (name, float(compute), recorded(method)) in measured, (name, compute)
 
 
 def test_show_writes_the_table_the_answers_and_the_plots(study: Any, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from steer.core.seeds import row_seed
 from steer.jobs.compare.config import Arm, Comparison
 from steer.jobs.compare.store import Unit
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
-from steer.methods.parse import is_bare, parse_method
 from steer.methods.selection.best_of_n import BestOfN
+from steer.methods.text import is_bare, parse_method
 from steer.pipeline.guided import guided
 from steer.rewards import registry
 from steer.rewards.parse import parse_reward

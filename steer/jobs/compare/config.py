@@ -14,7 +14,7 @@ from typing import Any
 
 from steer.core.checks import near
 from steer.core.errors import ComparisonError
-from steer.methods.parse import is_bare
+from steer.methods.text import is_bare
 from steer.rewards.parse import parse_reward
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from steer.core.checks import plain_calls, positive, predicate, whole
+from steer.core.checks import positive, predicate, whole
 from steer.core.sphere import radius
 from steer.core.types import Population, Search, Step, wide
 from steer.core.when import When, at, between
 from steer.methods.selection.best_of_n import BestOfN
 from steer.search.context import Context
 from steer.search.guidance import apart, reach, shifted, window
+from steer.search.method import Method
 
 
 _EXAMPLE = "BestOfNGuidance(4, pull=0.9, when=between(0.4, 0.44))"
@@ -21,7 +21,7 @@ _USUAL = between(0.4, 0.44) | at(0.4)
 
 
 @dataclass(frozen=True)
-class BestOfNGuidance:
+class BestOfNGuidance(Method):
     """Sample `n` particles; in a short window pull all towards the one with the best x0 preview.
 
     BoNG (aailab-kaist/BoNG, NeurIPS 2026). At every step of the window
@@ -59,17 +59,6 @@ class BestOfNGuidance:
             raise ValueError(f"pull={self.pull!r}: a share of the gap, at most 1")
         predicate(self.when, _EXAMPLE)
 
-    @classmethod
-    def for_compute(cls, compute: float, steps: int) -> BestOfNGuidance:
-        """As many particles as `compute` plain calls pay for. Raises ValueError below 1."""
-        plain_calls(compute)
-        return cls(math.floor(compute + 1e-9))
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return (self.n,)
-
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image."""
         return self.n * steps
@@ -83,7 +72,7 @@ class BestOfNGuidance:
         for step in ctx.steps:
             output = yield from ctx.denoise(now, step)
             if step.index in pulls:
-                output = self._pulled(ctx, now, step, output, pulls[step.index])
+                output = self._pull(ctx, now, step, output, pulls[step.index])
             now = now.at(solver.step(step, now.x, output, start.ids))
         return ctx.winners(now)
 
@@ -97,7 +86,7 @@ class BestOfNGuidance:
         each = 1 - (1 - self.pull) ** (1 / len(live))
         return {index: each / share for index, share in live.items()}
 
-    def _pulled(
+    def _pull(
         self, ctx: Context, now: Population, step: Step, output: Tensor, scale: float
     ) -> Tensor:
         """The output whose x0 has moved by `scale` times the gap to the best one's."""

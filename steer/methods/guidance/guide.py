@@ -1,20 +1,32 @@
-"""Any search with its answers moved up the reward's gradient on the way."""
+"""Guidance by the reward's gradient: any search with its answers moved up the reward on the way."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
-from steer.core.checks import positive, predicate
+from steer.core.checks import one_of, positive, predicate, whole
+from steer.core.errors import UnsupportedPipelineError
 from steer.core.sphere import radius, unit
-from steer.core.types import Population, Query, Search, wide
+from steer.core.types import Population, Query, Search, Step, wide
 from steer.core.when import When, between
-from steer.methods.selection.gate import draws
 from steer.methods.selection.prune import Prune
+from steer.rewards.thresholds.conformal import noise_share
 from steer.search.context import Context
-from steer.search.guidance import apart, check_gradient, reward_gradient, shifted, window
-from steer.search.method import Method
+from steer.search.guidance import (
+    apart,
+    check_finite,
+    check_gradient,
+    largest,
+    reward_gradient,
+    shifted,
+    window,
+)
+from steer.search.method import Around, Method, check_method
+from steer.search.short_runs import Asking
 
 
 _USUAL = between(0.5, 0.95)
@@ -22,66 +34,81 @@ _EXAMPLE = "Guide(Prune(8, (4, 2), (0.5, 0.65)), strength=0.1, when=between(0.5,
 
 
 @dataclass(frozen=True)
-class Guide:
+class Guide(Around):
     """Run `method`, and guide what it samples: selection and gradient in one trajectory.
 
     Every model output that the method is answered at the steps `when` implies a clean prediction
-    that is moved up the reward first,
+    x0, which is moved up the reward's gradient first:
 
         x0 <- x0 + strength * |x0| * g / |g|,    g = grad r(decode(x0))
 
-    as `GradientGuidance` does (MPGD, He et al. 2024, arXiv:2311.16424): the denoiser is never
-    differentiated, and no denoiser call is added. `Guide(BestOfN(n), ...)` is
-    `GradientGuidance(n, ...)`; around `Prune` only particles that are worth it are guided, since
-    the usual window opens when half of the steps are done and the first cut has been made.
+    The changed x0 goes to the pipeline's own solver as the model output that implies it. The
+    gradient's length is dropped, so `strength` means the same for every reward and model. Around
+    `Prune` only particles that are worth it are guided, since the usual window opens when half of
+    the steps are done and the first cut has been made; `Guide(BestOfN(n))` guides all.
 
-    Calls that the method differentiates itself are answered as they are. As with every gradient,
-    watch a `judge`.
+    `through="x0"` differentiates decoder and reward, and never the denoiser: MPGD (He et al. 2024,
+    arXiv:2311.16424), at no further denoiser call. `through="denoiser"` takes the gradient with
+    respect to the noisy latents, through the denoiser: DPS (Chung et al. 2023, arXiv:2209.14687)
+    and the forward guidance of Bansal et al. 2023 (arXiv:2302.07121), at two more rows per guided
+    row and the memory of a training step.
+
+    A raw gradient finds adversarial images, which please the reward and nobody else: keep the
+    window short and the strength low, let several particles compete, watch a `judge`. Calls that
+    the method differentiates itself are answered as they are. A `Budget` goes around `Guide`:
+    inside, it does not see what the guidance costs.
 
     Args:
         method: Any method; it asks and selects as ever.
         strength: Length of the shift of x0, as a share of its norm; 0 guides nothing.
         when: Steps whose answers are guided.
+        through: What the gradient goes through.
+        inner: Gradient steps that share the length `strength` (x0 only); each decodes and scores.
+        schedule: `"constant"`, or `"noise"`: times sigma / sqrt(alpha^2 + sigma^2), less and less.
 
     Raises:
         ValueError: Arguments of the wrong kind; when called: a reward that only ranks candidates.
         RewardError: When called: the reward is not differentiable.
         GradientError: When called: a gradient that is not finite.
+        UnsupportedPipelineError: When called: no gradient comes back from the denoiser.
     """
 
     method: Method
     strength: float = 0.1
     when: When = _USUAL
+    through: Literal["x0", "denoiser"] = "x0"
+    inner: int = 1
+    schedule: Literal["constant", "noise"] = "constant"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.method, Method):
-            raise ValueError(f"method={self.method!r}: must be a method; write {_EXAMPLE}")
+        check_method("method", self.method, _EXAMPLE)
         positive("strength", self.strength, zero=True, none=False)
         predicate(self.when, _EXAMPLE)
+        one_of("through", self.through, ("x0", "denoiser"))
+        whole("inner", self.inner, _EXAMPLE)
+        one_of("schedule", self.schedule, ("constant", "noise"))
+        if self.inner > 1 and self.through == "denoiser":
+            raise ValueError(
+                f"inner={self.inner} with through='denoiser': one denoiser call gives one "
+                "gradient; leave inner out"
+            )
 
     @classmethod
     def for_compute(cls, compute: float, steps: int) -> Guide:
         """`Prune` as it is planned for `compute` plain calls, guided. Raises ValueError below 1."""
         return cls(Prune.for_compute(compute, steps))
 
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return self.method.populations
-
-    @property
-    def draws(self) -> int:
-        """Particles per returned image that are drawn."""
-        return draws(self.method)
-
-    @property
-    def reorders(self) -> bool:
-        """Whether rows change places between steps."""
-        return getattr(self.method, "reorders", False)
-
     def cost(self, steps: int) -> int:
-        """Denoiser-row equivalents per returned image: those of the method."""
-        return self.method.cost(steps)
+        """Denoiser-row equivalents per returned image, at most.
+
+        Those of the method; through the denoiser three times as many, as if all of its calls were
+        guided ones (a row differentiated counts two more).
+        """
+        rows, guided = self.method.cost(steps), self.when.indices(steps)
+        if self.through == "x0" or not self.strength or not guided:
+            return rows
+        opening = self.populations[0] if 0 in guided else 0  # the pipeline's own, unrecorded
+        return 3 * rows + opening
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """The method's own search, its questions passed on and its answers guided."""
@@ -94,25 +121,72 @@ class Guide:
             try:
                 query = next(search)
                 while True:
-                    output = yield query
                     if query.step.index in guided and not query.grad:
-                        output = self._guided(ctx, query, output)
+                        output = yield from self._answer(ctx, query)
+                    else:
+                        output = yield query
                     query = search.send(output)
             except StopIteration as stop:
                 return stop.value
             finally:
                 search.close()
 
-    def _guided(self, ctx: Context, query: Query, output: Tensor) -> Tensor:
+    def _answer(self, ctx: Context, query: Query) -> Asking[Tensor]:
         """The lane's output with every particle's x0 moved; padding follows the row it repeats."""
-        step = query.step
         first = {name: row for row, name in reversed(list(enumerate(query.ids)))}
         rows = sorted(first.values())
-        names = tuple(query.ids[row] for row in rows)
-        x0 = step.x0(wide(query.latents[rows]), wide(output[rows]))
-        rewards, gradient = reward_gradient(ctx, Population(x0, names))
-        shift = self.strength * radius(x0) * unit(gradient)
-        ctx.tell("score", names, step, reward=rewards.tolist(), preview=True)
-        ctx.tell("guide", names, step, shift=(radius(shift) / radius(x0)).flatten().tolist())
-        place = {name: number for number, name in enumerate(names)}
-        return shifted(step, output, shift[[place[name] for name in query.ids]])
+        ids = tuple(query.ids[row] for row in rows)
+        places = [ids.index(name) for name in query.ids]
+        if self.through == "denoiser":
+            here = Population(query.latents[rows], ids)
+            return (yield from self._through_denoiser(ctx, query.step, here))[places]
+        output = yield query
+        here = Population(query.latents[rows], ids)  # after the answer: a callback may write them
+        shift = self._through_x0(ctx, query.step, here, output[rows])
+        return shifted(query.step, output, shift[places])
+
+    def _through_x0(self, ctx: Context, step: Step, here: Population, output: Tensor) -> Tensor:
+        """The shift of x0 by the gradient of reward and decoder alone."""
+        x0, size = step.x0(wide(here.x), wide(output)), self._size(step)
+        shift, rewards = torch.zeros_like(x0), None
+        for _ in range(self.inner):
+            reward, gradient = reward_gradient(ctx, here.at(x0 + shift))
+            shift = shift + size / self.inner * radius(x0) * unit(gradient)
+            rewards = reward if rewards is None else rewards
+        assert rewards is not None
+        _tell(ctx, step, here, rewards, shift, x0)
+        return shift
+
+    def _through_denoiser(self, ctx: Context, step: Step, here: Population) -> Asking[Tensor]:
+        """The output, shifted by the gradient at the noisy latents."""
+        with torch.enable_grad():
+            leaf = wide(here.x).detach().requires_grad_()
+            latents = leaf.to(here.x.dtype)
+        output = yield from ctx.denoise(here.at(latents), step, grad=True)
+        if not output.requires_grad:
+            raise UnsupportedPipelineError(
+                f"{ctx.model.name}: no gradient comes back from its denoiser (compiled "
+                "for inference, or quantised?); use through='x0'"
+            )
+        with torch.enable_grad():
+            x0 = step.x0(leaf, wide(output))
+        rewards, slope = reward_gradient(ctx, here.at(x0.detach()))
+        scale = largest(slope).view(-1, *(1,) * (slope.ndim - 1))
+        (gradient,) = torch.autograd.grad(x0, leaf, slope / scale)
+        check_finite(ctx, here, gradient)
+        x0 = x0.detach()
+        shift = self._size(step) * radius(x0) * unit(gradient)
+        _tell(ctx, step, here, rewards, shift, x0)
+        return shifted(step, output.detach(), shift)
+
+    def _size(self, step: Step) -> float:
+        """Length of the shift, as a share of the norm of x0."""
+        return self.strength * (noise_share(step) if self.schedule == "noise" else 1.0)
+
+
+def _tell(
+    ctx: Context, step: Step, here: Population, rewards: Tensor, shift: Tensor, x0: Tensor
+) -> None:
+    """Into the trace: the rewards before the shift, and its length as a share of that of x0."""
+    ctx.tell("score", here.ids, step, reward=rewards.tolist(), preview=True)
+    ctx.tell("guide", here.ids, step, shift=(radius(shift) / radius(x0)).flatten().tolist())

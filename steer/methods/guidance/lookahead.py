@@ -18,6 +18,7 @@ from steer.methods.selection.best_of_n import BestOfN
 from steer.search.context import Context
 from steer.search.guidance import apart, reach, shifted, window
 from steer.search.lookahead import LookaheadSet, look_ahead, pull_towards_reward, standardised
+from steer.search.method import Method
 from steer.search.short_runs import Asking
 
 
@@ -26,7 +27,7 @@ _EXAMPLE = "LookaheadGuidance(n=1, lookaheads=8, through=8)"
 
 
 @dataclass(frozen=True)
-class LookaheadGuidance:
+class LookaheadGuidance(Method):
     """Look ahead from many noises in few steps, then guide full samples by what was seen.
 
     LiDAR (arXiv:2602.03211). First `lookaheads` noises are sampled in `through` deterministic steps

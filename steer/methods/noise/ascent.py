@@ -1,24 +1,20 @@
-"""How a gradient moves the noise: on the sphere, or freely with a regulariser; and when to stop."""
+"""How a gradient moves the noise, on the sphere or freely with a regulariser, and when to stop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from steer.core.checks import positive, whole
 from steer.core.sphere import angles, cap, radius, step_along, tangent, unit
 from steer.core.types import Population
 from steer.search.context import Context
 
 
-_USUAL = {"sphere": (0.1, 0.7), "reno": (5.0, 0.9)}
-"""Step and momentum by variant."""
-
-
-@dataclass(eq=False)
-class SphereAscent:
+@dataclass(frozen=True)
+class Sphere:
     """Riemannian gradient ascent with momentum on every row's own sphere.
 
         v <- momentum * P_x v + grad / |grad|,   grad tangential
@@ -26,23 +22,40 @@ class SphereAscent:
 
     P_x projects onto the tangent space, which carries the momentum from one point to the next. The
     gradient's length is dropped, so the reward's scale does not matter.
+
+    Args:
+        step: Length of a step without momentum, as a share of the noise's norm.
+        momentum: In [0, 1).
+        max_angle: How many degrees the noise may turn from its start; `None` is no limit.
+
+    Raises:
+        ValueError: A number out of range.
     """
 
-    step: float
-    momentum: float
-    _velocity: Tensor | None = None
+    step: float = 0.1
+    momentum: float = 0.7
+    max_angle: float | None = None
 
-    def __call__(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """The next point; both `(rows, *latent)`."""
-        velocity = unit(tangent(x, gradient))
-        if self._velocity is not None:
-            velocity = velocity + self.momentum * tangent(x, self._velocity)
-        self._velocity = velocity
-        return step_along(x, velocity, self.step)
+    def __post_init__(self) -> None:
+        positive("step", self.step, none=False)
+        positive("momentum", self.momentum, 1.0, zero=True, none=False)
+        positive("max_angle", self.max_angle, 180.0)
+
+    def move(
+        self, x: Tensor, gradient: Tensor, velocity: Tensor | None, start: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """The next point and its velocity, all `(rows, *latent)`; `scale` is not needed."""
+        fresh = unit(tangent(x, gradient))
+        if velocity is not None:
+            fresh = fresh + self.momentum * tangent(x, velocity)
+        x = step_along(x, fresh, self.step)
+        if self.max_angle is not None:
+            x = cap(x, start, self.max_angle * torch.pi / 180)
+        return x, fresh
 
 
-@dataclass(eq=False)
-class ReNOAscent:
+@dataclass(frozen=True)
+class ReNO:
     """ReNO's update (Eyring et al. 2024, arXiv:2406.04312), row by row, on unit noise z.
 
     Minimises `-reward + weight * (|z|^2 / 2 - (d - 1) log |z|)`, whose second part is the negative
@@ -51,29 +64,80 @@ class ReNOAscent:
 
     Args:
         step: Learning rate.
-        momentum: Of Nesterov's kind.
+        momentum: Of Nesterov's kind, in [0, 1).
         clip: Largest gradient norm, regulariser included.
         weight: Of the regulariser.
-        scale: The pipeline's initial latents are `scale * z`.
+
+    Raises:
+        ValueError: A number out of range.
     """
 
-    step: float
-    momentum: float
-    clip: float
-    weight: float
-    scale: float
-    _velocity: Tensor | None = None
+    step: float = 5.0
+    momentum: float = 0.9
+    clip: float = 0.1
+    weight: float = 0.01
 
-    def __call__(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """The next point; both `(rows, *latent)`."""
-        z = x / self.scale
+    def __post_init__(self) -> None:
+        positive("step", self.step, none=False)
+        positive("momentum", self.momentum, 1.0, zero=True, none=False)
+        positive("clip", self.clip, none=False)
+        positive("weight", self.weight, zero=True, none=False)
+
+    def move(
+        self, x: Tensor, gradient: Tensor, velocity: Tensor | None, start: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """The next point and its velocity, all `(rows, *latent)`.
+
+        Args:
+            x: Initial latents, `scale * z`.
+            gradient: Of the reward at `x`.
+            velocity: What the last move returned; `None` at first.
+            start: Where the ascent began; not needed.
+            scale: Of the pipeline's initial latents.
+        """
+        z = x / scale
         dimensions = z[0].numel()
         pull = self.weight * (z - (dimensions - 1) * z / radius(z) ** 2)
-        loss = pull - self.scale * gradient
+        loss = pull - scale * gradient
         loss = loss * (self.clip / (radius(loss) + 1e-6)).clamp(max=1.0)
-        velocity = loss if self._velocity is None else self.momentum * self._velocity + loss
-        self._velocity = velocity
-        return self.scale * (z - self.step * (loss + self.momentum * velocity))
+        velocity = loss if velocity is None else self.momentum * velocity + loss
+        return scale * (z - self.step * (loss + self.momentum * velocity)), velocity
+
+
+@dataclass(frozen=True)
+class ZeroOrder:
+    """A gradient from rewards alone: differences between antithetic points around the noise.
+
+    Args:
+        directions: Pairs of points per iteration.
+        angle: How far away they are, in degrees.
+
+    Raises:
+        ValueError: A number out of range.
+    """
+
+    directions: int = 4
+    angle: float = 5.0
+
+    def __post_init__(self) -> None:
+        whole("directions", self.directions, "ZeroOrder(directions=4, angle=5.0)")
+        positive("angle", self.angle, 90.0, none=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Iterate:
+    """What one short run came to.
+
+    Attributes:
+        x, clean, reward: The best point that was asked for every row, its clean latents
+            `(rows, *latent)`, and the reward there `(rows,)`.
+        gradient: At the point itself; `None` where nothing follows.
+    """
+
+    x: Tensor
+    clean: Tensor
+    reward: Tensor
+    gradient: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -100,7 +164,7 @@ class Best:
 
     @classmethod
     def before(cls, x: Tensor, clean: Tensor, reward: Tensor, patience: int | None) -> Best:
-        """Nothing found yet."""
+        """Before the first iterate."""
         nothing = torch.full_like(reward, -torch.inf)
         return cls(x, clean, nothing, nothing, patience)
 
@@ -116,43 +180,16 @@ class Best:
             self.stopped = self.stopped | (self._waited >= self.patience)
 
 
-def ascent(
-    variant: Literal["sphere", "reno"],
-    step: float | None,
-    momentum: float | None,
-    clip: float,
-    weight: float,
-    scale: float,
-) -> SphereAscent | ReNOAscent:
-    """The ascent of that name; steps and momenta that are `None` are the variant's own."""
-    usual = _USUAL[variant]
-    step = usual[0] if step is None else step
-    momentum = usual[1] if momentum is None else momentum
-    if variant == "sphere":
-        return SphereAscent(step, momentum)
-    return ReNOAscent(step, momentum, clip, weight, scale)
-
-
-def within(x: Tensor, start: Tensor, degrees: float | None) -> Tensor:
-    """`x`, no further than so many degrees from `start`; anywhere for `None`."""
-    return x if degrees is None else cap(x, start, degrees * torch.pi / 180)
-
-
 def degrees_between(x: Tensor, start: Tensor) -> list[float]:
     """Angles between rows, in degrees."""
     return [round(float(a), 3) for a in (angles(x, start) * 180 / torch.pi).tolist()]
 
 
 def tell_iterate(
-    ctx: Context,
-    part: Population,
-    iteration: int,
-    reward: Tensor,
-    monitored: Tensor | None,
-    x: Tensor,
+    ctx: Context, part: Population, iteration: int, found: Iterate, monitored: Tensor | None
 ) -> None:
     """Trace an iterate per prompt: reward and distance from the start, by particle."""
     more = {} if monitored is None else {"monitor": monitored.tolist()}
-    turned = degrees_between(x, part.x)
-    own = {"iteration": iteration, "reward": reward.tolist(), "angle": turned}
+    turned = degrees_between(found.x, part.x)
+    own = {"iteration": iteration, "reward": found.reward.tolist(), "angle": turned}
     ctx.tell("iterate", part.ids, None, **own, **more)

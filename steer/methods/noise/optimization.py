@@ -9,20 +9,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from steer.core.checks import one_of, positive, whole
+from steer.core.checks import one_of, whole
 from steer.core.errors import RewardError
 from steer.core.types import Name, Population, Reward, Search, wide
 from steer.methods.noise import passes
-from steer.methods.noise.ascent import Best, ascent, tell_iterate, within
+from steer.methods.noise.ascent import Best, Iterate, ReNO, Sphere, ZeroOrder, tell_iterate
 from steer.rewards.combine.weighted import check_absolute
 from steer.rewards.frames import resolve_for
 from steer.search.context import Context
+from steer.search.method import Method
 from steer.search.sampling import sample_all
 from steer.search.short_runs import Asking, judge, probe, pure_noise, run, short_grid, slope
 
 
+_USUAL = Sphere()
+
+
 @dataclass(frozen=True)
-class NoiseOptimization:
+class NoiseOptimization(Method):
     """Climb the reward in the initial noise, then sample from the best noise found.
 
     An iteration runs a *short* deterministic sampler, `through` steps of the pipeline's own grid,
@@ -30,8 +34,8 @@ class NoiseOptimization:
     best iterate is then sampled with the user's own solver and all steps; it competes with the
     plain image of its start, so the result is never worse than the start under the reward.
 
-    `variant="sphere"` (default) makes normalised steps on the sphere of the noise's norm, with
-    momentum (Riemannian gradient ascent). `variant="reno"` is ReNO (Eyring et al. 2024,
+    `ascent=Sphere()` (default) makes normalised steps on the sphere of the noise's norm, with
+    momentum (Riemannian gradient ascent). `ascent=ReNO()` is ReNO (Eyring et al. 2024,
     arXiv:2406.04312): free steps, a regulariser on the norm, gradient clipping, Nesterov momentum.
     `Then(BestOfN(k), NoiseOptimization())` optimises the best of k starts; `starts=k` optimises
     each of k and returns the best (CARINOX, arXiv:2509.17458).
@@ -42,25 +46,18 @@ class NoiseOptimization:
     Args:
         iterations: Short runs; all but the last are differentiated.
         through: Steps of the short run; `None` for all, which one-step and few-step models want.
-        variant: `"sphere"` or `"reno"`.
-        step: As a share of the noise's norm (sphere, default 0.1), or the learning rate (reno,
-            default 5).
-        momentum: Default 0.7 (sphere), 0.9 (reno).
+        ascent: How a gradient moves the noise: `Sphere(...)` or `ReNO(...)`.
         starts: Noises to optimise per returned image.
-        gradient: `"exact"`; `"zero-order"` for rewards without gradients, estimated from
-            `directions` antithetic pairs; `"auto"` is exact where the reward is differentiable.
-        directions: Pairs of points per iteration, for the zero-order gradient.
-        angle: How far away they are, in degrees.
+        gradient: `"exact"`; `"zero-order"` or `ZeroOrder(...)` for rewards without gradients;
+            `"auto"` is exact where the reward is differentiable.
         finish: `"full"` samples all steps from the best noise; `"short"` returns the short run's
             own image; `"both"` lets the two compete.
         keep_start: Sample the starts as well and keep their images where they are better.
         patience: Stop after so many iterations without a new best; `None` never does.
-        max_angle: How many degrees the noise may turn from its start; `None` is no limit.
         monitor: A reward by name or object that decides, in place of the optimised one, which
             iterate is the best one; what it judges is then no longer held out.
         checkpoint: Recompute each denoiser call on the way back, so that the graph of one call is
             held and not of all. `None`: where the short run has more than 4 steps.
-        clip, weight: Gradient norm and weight of the regulariser, for reno.
 
     Raises:
         ValueError: Arguments of the wrong kind.
@@ -68,38 +65,27 @@ class NoiseOptimization:
 
     iterations: int = 10
     through: int | None = 4
-    variant: Literal["sphere", "reno"] = "sphere"
-    step: float | None = None
-    momentum: float | None = None
+    ascent: Sphere | ReNO = _USUAL
     starts: int = 1
-    gradient: Literal["exact", "zero-order", "auto"] = "exact"
-    directions: int = 4
-    angle: float = 5.0
+    gradient: Literal["exact", "zero-order", "auto"] | ZeroOrder = "exact"
     finish: Literal["full", "short", "both"] = "full"
     keep_start: bool = True
     patience: int | None = None
-    max_angle: float | None = None
     monitor: Any = None
     checkpoint: bool | None = None
-    clip: float = 0.1
-    weight: float = 0.01
 
     def __post_init__(self) -> None:
         example = "NoiseOptimization(iterations=10, through=4)"
-        for name in ("iterations", "starts", "directions"):
+        for name in ("iterations", "starts"):
             whole(name, getattr(self, name), example)
         for name in ("through", "patience"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), example)
-        one_of("variant", self.variant, ("sphere", "reno"))
-        one_of("gradient", self.gradient, ("exact", "zero-order", "auto"))
+        if not isinstance(self.ascent, Sphere | ReNO):
+            raise ValueError(f"ascent={self.ascent!r}: must be Sphere(...) or ReNO(...)")
+        if not isinstance(self.gradient, ZeroOrder):
+            one_of("gradient", self.gradient, ("exact", "zero-order", "auto"))
         one_of("finish", self.finish, ("full", "short", "both"))
-        positive("step", self.step)
-        positive("momentum", self.momentum, 1.0, zero=True)
-        positive("angle", self.angle, 90.0)
-        positive("max_angle", self.max_angle, 180.0)
-        positive("clip", self.clip)
-        positive("weight", self.weight, zero=True)
 
     @classmethod
     def for_compute(cls, compute: float, steps: int) -> NoiseOptimization:
@@ -108,11 +94,11 @@ class NoiseOptimization:
         Raises:
             ValueError: Not even one iteration fits.
         """
-        return cls(iterations=cls().fitting(compute, steps))
+        return cls(iterations=cls().iterations_for(compute, steps))
 
-    def fitting(self, compute: float, steps: int) -> int:
+    def iterations_for(self, compute: float, steps: int) -> int:
         """The largest `iterations` with which these settings cost at most `compute` plain calls."""
-        return passes.fitting(self, compute, steps, type(self).__name__)
+        return passes.iterations_for(self, compute, steps, type(self).__name__)
 
     @property
     def populations(self) -> tuple[int, ...]:
@@ -130,49 +116,21 @@ class NoiseOptimization:
         exact = self._exact(ctx.reward)
         if exact:
             ctx.model.check_resident()
-        finished = []
+        images = []
         if self.keep_start and not all(ctx.starts.origin.get(i) in ctx.finals for i in start.ids):
-            finished.append((yield from sample_all(ctx, start)))
+            images.append((yield from sample_all(ctx, start)))
         found: dict[Name, tuple[Tensor, Tensor]] = {}
         parts = ctx.groups(start)
         with ctx.frozen():
             for number, part in enumerate(parts):
-                least = self._least(ctx, len(parts), number)
-                best = yield from self._climb(ctx, part, exact, least)
+                reserve = self._reserve(ctx, len(parts), number)
+                best = yield from self._climb(ctx, part, exact, reserve)
                 if best is not None:
                     found |= zip(part.ids, zip(best.x, best.clean, strict=True), strict=True)
         names = [name for name in start.ids if name in found]
         if names:
-            finished += yield from self._finish(ctx, start, [found[name] for name in names], names)
-        return ctx.winners(Population.join(finished or [(yield from sample_all(ctx, start))]))
-
-    def _finish(
-        self, ctx: Context, start: Population, found: list[tuple[Tensor, Tensor]], names: list[Name]
-    ) -> Asking[list[Population]]:
-        """Images from the best noises, as `finish` says."""
-        noise, clean = (torch.stack(rows).to(start.x.dtype) for rows in zip(*found, strict=True))
-
-        def adopted() -> Population:
-            copies = ctx.starts.adopt(noise, [prompt for prompt, _ in names])
-            ctx.tell_descent("branch", copies.ids, None, names)
-            return copies
-
-        images = []
-        if self.finish != "short":
-            images.append((yield from sample_all(ctx, adopted())))
-        if self.finish != "full":
-            images.append(adopted().at(clean))
-            ctx.evaluate(images[-1])
-        return images
-
-    def _least(self, ctx: Context, lanes: int, number: int) -> float:
-        """What lane `number` must leave over: the other lanes' share, and the last sampling."""
-        left = ctx.left()
-        if left == math.inf:
-            return -math.inf
-        steps = 0 if self.finish == "short" else len(ctx.steps)
-        after = lanes * ctx.lane * len(ctx.prompts) * steps
-        return left - (left - after) / (lanes - number)
+            images += yield from self._finish(ctx, start, [found[name] for name in names], names)
+        return ctx.winners(Population.join(images or [(yield from sample_all(ctx, start))]))
 
     def _exact(self, reward: Reward) -> bool:
         """Whether gradients are exact; raises where they cannot be."""
@@ -182,40 +140,81 @@ class NoiseOptimization:
                 "NoiseOptimization(gradient='zero-order') or NoiseSearch(), or set "
                 "differentiable=True on a function through which gradients do flow"
             )
-        return self.gradient != "zero-order" and reward.differentiable
+        return self.gradient in ("exact", "auto") and reward.differentiable
+
+    def _reserve(self, ctx: Context, lanes: int, number: int) -> float:
+        """Denoiser rows that must be left when lane `number` has climbed.
+
+        Enough to sample the best noise of every lane, and for the lanes that follow as much to
+        climb with as this one has.
+        """
+        left = ctx.left()
+        if left == math.inf:
+            return -math.inf
+        steps = 0 if self.finish == "short" else len(ctx.steps)
+        sampling = lanes * ctx.lane * len(ctx.prompts) * steps
+        return left - (left - sampling) / (lanes - number)
 
     def _climb(
-        self, ctx: Context, part: Population, exact: bool, least: float
+        self, ctx: Context, part: Population, exact: bool, reserve: float
     ) -> Asking[Best | None]:
         """The best iterate of every row of one lane; `None` where not one could be paid for."""
-        grid, dtype = short_grid(ctx.steps, self.through), part.x.dtype
         lane, steps = ctx.lane * len(ctx.prompts), len(ctx.steps)
         monitor = None if self.monitor is None else resolve_for(ctx.model.pipe, self.monitor)
-        first = x = wide(part.x)
         scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
-        move = ascent(self.variant, self.step, self.momentum, self.clip, self.weight, scale)
-        best: Best | None = None
+        first, dtype = wide(part.x), part.x.dtype
+        x, velocity, best = first, None, None
         for number in range(self.iterations):
-            spare = ctx.left() - least
+            spare = ctx.left() - reserve
             if spare < lane * passes.points(self, steps):
                 break
-            here, gradient = part.at(x), None
-            if number + 1 == self.iterations or spare < lane * passes.one_pass(self, steps):
-                clean = yield from run(ctx, here, grid, dtype)
-                reward = judge(ctx, here.at(clean), dtype)
-            elif exact:
-                found = yield from slope(ctx, here, grid, dtype, passes.recomputes(self, len(grid)))
-                clean, reward, gradient = found.clean, found.reward, found.gradient
-            else:
-                turn = math.radians(self.angle)
-                around = yield from probe(ctx, here, grid, dtype, self.directions, turn, (number,))
-                here, clean = part.at(around.x), around.clean
-                reward, gradient = around.reward, around.gradient
-            watched = None if monitor is None else judge(ctx, here.at(clean), dtype, monitor)
-            best = best or Best.before(x, clean, reward, self.patience)
-            best.offer(here.x, clean, reward if watched is None else watched, reward)
-            tell_iterate(ctx, part, number, reward, watched, here.x)
-            if gradient is None or bool(best.stopped.all()):
+            last = number + 1 == self.iterations or spare < lane * passes.one_pass(self, steps)
+            found = yield from self._iterate(
+                ctx, part.at(x), dtype, exact, None if last else number
+            )
+            watched = None
+            if monitor is not None:
+                watched = judge(ctx, part.at(found.clean), dtype, monitor)
+            best = best or Best.before(x, found.clean, found.reward, self.patience)
+            value = found.reward if watched is None else watched
+            best.offer(found.x, found.clean, value, found.reward)
+            tell_iterate(ctx, part, number, found, watched)
+            if found.gradient is None or bool(best.stopped.all()):
                 break
-            x = within(move(x, gradient), first, self.max_angle)
+            x, velocity = self.ascent.move(x, found.gradient, velocity, first, scale)
         return best
+
+    def _iterate(
+        self, ctx: Context, here: Population, dtype: torch.dtype, exact: bool, number: int | None
+    ) -> Asking[Iterate]:
+        """A short run from `here`, with a gradient unless `number` is None."""
+        grid = short_grid(ctx.steps, self.through)
+        if number is None:
+            clean = yield from run(ctx, here, grid, dtype)
+            return Iterate(here.x, clean, judge(ctx, here.at(clean), dtype))
+        if exact:
+            up = yield from slope(ctx, here, grid, dtype, passes.recomputes(self, len(grid)))
+            return Iterate(here.x, up.clean, up.reward, up.gradient)
+        probes = passes.probes(self)
+        turn = math.radians(probes.angle)
+        best = yield from probe(ctx, here, grid, dtype, probes.directions, turn, (number,))
+        return Iterate(best.x, best.clean, best.reward, best.gradient)
+
+    def _finish(
+        self, ctx: Context, start: Population, found: list[tuple[Tensor, Tensor]], names: list[Name]
+    ) -> Asking[list[Population]]:
+        """Images from the best noises, as `finish` says."""
+        noise, clean = (torch.stack(rows).to(start.x.dtype) for rows in zip(*found, strict=True))
+
+        def adopt() -> Population:
+            copies = ctx.starts.adopt(noise, [prompt for prompt, _ in names])
+            ctx.tell_descent("branch", copies.ids, None, names)
+            return copies
+
+        images = []
+        if self.finish != "short":
+            images.append((yield from sample_all(ctx, adopt())))
+        if self.finish != "full":
+            images.append(adopt().at(clean))
+            ctx.evaluate(images[-1])
+        return images

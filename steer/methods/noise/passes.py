@@ -6,6 +6,7 @@ import math
 from typing import Protocol
 
 from steer.core.checks import positive
+from steer.methods.noise.ascent import ZeroOrder
 
 
 _RETAINED = 4  # steps whose graphs are held together unless told otherwise
@@ -21,15 +22,18 @@ class Plan(Protocol):
     @property
     def starts(self) -> int: ...
     @property
-    def gradient(self) -> str: ...
-    @property
-    def directions(self) -> int: ...
+    def gradient(self) -> str | ZeroOrder: ...
     @property
     def finish(self) -> str: ...
     @property
     def keep_start(self) -> bool: ...
     @property
     def checkpoint(self) -> bool | None: ...
+
+
+def probes(plan: Plan) -> ZeroOrder:
+    """Where a gradient from rewards alone asks."""
+    return plan.gradient if isinstance(plan.gradient, ZeroOrder) else ZeroOrder()
 
 
 def points(plan: Plan, steps: int) -> int:
@@ -46,8 +50,10 @@ def one_pass(plan: Plan, steps: int) -> int:
     """One iteration with its gradient; a row differentiated counts two more."""
     count = points(plan, steps)
     exact = count + 2 * count + (count - 1 if recomputes(plan, count) else 0)
-    sampled = 2 * plan.directions * count
-    return {"exact": exact, "zero-order": sampled}.get(plan.gradient, max(exact, sampled))
+    sampled = 2 * probes(plan).directions * count
+    if plan.gradient == "exact":
+        return exact
+    return max(exact, sampled) if plan.gradient == "auto" else sampled
 
 
 def around(plan: Plan, steps: int) -> int:
@@ -62,7 +68,7 @@ def total(plan: Plan, steps: int) -> int:
     return plan.starts * (passes + around(plan, steps))
 
 
-def fitting(plan: Plan, compute: float, steps: int, method: str) -> int:
+def iterations_for(plan: Plan, compute: float, steps: int, method: str) -> int:
     """The largest `iterations` with which `plan` costs at most `compute` plain calls.
 
     Raises:

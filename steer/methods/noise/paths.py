@@ -85,11 +85,11 @@ def _branch(ctx: Context, paths: Population, at: int, plan: Plan) -> Population:
     names = ctx.starts.names([prompt for prompt, _ in parents.ids])
     noise = ctx.starts.noise(names, (at,), paths.x)
     ctx.tell_descent("select", names, ctx.steps[at - 1], parents.ids)
-    x = noised(parents.x, ctx.steps[at], ctx.steps[at - plan.back], noise)
+    x = add_noise(parents.x, ctx.steps[at], ctx.steps[at - plan.back], noise)
     return Population(x, names)
 
 
-def noised(x: Tensor, here: Step, there: Step, noise: Tensor) -> Tensor:
+def add_noise(x: Tensor, here: Step, there: Step, noise: Tensor) -> Tensor:
     """Latents at one point of the grid taken up to a noisier one by the forward process.
 
     With a = alpha' / alpha: x' = a x + sqrt(sigma'^2 - a^2 sigma^2) noise, so that the clean sample

@@ -15,6 +15,7 @@ from steer.core.types import Name, Population, Search, wide
 from steer.methods.noise.paths import bounds, path_rows, search_paths
 from steer.rewards.combine.weighted import check_absolute
 from steer.search.context import Context
+from steer.search.method import Method
 from steer.search.sampling import sample_all
 from steer.search.short_runs import Asking, judge, pure_noise, run, short_grid
 
@@ -23,7 +24,7 @@ _CLOSEST = 0.95  # elites that agree more than this still leave room for change
 
 
 @dataclass(frozen=True)
-class NoiseSearch:
+class NoiseSearch(Method):
     """Rounds of `n` candidate noises per image, each round's made from the best so far.
 
     The first round is random search. What the following ones propose is the strategy:
@@ -139,7 +140,7 @@ class NoiseSearch:
             best = ctx.winners(done if best is None else Population.join([best, done]))
             scores = ctx.finals
         if best is None:
-            rows = [row for own in _ranked(noises, scores) for row in own[: ctx.images]]
+            rows = [row for own in _ranking(noises, scores) for row in own[: ctx.images]]
             best = yield from sample_all(ctx, noises.take(rows))
         return ctx.winners(best)
 
@@ -157,7 +158,7 @@ class NoiseSearch:
         """The next round: n per returned image, each image with a pivot or elites of its own."""
         made: list[Tensor] = []
         parents: list[Name] = []
-        for prompt, ranked in zip(noises.prompts, _ranked(noises, scores), strict=True):
+        for prompt, ranked in zip(noises.prompts, _ranking(noises, scores), strict=True):
             for image in range(ctx.images):
                 names = [(prompt, image * self.n + j) for j in range(self.n)]
                 noise = ctx.starts.noise(names, (number,), noises.x)
@@ -178,7 +179,7 @@ class NoiseSearch:
         return neighbours(renormalise(mean, radius(parents[:1])), noise, agreement)
 
 
-def _ranked(noises: Population, scores: dict[Name, float]) -> list[list[int]]:
+def _ranking(noises: Population, scores: dict[Name, float]) -> list[list[int]]:
     """Rows of every prompt, best first; ties go to the earlier row."""
     ranked = []
     for prompt in noises.prompts:

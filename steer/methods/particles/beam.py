@@ -13,6 +13,7 @@ from steer.core.when import When, between
 from steer.methods.particles.branching import Mover, check_moves, look_ahead
 from steer.search.context import Context
 from steer.search.kernels import Kernel
+from steer.search.method import Method
 
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Beam:
+class Beam(Method):
     """Keep `beams` particles per image; draw `candidates` next steps of each, keep the best.
 
     Diffusion latent beam search with lookahead (Oshima et al. 2025, DLBS, arXiv:2501.19252). At

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from steer.core.checks import plain_calls, whole
+from steer.core.checks import whole
 from steer.core.types import Population, Search, Step
 from steer.methods.particles.beam import check_counts, counts, spread
 from steer.methods.particles.branching import Mover, check_moves
 from steer.search.context import Context
 from steer.search.kernels import Kernel
+from steer.search.method import Method
 
 
 _EXAMPLE = "Blockwise(n=4, block=5)"
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Blockwise:
+class Blockwise(Method):
     """Run `block` steps in `n` ways with fresh noise, judge where they lead, go on from the best.
 
     CoDe, controlled denoising (Singh et al. 2025, arXiv:2502.00968). Each way is judged by the
@@ -71,17 +71,6 @@ class Blockwise:
         check_counts("n", self.n, _EXAMPLE)
         whole("block", self.block, _EXAMPLE)
         check_moves(self.kernel, self.eta)
-
-    @classmethod
-    def for_compute(cls, compute: float, steps: int) -> Blockwise:
-        """As many ways as `compute` plain calls pay for. Raises ValueError below 1."""
-        plain_calls(compute)
-        return cls(math.floor(compute + 1e-9))
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return counts(self.n)
 
     def plan(self, steps: int) -> list[Block]:
         """The blocks of a run of `steps`; a last step alone has no noise to choose."""

@@ -82,7 +82,7 @@ class Mover:
         if chosen is None:
             return self, start
         plain = [row for row, (_, k) in enumerate(start.ids) if k < ctx.images]
-        return self, self._renamed(start, plain)
+        return self, self._rename(start, plain)
 
     def again(self) -> Mover:
         """The same law from the start, for rows none of which is the plain call's."""
@@ -114,11 +114,11 @@ class Mover:
         rows = [row for row in range(len(parents)) for _ in range(count)]
         self.solver.gather(rows)
         taken = parents.take(rows)
-        children = self._renamed(taken, [at for at in range(len(rows)) if at % count])
+        children = self._rename(taken, [at for at in range(len(rows)) if at % count])
         self.ctx.tell_descent("select", children.ids, step, taken.ids)
         return rows, children
 
-    def born(self, parents: Sequence[Name]) -> tuple[Name, ...]:
+    def name_children(self, parents: Sequence[Name]) -> tuple[Name, ...]:
         """New particles, each of one parent's line."""
         names = self.ctx.starts.names([prompt for prompt, _ in parents])
         line = {name: self.roots[old] for name, old in zip(names, parents, strict=True)}
@@ -141,9 +141,9 @@ class Mover:
         self.solver.gather(rows)
         return population.take(rows)
 
-    def _renamed(self, population: Population, places: Sequence[int]) -> Population:
+    def _rename(self, population: Population, places: Sequence[int]) -> Population:
         names = list(population.ids)
-        for at, name in zip(places, self.born([names[at] for at in places]), strict=True):
+        for at, name in zip(places, self.name_children([names[at] for at in places]), strict=True):
             names[at] = name
         return Population(population.x, tuple(names))
 
@@ -173,7 +173,7 @@ def look_ahead(
     return now
 
 
-def joined(
+def join_states(
     one: tuple[Population, Tensor], other: tuple[Population, Tensor]
 ) -> tuple[Population, Tensor]:
     """Two populations with their outputs as one, prompt by prompt."""

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from steer.core.checks import one_of, plain_calls, positive, predicate, share, whole
+from steer.core.checks import one_of, positive, predicate, share, whole
 from steer.core.potentials import POTENTIALS, Potential, finish, tempered
 from steer.core.resampling import RESAMPLERS
 from steer.core.types import Population, Query, Search, Step
@@ -18,6 +18,7 @@ from steer.driver.solver import Solver
 from steer.search.cloud import Cloud
 from steer.search.context import Context
 from steer.search.kernels import DDIM, Draw, Kernel, asked, drawn, kernel_named
+from steer.search.method import Method
 
 
 _EXAMPLE = "SMC(8, lam=2.0, when=at(0.2, 0.4, 0.6, 0.8))"
@@ -25,7 +26,7 @@ _USUAL = at(0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
-class SMC:
+class SMC(Method):
     """Sequential Monte Carlo towards p(x) exp(lam r(x)): steering by Feynman-Kac potentials.
 
     `n` particles per returned image move side by side with fresh noise at every step. At the steps
@@ -112,17 +113,6 @@ class SMC:
             )
         one_of("choose", self.choose, ("best", "sample"))
 
-    @classmethod
-    def for_compute(cls, compute: float, steps: int) -> SMC:
-        """As many particles as `compute` plain calls pay for. Raises ValueError below 1."""
-        plain_calls(compute)
-        return cls(int(compute + 1e-9))
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return (self.n,)
-
     def cost(self, steps: int) -> int:
         """Denoiser-row equivalents per returned image; a row differentiated counts two more."""
         # where calls are recorded, the pipeline's own first one, which is not, comes on top
@@ -145,7 +135,7 @@ class SMC:
         `cloud.log_evidence + log_mean_exp(cloud.log_weights)` estimates log E[exp(lam r)] per
         prompt; its exponential is unbiased where `standardise` is off.
         """
-        judged = self._judged(len(ctx.steps))
+        scored = self._scoring_steps(len(ctx.steps))
         cloud, solver = Cloud.of(start), ctx.solver(start)
         kernel = self._kernel(ctx, solver)
         if kernel is not None:
@@ -156,7 +146,7 @@ class SMC:
             if kernel is not None:
                 draw = yield from drawn(ctx, kernel, self.proposal, step, here, output)
             here, output = here.at(here.x.detach()), output.detach()
-            if step.index in judged and cloud.size > 1:
+            if step.index in scored and cloud.size > 1:
                 self._weigh(ctx, cloud, here.at(step.x0(here.x, output)), step)
                 rows = self._resample(ctx, cloud, step)
                 if rows is not None:
@@ -168,7 +158,7 @@ class SMC:
             self._weigh(ctx, cloud, cloud.population, None)
         return cloud
 
-    def _judged(self, steps: int) -> list[int]:
+    def _scoring_steps(self, steps: int) -> list[int]:
         """Steps at which previews are scored."""
         found = [index for index in self.when.indices(steps) if index + 1 < steps]
         if not found and self.n > 1:

@@ -18,6 +18,7 @@ from steer.methods.particles.tree_nodes import Grove, Node, Policy
 from steer.methods.particles.tree_rollouts import Rollouts
 from steer.search.context import Context
 from steer.search.kernels import Kernel
+from steer.search.method import Method
 from steer.search.short_runs import Asking
 
 
@@ -26,7 +27,7 @@ _SEARCHING, _CHOOSING = -4, -5  # where choices are drawn from, beside the parti
 
 
 @dataclass(frozen=True)
-class Tree:
+class Tree(Method):
     """Grow a tree of rollouts, each from where the tree is promising to a finished image.
 
     Diffusion tree search and sampling (Jain et al. 2025, DTS* and DTS, arXiv:2506.20701). The root

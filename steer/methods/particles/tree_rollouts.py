@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steer.core.types import Name, Population
-from steer.methods.particles.branching import Mover, joined
+from steer.methods.particles.branching import Mover, join_states
 from steer.methods.particles.tree_nodes import Grove, Node
 from steer.search.context import Context
 from steer.search.short_runs import Asking
@@ -57,7 +57,7 @@ class Rollouts:
                 depth = self.points.index(step.index) + 1
                 more = self._join(tips, [node for node in picks if node.depth == depth], depth)
                 if more is not None and now is not None and output is not None:
-                    now, output = joined((now, output), more)
+                    now, output = join_states((now, output), more)
                 elif more is not None:
                     now, output = more
             assert now is not None and output is not None
@@ -97,7 +97,7 @@ class Rollouts:
         """States at which rollouts begin, with the outputs that the denoiser gave there."""
         if not nodes:
             return None
-        names = self.mover.born([node.name for node in nodes])
+        names = self.mover.name_children([node.name for node in nodes])
         tips |= dict(zip(names, nodes, strict=True))
         here = self.ctx.steps[self.points[depth - 1]]
         self.ctx.tell_descent("branch", names, here, [node.name for node in nodes])

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from steer.core.checks import whole
 from steer.core.types import Population, Search
 from steer.search.context import Context
+from steer.search.method import Method
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(Method):
     """Sample `n` particles per image with the pipeline's own solver and return the best.
 
     The random search of Ma et al. 2025, "Inference-time scaling for diffusion models beyond
@@ -29,11 +30,6 @@ class BestOfN:
 
     def __post_init__(self) -> None:
         whole("n", self.n, "BestOfN(4)")
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image."""

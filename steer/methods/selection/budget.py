@@ -14,14 +14,13 @@ from steer.core.errors import SteerError
 from steer.core.ledger import Ledger
 from steer.core.rows import rows_by_prompt
 from steer.core.types import Name, Population, Query, Search, Step
-from steer.methods.selection.gate import draws
 from steer.search.context import Context
-from steer.search.method import Method
+from steer.search.method import Around, Method, check_method
 from steer.search.sampling import sample_all
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Around):
     """Run `method` until it is done or the next query would cost more than `compute` plain calls.
 
     A row counts one, a row that is differentiated two more; padding counts, and so does the
@@ -47,20 +46,12 @@ class Budget:
 
     def __post_init__(self) -> None:
         plain_calls(self.compute)
-        if not isinstance(self.method, Method):
-            raise ValueError(
-                f"method={self.method!r}: must be a method; write Budget(8, BestOfN(16))"
-            )
+        check_method("method", self.method, "Budget(8, BestOfN(16))")
 
     @property
     def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image; the last keeps a lane within half the budget."""
+        """Those of the method; the last one keeps a lane within half the budget."""
         return (*self.method.populations, max(1, math.floor(self.compute / 2)))
-
-    @property
-    def draws(self) -> int:
-        """Particles per returned image that are drawn."""
-        return draws(self.method)
 
     def cost(self, steps: int) -> int:
         """Denoiser-row equivalents per returned image, at most."""
@@ -105,17 +96,18 @@ class Purse:
     Attributes:
         ledger: Counts the rows as the pipeline makes them.
         limit: Denoiser-row equivalents of all prompts and images together.
-        before: Rows that are not ours.
-        first: Rows of the pipeline's first call, made before anybody asked and not yet counted:
-            the first query takes them as its answer, or they are lost.
+        before: Rows that were made before this run of the method.
+        opening: Rows of the pipeline's first denoiser call, which runs before a method asks
+            anything. They count from the first query on: as its answer where that asks for the
+            first step without a gradient, on top of it elsewhere. 0 once they are counted.
         evaluations: Denoisers that answer one row at a step.
-        recorded: Rows that were differentiated here.
+        recorded: Rows that this run differentiated.
     """
 
     ledger: Ledger
     limit: float
     before: int
-    first: int
+    opening: int
     evaluations: Callable[[Step], int]
     recorded: int = 0
 
@@ -123,9 +115,9 @@ class Purse:
     def of(cls, ctx: Context, compute: float) -> Purse:
         """For one run of a method."""
         rows = ctx.images * len(ctx.prompts)
-        first = ctx.ledger.denoiser_rows if ctx.ledger.denoiser_calls == 1 else 0
+        opening = ctx.ledger.denoiser_rows if ctx.ledger.denoiser_calls == 1 else 0
         limit = compute * rows * len(ctx.steps) + 1e-6
-        return cls(ctx.ledger, limit, ctx.ledger.denoiser_rows, first, ctx.evaluations)
+        return cls(ctx.ledger, limit, ctx.ledger.denoiser_rows, opening, ctx.evaluations)
 
     @property
     def spent(self) -> int:
@@ -136,7 +128,7 @@ class Purse:
         """What a query would add."""
         rows = len(query.latents) * self.evaluations(query.step)
         served = query.step.index == 0 and not query.grad
-        return rows * (3 if query.grad else 1) + (0 if served else self.first)
+        return rows * (3 if query.grad else 1) + (0 if served else self.opening)
 
     def spend(
         self, search: Search, reserve: Callable[[], int]
@@ -146,7 +138,7 @@ class Purse:
             query = next(search)
             while self.spent + self.price(query) + reserve() <= self.limit:
                 answer = yield query
-                self.before, self.first = self.before - self.first, 0
+                self.before, self.opening = self.before - self.opening, 0
                 rows = len(query.latents) * self.evaluations(query.step)
                 self.recorded += rows if query.grad else 0
                 query = search.send(answer)

@@ -6,92 +6,156 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from steer.core.checks import whole
+from steer.core.checks import one_of, whole
 from steer.core.errors import NotAcceptedError
 from steer.core.types import Population, Search
+from steer.methods.selection.best_of_n import BestOfN
+from steer.methods.selection.dropping import sample_hopeful
 from steer.rewards.combine.weighted import check_absolute
+from steer.rewards.thresholds.conformal import Calibration
 from steer.rewards.thresholds.threshold import Threshold
 from steer.search.context import Context
-from steer.search.method import Method
+from steer.search.method import Around, Method, check_method
+
+
+_EXAMPLE = "Gate(BestOfN(4), threshold=0.6, max_rounds=4)"
+_CALIBRATED = "Gate(BestOfN(4), calibration='calibration.json')"
 
 
 @dataclass(frozen=True)
-class Gate:
+class Gate(Around):
     """Run `method` in rounds of fresh particles until its winners clear `threshold`.
 
     Best-of-mini-N-in-loop (arXiv:2510.04087): easy prompts stop after one round, hard ones go on.
     A prompt is done when all of its returned images clear the threshold, and then costs nothing
     further but its place in the pipeline's batch.
 
+    With a `calibration` a round need not see the end: at the calibrated steps, particles whose
+    preview is too far below the threshold are dropped, and a round in which none is left ends
+    there. With `alpha` the calibration's, at most a share `alpha` of the particles that would have
+    been accepted is dropped (`Calibration` says what that rests on). The bound is for particles as
+    they are drawn, so for the first round: later rounds only see prompts that earlier ones could
+    not serve, whose rate may be higher. There is always an image: in the last round the best
+    previews go on, as many as a prompt still lacks, and what they come to is returned, marked
+    `accepted=False` unless it clears after all. The plain call's own image is dropped like any
+    other, so the result may be below it. Survivors differ in number, so that lanes wider than 1 are
+    padded and save less; over several prompts a lane ends when all of them need it no more.
+
     Args:
         method: What a round runs.
         threshold: A reward, a `Threshold` (also one with levels per prompt), the path of a saved
-            one, or an object with `accept(reward) -> bool`.
+            one, or an object with `accept(reward) -> bool`. Left out with a `calibration`, which
+            has a threshold of its own.
         max_rounds: Rounds at most.
         on_reject: What to do with a prompt that never clears: return the `"best"` found, marked
             `accepted=False`, or `"raise"`.
+        calibration: Which previews are hopeless, and the threshold; or the path of a saved one. For
+            rounds of `BestOfN` only.
 
     Raises:
-        ValueError: Arguments of the wrong kind, or a threshold file that cannot be read. When
-            called: a `Threshold` of another reward or version, or without a level for a prompt; a
+        ValueError: Arguments of the wrong kind, or a file that cannot be read. When called: a
+            `Threshold` of another reward or version, or without a level for a prompt; a run that
+            the calibration does not cover (reward, version, number of steps, noise levels); a
             reward that only ranks candidates.
     """
 
     method: Method
-    threshold: Any
+    threshold: Any = None
     max_rounds: int = 4
     on_reject: Literal["best", "raise"] = "best"
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        example = "Gate(BestOfN(4), threshold=0.6, max_rounds=4)"
-        whole("max_rounds", self.max_rounds, example)
-        if not isinstance(self.method, Method):
-            raise ValueError(f"method={self.method!r}: must be a method; write {example}")
+        whole("max_rounds", self.max_rounds, _EXAMPLE)
+        check_method("method", self.method, _EXAMPLE)
+        one_of("on_reject", self.on_reject, ("best", "raise"))
+        if self.calibration is None:
+            self._read_threshold()
+        else:
+            self._read_calibration()
+
+    def _read_threshold(self) -> None:
         if isinstance(self.threshold, str | Path):
             object.__setattr__(self, "threshold", Threshold.load(self.threshold))
         number = isinstance(self.threshold, int | float) and self.threshold == self.threshold
         if not number and not callable(getattr(self.threshold, "accept", None)):
             raise ValueError(
                 f"threshold={self.threshold!r}: must be a number, a Threshold, the path of one, or "
-                f"have accept(reward); write {example}"
+                f"have accept(reward); write {_EXAMPLE}"
             )
-        if self.on_reject not in ("best", "raise"):
-            raise ValueError(f"on_reject={self.on_reject!r}: must be 'best' or 'raise'")
+
+    def _read_calibration(self) -> None:
+        if self.threshold is not None:
+            raise ValueError(
+                f"threshold={self.threshold!r} with a calibration, which has its own: leave it "
+                f"out, as in {_CALIBRATED}"
+            )
+        if isinstance(self.calibration, str | Path):
+            object.__setattr__(self, "calibration", Calibration.load(self.calibration))
+        if not isinstance(self.calibration, Calibration):
+            raise ValueError(
+                f"calibration={self.calibration!r}: must be a Calibration or the path of one; "
+                f"write {_CALIBRATED}"
+            )
+        if type(self.method) is not BestOfN:
+            raise ValueError(
+                f"calibration with method={self.method!r}: the promise is for particles as they "
+                f"are drawn, so for BestOfN alone; write {_CALIBRATED}"
+            )
+
+    @property
+    def level(self) -> Any:
+        """The threshold, or the calibration's."""
+        return self.threshold if self.calibration is None else self.calibration.threshold
 
     @property
     def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return self.method.populations
+        """Those of the method; down to one where particles are dropped on the way."""
+        return self.method.populations if self.calibration is None else (self.method.n, 1)
 
     @property
     def draws(self) -> int:
         """Particles per returned image that all rounds together draw, at most."""
-        return self.max_rounds * draws(self.method)
+        return self.max_rounds * self.method.draws
 
     def cost(self, steps: int) -> int:
-        """Denoiser rows per returned image, if every round is needed."""
+        """Denoiser rows per returned image, if every round is needed and nothing is dropped."""
         return self.max_rounds * self.method.cost(steps)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Rounds of `method`; every round draws particles that no round before it had."""
         self._check(ctx)
-        first, stride = start.ids[0][1], draws(self.method) * ctx.images
+        first, stride = start.ids[0][1], self.method.draws * ctx.images
         size = self.populations[0] * ctx.images
-        best, population, waiting = [], start, start.prompts
+        ended, population, waiting = start.take([]), start, start.prompts
+        best = ended
         for number in range(self.max_rounds):
-            best.append((yield from self.method(ctx, population)))
-            best = [merge(ctx, best)]
-            waiting = [p for p in waiting if not verdict(ctx, best[0], p, self.threshold)]
-            if not waiting or number + 1 == self.max_rounds:
+            last = number + 1 == self.max_rounds
+            lacking = {p: _lacking(ctx, ended, p) if last else 0 for p in waiting}
+            done = yield from self._round(ctx, population, lacking)
+            ended = Population.join([ended, done])
+            best = _best_images(ctx, ended)
+            waiting = [p for p in waiting if not _verdict(ctx, best, p, self.level)]
+            if not waiting or last:
                 break
             begin = first + (number + 1) * stride
             population = ctx.draw(range(begin, begin + size), waiting)
         if self.on_reject == "raise" and waiting:
-            raise NotAcceptedError(self._complaint(ctx, best[0], waiting[0]))
-        return best[0]
+            raise NotAcceptedError(self._complaint(ctx, best, waiting[0]))
+        return best
+
+    def _round(self, ctx: Context, start: Population, lacking: dict[int, int]) -> Search:
+        """The winners of one round, or with a calibration the particles that it did not drop."""
+        if self.calibration is None:
+            return (yield from self.method(ctx, start))
+        return (yield from sample_hopeful(ctx, start, self.calibration, lacking))
 
     def _check(self, ctx: Context) -> None:
         """Refuse at the first step, not after a round."""
+        if self.calibration is not None:
+            check_absolute(ctx.reward, "calibration")
+            self.calibration.check(ctx.reward, ctx.steps, ctx.prompts)
+            return
         check_absolute(ctx.reward, f"threshold={self.threshold!r}")
         if isinstance(self.threshold, Threshold):
             self.threshold.check(ctx.reward)
@@ -102,24 +166,26 @@ class Gate:
         reward = max(ctx.finals[name] for name in best.ids if name[0] == prompt)
         return (
             f"prompt {prompt} ({ctx.prompts[prompt]!r}): the best reward of {self.max_rounds} "
-            f"rounds is {reward:.4g}, which threshold={self.threshold!r} rejects; raise "
+            f"rounds is {reward:.4g}, which threshold={self.level!r} rejects; raise "
             "max_rounds, lower the threshold, or use on_reject='best'"
         )
 
 
-def draws(method: Method) -> int:
-    """Particles per returned image that a method draws: its first population, or what it says."""
-    return getattr(method, "draws", method.populations[0])
+def _lacking(ctx: Context, ended: Population, prompt: int) -> int:
+    """How many images of a prompt are not finished yet."""
+    return max(ctx.images - sum(name[0] == prompt for name in ended.ids), 0)
 
 
-def merge(ctx: Context, rounds: list[Population]) -> Population:
-    """The best finished particles of several rounds, per prompt."""
-    everyone = Population.join(rounds)
-    ctx.evaluate(everyone)
-    return ctx.winners(everyone)
+def _best_images(ctx: Context, ended: Population) -> Population:
+    """The best finished particles, `ctx.images` per prompt; as they are where none has more."""
+    values = ctx.evaluate(ended)
+    counts = [sum(name[0] == prompt for name in ended.ids) for prompt in ended.prompts]
+    if max(counts, default=0) <= ctx.images:
+        return ended
+    return ended.take(ctx.top(ended, values, ctx.images))
 
 
-def verdict(ctx: Context, best: Population, prompt: int, threshold: Any) -> bool:
+def _verdict(ctx: Context, best: Population, prompt: int, threshold: Any) -> bool:
     """Whether a prompt's best so far clear the threshold; marks them and logs the round."""
     names = [name for name in best.ids if name[0] == prompt]
     rewards = [ctx.finals[name] for name in names]

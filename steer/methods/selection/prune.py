@@ -4,25 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
+
 from steer.core.checks import plain_calls, whole
+from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Population, Search, Step
 from steer.search.context import Context
+from steer.search.guidance import apart
+from steer.search.method import Method
+from steer.search.short_runs import run, short_grid
+from steer.search.starts import FIRST_MADE
 
 
+_EXAMPLE = "Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"
 _CUTS = (0.25, 0.5)
 _PLANNED = (0.5, 0.65)  # Spearman .83 and .95 on the bundled world
+_DRAFTED = (0.65, 0.7)  # drafts know less than particles that took every step: later cuts
+_STRIDES = 4
 
 
 @dataclass(frozen=True)
-class Prune:
+class Prune(Method):
     """Start with `start` particles; at fractions `at` of the steps keep the `keep` best.
 
     Progressive seed pruning (Guimaraes & Perona, arXiv:2607.21591). Particles are ranked by the
     reward of their x0 preview, which the model output of that very step gives: no denoiser call is
     added, and it works with deterministic samplers. The defaults cost what `BestOfN(4)` costs.
+
+    With `strides` the particles are *drafts*: they reach the first cut in that many denoiser calls
+    and not in all of its steps. The first steps decide what is in the picture, and a rough solution
+    of them decides nearly as well as an exact one. Drafts move by DDIM between evenly spread points
+    of the pipeline's own grid, the cut's own step the last of them; survivors go on with the
+    pipeline's own solver and every step that is left. A draft costs a fraction of what a particle
+    pays for every step, so that several times as many are drawn; what the strides lose in the
+    preview's foresight a late cut makes up for. The images are not those of the plain call's
+    noises, which no draft takes step by step: for a result that is never below the plain image,
+    leave `strides` out.
 
     Args:
         start: Particles per returned image at first.
@@ -30,65 +50,83 @@ class Prune:
         at: Where the cuts are, as fractions of the steps: rising, in (0, 1). A cut at fraction f of
             T steps comes after floor(f T) denoiser calls, at least one; cuts that fall on the same
             step become one, and one on the last step is none.
+        strides: Denoiser calls up to the first cut, its own included, at least 2; `None` for every
+            step. Where that cut comes after no more steps than that, every one is a stride.
 
     Raises:
-        ValueError: Numbers that are none, lists that differ in length or order.
+        ValueError: Numbers that are none, lists that differ in length or order; when called:
+            `strides=2` with a second-order solver whose second call is the cut.
+        UnsupportedSchedulerError: When called: `strides` with a solver that cannot begin in the
+            middle.
     """
 
     start: int = 8
     keep: tuple[int, ...] = (4, 2)
     at: tuple[float, ...] = _CUTS
+    strides: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", _sequence("keep", self.keep))
         object.__setattr__(self, "at", _sequence("at", self.at))
-        example = "Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"
-        whole("start", self.start, example)
+        whole("start", self.start, _EXAMPLE)
         for count in self.keep:
-            whole("keep", count, example)
+            whole("keep", count, _EXAMPLE)
         if len(self.keep) != len(self.at):
             raise ValueError(
                 f"keep={self.keep} and at={self.at} differ in length: one size per cut, as in "
-                f"{example}"
+                f"{_EXAMPLE}"
             )
         if any(after > before for before, after in pairwise((self.start, *self.keep))):
             raise ValueError(
                 f"keep={self.keep} with start={self.start}: a population cannot grow; as in "
-                f"{example}"
+                f"{_EXAMPLE}"
             )
         numbers = all(isinstance(f, int | float) and 0 < f < 1 for f in self.at)
         if not numbers or any(b <= a for a, b in pairwise(self.at)):
             raise ValueError(
                 f"at={self.at}: must be rising fractions of the steps between 0 and 1, as in "
-                f"{example}"
+                f"{_EXAMPLE}"
+            )
+        self._check_strides()
+
+    def _check_strides(self) -> None:
+        if self.strides is None:
+            return
+        example = "Prune(start=15, keep=(8, 2), at=(0.65, 0.7), strides=4)"
+        whole("strides", self.strides, example)
+        if self.strides < 2:
+            raise ValueError(
+                f"strides={self.strides}: a draft needs at least 2 calls, one in the noise and one "
+                f"at the cut; write {example}"
             )
 
     @classmethod
-    def for_compute(cls, compute: float, steps: int) -> Prune:
+    def for_compute(cls, compute: float, steps: int, *, drafts: bool = False) -> Prune:
         """The widest start that `compute` plain calls of `steps` steps pay for.
 
         Cuts after half of the steps, to half as many particles as plain calls, and after 65%, to a
         quarter (at least one): later than the published ones, since a cut that comes before the
         previews know anything wastes what it paid for (benchmarks/plan.py).
 
+        Args:
+            compute: Plain calls' worth of denoiser rows, at least 1.
+            steps: Denoiser calls of a plain call.
+            drafts: Plan four strides up to the first cut, with cuts after 65% and 70% of the steps
+                to twice and to half as many particles as plain calls (at least one): among the best
+                plans of a replay (benchmarks/drafts.py). Where steps are too few for that, the cuts
+                are the usual ones.
+
         Raises:
             ValueError: `compute` below 1.
         """
         plain_calls(compute)
         whole("steps", steps, "steps=20")
-        keep = (max(math.floor(compute / 2), 1), max(math.floor(compute / 4), 1))
-        plan = cls(keep[0], keep, _PLANNED)
-        cuts = plan.cuts(steps)
-        first = min(cuts, default=steps - 1) + 1
-        rest = plan.cost(steps) - keep[0] * first
-        start = math.floor((compute * steps - rest) / first + 1e-9)
-        sizes = (start, *keep)
-        shrinks = [i for i in range(len(keep)) if sizes[i + 1] < sizes[i]]
-        return cls(start, tuple(keep[i] for i in shrinks), tuple(_PLANNED[i] for i in shrinks))
+        usual = _plan(compute, steps)
+        return _plan_drafts(usual, compute, steps) if drafts else usual
 
     @property
     def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
+        """Population sizes per returned image: at first, and after every cut."""
         return (self.start, *self.keep)
 
     def cuts(self, steps: int) -> dict[int, int]:
@@ -102,41 +140,106 @@ class Prune:
         for index in range(steps):
             rows += alive
             alive = cuts.get(index, alive)
-        return rows
+        first = self._first_cut(steps)
+        return rows - self.start * (first - self._calls_before(first))
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """All particles side by side, fewer after every cut."""
-        return (yield from self.walk(ctx, start, ctx.steps))
+        first = self._first_cut(len(ctx.steps))
+        begin = 0 if self.strides is None else self._begin(ctx, first)
+        if begin:
+            start = apart(ctx, start)
+            grid = short_grid(ctx.steps[:begin], self._calls_before(first) - (first - begin))
+            latents = yield from run(ctx, start, grid, start.x.dtype)
+            start = start.at(latents.to(start.x.dtype))
+        return (yield from self._walk(ctx, start, ctx.steps[begin:]))
 
-    def walk(self, ctx: Context, alive: Population, steps: Sequence[Step]) -> Search:
+    def _walk(self, ctx: Context, alive: Population, steps: Sequence[Step]) -> Search:
         """The last `steps` of the call's, with the cuts that lie in them, and the winners."""
         solver, cuts = ctx.solver(alive), self.cuts(len(ctx.steps))
         for step in steps:
             output = yield from ctx.denoise(alive, step)
             if step.index in cuts:
                 previews = alive.at(step.x0(alive.x, output))
-                rows = self._best(ctx, previews, step, cuts[step.index] * ctx.images)
+                rows = _best(ctx, previews, step, cuts[step.index] * ctx.images)
                 solver.gather(rows)
                 alive, output = alive.take(rows), output[rows]
             alive = alive.at(solver.step(step, alive.x, output, alive.ids))
         return ctx.winners(alive)
 
-    def _best(self, ctx: Context, previews: Population, step: Step, count: int) -> list[int]:
-        """Rows to keep, in their old order."""
-        if count * len(previews.prompts) >= len(previews):
-            return list(range(len(previews)))
-        rows = sorted(ctx.top(previews, ctx.evaluate(previews, step), count))
-        kept = {previews.ids[row] for row in rows}
-        for prompt in previews.prompts:
-            own = [name for name in previews.ids if name[0] == prompt]
-            ctx.log(
-                "select",
-                step=step.index,
-                prompt=prompt,
-                kept=[k for p, k in own if (p, k) in kept],
-                dropped=[k for p, k in own if (p, k) not in kept],
+    def _first_cut(self, steps: int) -> int:
+        """Index of the step with the first cut; 0 where there is none."""
+        return min(self.cuts(steps), default=0)
+
+    def _calls_before(self, first: int) -> int:
+        """Denoiser calls before the one at the first cut."""
+        return first if self.strides is None else min(self.strides - 1, first)
+
+    def _begin(self, ctx: Context, first: int) -> int:
+        """Where the solver takes over: at the cut, or a call before, if that is inside its step."""
+        if not first:
+            return 0
+        try:
+            _check_beginning(ctx, first)
+            return first
+        except UnsupportedSchedulerError:
+            _check_beginning(ctx, first - 1)
+        if self.strides == 2 and first > 1:
+            raise ValueError(
+                "strides=2: the scheduler asks twice per step, and the cut is at the second call; "
+                "write strides=3, or another at="
             )
-        return rows
+        return first - 1
+
+
+def _best(ctx: Context, previews: Population, step: Step, count: int) -> list[int]:
+    """Rows to keep, in their old order."""
+    if count * len(previews.prompts) >= len(previews):
+        return list(range(len(previews)))
+    rows = sorted(ctx.top(previews, ctx.evaluate(previews, step), count))
+    kept = {previews.ids[row] for row in rows}
+    for prompt in previews.prompts:
+        own = [name for name in previews.ids if name[0] == prompt]
+        ctx.log(
+            "select",
+            step=step.index,
+            prompt=prompt,
+            kept=[k for p, k in own if (p, k) in kept],
+            dropped=[k for p, k in own if (p, k) not in kept],
+        )
+    return rows
+
+
+def _check_beginning(ctx: Context, index: int) -> None:
+    """Raise UnsupportedSchedulerError unless the call's solver can begin at a step."""
+    step = ctx.steps[index]
+    zero = torch.zeros(1, 1, 1, 1, device=step.t.device)
+    ctx.make_solver(False).step(step, zero, zero, [(0, FIRST_MADE)])
+
+
+def _plan(compute: float, steps: int) -> Prune:
+    """The plan without strides."""
+    keep = (max(math.floor(compute / 2), 1), max(math.floor(compute / 4), 1))
+    plan = Prune(keep[0], keep, _PLANNED)
+    cuts = plan.cuts(steps)
+    first = min(cuts, default=steps - 1) + 1
+    rest = plan.cost(steps) - keep[0] * first
+    sizes = (math.floor((compute * steps - rest) / first + 1e-9), *keep)
+    shrinks = [i for i in range(len(keep)) if sizes[i + 1] < sizes[i]]
+    return Prune(sizes[0], tuple(keep[i] for i in shrinks), tuple(_PLANNED[i] for i in shrinks))
+
+
+def _plan_drafts(usual: Prune, compute: float, steps: int) -> Prune:
+    """The plan with strides, given the one without."""
+    own = (math.floor(2 * compute), max(math.floor(compute / 2), 1))
+    for keep, at in ((own, _DRAFTED), (usual.keep, usual.at)):
+        least = Prune(max(keep, default=1), keep, at, _STRIDES)
+        each = replace(least, start=least.start + 1).cost(steps) - least.cost(steps)
+        more = math.floor((compute * steps - least.cost(steps)) / each + 1e-9)
+        plan = replace(least, start=least.start + max(more, 0))
+        if more > 0 and plan.cost(steps) >= steps:
+            return plan
+    return replace(usual, strides=_STRIDES)
 
 
 def _sequence(name: str, value: object) -> tuple:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steer.core.types import Name, Population, Search
-from steer.methods.selection.gate import draws
 from steer.search.context import Context
-from steer.search.method import Method
+from steer.search.method import Method, check_method
 
 
 @dataclass(frozen=True)
-class Then:
+class Then(Method):
     """Run `first`; run `second` from the initial noises of its best particles; keep the best.
 
     `Then(BestOfN(8), NoiseOptimization())` is CARINOX (arXiv:2509.17458): choose among random
@@ -37,11 +36,8 @@ class Then:
     def __post_init__(self) -> None:
         example = "Then(BestOfN(8), NoiseOptimization())"
         for name in ("first", "second"):
-            if not isinstance(getattr(self, name), Method):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: must be a method; write {example}"
-                )
-        if draws(self.second) != self.second.populations[0]:
+            check_method(name, getattr(self, name), example)
+        if self.second.draws != self.second.populations[0]:
             raise ValueError(
                 f"second={self.second!r}: draws noises of its own in later rounds; put it outside, "
                 "as in Gate(Then(BestOfN(8), NoiseOptimization()), threshold=0.6)"
@@ -49,13 +45,18 @@ class Then:
 
     @property
     def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
+        """Population sizes of both, one after the other."""
         return (*self.first.populations, *self.second.populations)
 
     @property
     def draws(self) -> int:
-        """Particles per returned image that are drawn."""
-        return draws(self.first)
+        """Particles per returned image that `first` draws; `second` draws none."""
+        return self.first.draws
+
+    @property
+    def reorders(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether either changes the places of rows."""
+        return self.first.reorders or self.second.reorders
 
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image, at most."""
@@ -67,9 +68,9 @@ class Then:
         winners = yield from self.first(ctx, start)
         ctx.evaluate(winners)
         best = self._noises(ctx, start.prompts, known)
-        found = yield from self.second(ctx, best)
-        ctx.evaluate(found)
-        return ctx.winners(Population.join([winners, found]))
+        others = yield from self.second(ctx, best)
+        ctx.evaluate(others)
+        return ctx.winners(Population.join([winners, others]))
 
     def _noises(self, ctx: Context, prompts: list[int], known: set[Name]) -> Population:
         """The initial noises of the best that `first` finished, as particles of their own."""

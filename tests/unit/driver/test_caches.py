@@ -14,23 +14,25 @@ import steer
 from steer.core.errors import UnsupportedPipelineError
 from steer.driver.caches import check_caches
 from steer.methods import (
+    SMC,
     BestOfN,
     Budget,
     Gate,
     LookaheadGuidance,
     NoiseOptimization,
     NoiseSearch,
-    Previews,
     Prune,
     Then,
 )
 from steer.pipeline.guided import guided
+from steer.pipeline.previews import Previews
 
 
 JUMPING = [
     BestOfN(5),
     Prune(start=4, keep=(2,), at=(0.5,)),
     Gate(BestOfN(1), threshold=2.0),
+    Gate(SMC(2, kernel="ddim"), threshold=2.0, max_rounds=1),
     Budget(4, BestOfN(2)),
     Then(BestOfN(1), BestOfN(1)),
     LookaheadGuidance(1, lookaheads=2, through=2),
@@ -73,7 +75,7 @@ def test_one_pass_in_order_may_use_the_cache(cached: Any, method: Any) -> None:
 def test_tuned_weights_beside_the_pipelines_are_refused(cached: Any) -> None:
     """They would be answered from the activations of the others."""
     with pytest.raises(UnsupportedPipelineError, match="a call with tuned weights asks"):
-        check_caches(cached, BestOfN(1), 1, 4, alone=False)
+        check_caches(cached, False, "a call with tuned weights")
 
 
 def test_other_hooks_are_no_caches() -> None:

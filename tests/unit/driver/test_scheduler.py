@@ -20,6 +20,7 @@ from steer.driver.scheduler import Driven, Opening, SteeredScheduler
 from steer.driver.timeline import Timeline
 from steer.methods import BestOfN
 from steer.pipeline.guided import guided
+from steer.search.method import Method
 
 
 def never(opening: Opening) -> Driven:
@@ -210,8 +211,8 @@ def test_context_gradients_through_lanes() -> None:
     """A population of three through a lane of one: the same gradient as through a lane of three."""
     gradients = []
 
-    class Climb:
-        populations = (3,)
+    class Climb(Method):
+        n = 3
 
         def cost(self, steps: int) -> int:
             return 7

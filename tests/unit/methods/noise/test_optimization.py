@@ -14,7 +14,7 @@ from torch import Tensor
 from steer.core.ddim import ddim
 from steer.core.errors import GradientError, RewardError, UnsupportedPipelineError
 from steer.driver.grid import Schedule
-from steer.methods import BestOfN, NoiseOptimization
+from steer.methods import BestOfN, NoiseOptimization, ReNO, Sphere, ZeroOrder
 from steer.methods.noise.ascent import Best
 from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
@@ -56,14 +56,14 @@ def test_the_reward_rises_on_every_family(family: str) -> None:
     "settings",
     [
         {},
-        {"variant": "reno", "step": 50.0},
-        {"gradient": "zero-order", "iterations": 2, "directions": 2},
+        {"ascent": ReNO(step=50.0)},
+        {"gradient": ZeroOrder(directions=2), "iterations": 2},
         {"through": None},
         {"checkpoint": True},
         {"finish": "both"},
         {"finish": "short"},
         {"starts": 2, "keep_start": False},
-        {"step": 30.0, "momentum": 0.0, "patience": 1},  # far too long: the start must survive
+        {"ascent": Sphere(30.0, 0.0), "patience": 1},  # far too long: the start must survive
     ],
 )
 def test_never_worse_than_the_start_and_the_cost_is_as_told(settings: dict[str, Any]) -> None:
@@ -125,11 +125,11 @@ def test_the_pipeline_is_left_as_it_was() -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("gradient", ["exact", "zero-order"])
-def test_batch_invariance(gradient: str) -> None:
+@pytest.mark.parametrize("gradient", ["exact", ZeroOrder(directions=2)])
+def test_batch_invariance(gradient: Any) -> None:
     """Lanes of 1, 3 and 8; prompts together or apart."""
     prompts = ["a red circle", "a blue square"]
-    given = {"gradient": gradient, "starts": 3, "iterations": 3, "directions": 2}
+    given = {"gradient": gradient, "starts": 3, "iterations": 3}
     narrow, even, wide = (
         optimise(width=w, **given, prompt=prompts, generator=[seeded(0), seeded(1)])
         for w in (1, 3, 8)
@@ -146,7 +146,7 @@ def test_batch_invariance(gradient: str) -> None:
 def test_half_precision_keeps_master_noise_in_float32() -> None:
     """bfloat16 weights: steps far below the resolution of the latents still add up."""
     pipe = build("sd", dtype=torch.bfloat16)
-    method = NoiseOptimization(iterations=6, through=2, step=0.002, momentum=0.0)
+    method = NoiseOptimization(iterations=6, through=2, ascent=Sphere(step=0.002, momentum=0.0))
     out = guided(pipe, RED, method=method)(**arguments("sd"))
     angles = [row["angle"][0] for row in out.report.trace.of("iterate")]
     assert angles == sorted(angles)
@@ -156,10 +156,10 @@ def test_half_precision_keeps_master_noise_in_float32() -> None:
 
 
 def test_limits_on_the_way() -> None:
-    out = optimise(iterations=8, max_angle=10.0)
+    out = optimise(iterations=8, ascent=Sphere(max_angle=10.0))
     angles = [row["angle"][0] for row in out.report.trace.of("iterate")]
     assert max(angles) == pytest.approx(10.0, abs=0.01)
-    out = optimise(iterations=8, step=30.0, momentum=0.0, patience=2)
+    out = optimise(iterations=8, ascent=Sphere(step=30.0, momentum=0.0), patience=2)
     assert len(out.report.trace.of("iterate")) < 8
 
 
@@ -213,7 +213,7 @@ def test_short_grids(name: str) -> None:
 def test_refusals() -> None:
     with pytest.raises(RewardError, match=r"not differentiable.*gradient='zero-order'"):
         optimise(reward=BLIND)
-    assert optimise(reward=BLIND, gradient="auto", directions=2).rewards
+    assert optimise(reward=BLIND, gradient="auto").rewards
 
     def cut(images: Tensor, prompts: Sequence[str]) -> Tensor:
         return red(images.detach(), prompts)
@@ -265,14 +265,9 @@ def test_calls_that_start_from_an_image_are_refused() -> None:
         ({"iterations": 0}, "iterations=0"),
         ({"through": 0}, "through=0"),
         ({"through": 2.5}, "through=2.5"),
-        ({"variant": "adam"}, "variant='adam'.*'sphere', 'reno'"),
+        ({"ascent": "reno"}, r"ascent='reno': must be Sphere\(...\) or ReNO"),
         ({"gradient": "none"}, "gradient='none'"),
         ({"finish": "no"}, "finish='no'"),
-        ({"step": -1.0}, r"step=-1\.0"),
-        ({"step": float("nan")}, "step=nan"),
-        ({"momentum": 1.0}, r"momentum=1\.0"),
-        ({"angle": 90}, "angle=90"),
-        ({"max_angle": 0}, "max_angle=0"),
         ({"starts": True}, "starts=True"),
         ({"patience": 0}, "patience=0"),
     ],
@@ -280,6 +275,24 @@ def test_calls_that_start_from_an_image_are_refused() -> None:
 def test_bad_arguments(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NoiseOptimization(**given)
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "message"),
+    [
+        (Sphere, {"step": -1.0}, r"step=-1\.0"),
+        (ReNO, {"step": float("nan")}, "step=nan"),
+        (Sphere, {"momentum": 1.0}, r"momentum=1\.0"),
+        (Sphere, {"max_angle": 0}, "max_angle=0"),
+        (ReNO, {"clip": None}, "clip=None"),
+        (ReNO, {"weight": -0.1}, r"weight=-0\.1"),
+        (ZeroOrder, {"angle": 90}, "angle=90"),
+        (ZeroOrder, {"directions": 0}, "directions=0"),
+    ],
+)
+def test_bad_parts(part: Any, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        part(**given)
 
 
 def test_planning_for_a_budget() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from steer.core.errors import UnsupportedSchedulerError
 from steer.driver.grid import Schedule
 from steer.methods import BestOfN, NoiseSearch
-from steer.methods.noise.paths import bounds, noised
+from steer.methods.noise.paths import add_noise, bounds
 from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
 from steer.search.starts import FIRST_MADE, Starts
@@ -160,7 +160,7 @@ def test_noising_again_keeps_the_marginal(cls: str, config: dict[str, Any]) -> N
     for at, back in ((6, 2), (3, 3), (9, 1)):
         here, there = steps[at], steps[at - back]
         x = here.alpha * clean + here.sigma * torch.randn(clean.shape, generator=seeded(1))
-        up = noised(x, here, there, torch.randn(clean.shape, generator=seeded(2)))
+        up = add_noise(x, here, there, torch.randn(clean.shape, generator=seeded(2)))
         assert float(up.mean()) == pytest.approx(there.alpha * 1.3, abs=0.02 * there.sigma)
         assert float(up.std()) == pytest.approx(there.sigma, rel=0.02)
 

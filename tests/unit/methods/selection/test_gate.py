@@ -13,7 +13,7 @@ from families import arguments, redness, seeded, shared
 from steer import Threshold
 from steer.core.errors import NotAcceptedError, ThresholdError
 from steer.methods import BestOfN, Gate, Prune
-from steer.methods.parse import parse_method
+from steer.methods.text import parse_method
 from steer.pipeline.guided import guided
 
 

@@ -10,7 +10,17 @@ import torch
 from families import arguments, build, seeded, shared
 from torch import Tensor
 
-from steer.methods import BestOfN, Budget, Gate, NoiseOptimization, NoiseSearch, Prune, Then
+from steer.methods import (
+    BestOfN,
+    Budget,
+    Gate,
+    Method,
+    NoiseOptimization,
+    NoiseSearch,
+    Prune,
+    Sphere,
+    Then,
+)
 from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
 
@@ -38,7 +48,7 @@ def test_the_second_climbs_from_the_firsts_best(first: Any) -> None:
 
 
 def test_never_worse_than_the_first() -> None:
-    wild = NoiseOptimization(iterations=2, through=2, step=30.0, keep_start=False)
+    wild = NoiseOptimization(2, through=2, ascent=Sphere(step=30.0), keep_start=False)
     alone, both = run(BestOfN(3)), run(Then(BestOfN(3), wild))
     assert both.rewards[0] >= alone.rewards[0]
 
@@ -46,8 +56,8 @@ def test_never_worse_than_the_first() -> None:
 def test_the_noise_handed_over_is_the_winners() -> None:
     seen: list[Tensor] = []
 
-    class Look:
-        populations = (2,)
+    class Look(Method):
+        n = 2
 
         def cost(self, steps: int) -> int:
             return 0

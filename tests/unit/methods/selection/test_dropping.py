@@ -1,4 +1,4 @@
-"""`StepGate`, `Previews` and pilots on tiny pipelines: what is dropped, what it costs."""
+"""`Gate(calibration=...)` on tiny pipelines: what is dropped, and what it costs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import pytest
 import torch
 from families import arguments, redness, seeded, shared
 
-import steer
 from steer import Gate, Threshold
-from steer.core.errors import ThresholdError
-from steer.methods import BestOfN, Previews, StepGate
+from steer.core.errors import NotAcceptedError, ThresholdError
+from steer.methods import SMC, BestOfN
 from steer.pipeline.guided import guided
+from steer.pipeline.previews import Previews
 from steer.rewards import Calibration
-from steer.rewards.thresholds.conformal import noise_share
 
 
 STEPS = 4
@@ -52,33 +51,21 @@ def cut_at(preview: float, tau: float, scheduler: str | None = None, **more: Any
     return Calibration(threshold, 0.1, steps, (preview - tau,), count, noise, 9, 20)
 
 
+def step_gate(n: int, calibration: Any, max_rounds: int = 1) -> Gate:
+    return Gate(BestOfN(n), calibration=calibration, max_rounds=max_rounds)
+
+
 def between(values: Any, rank: int) -> float:
     """A level between the values of a rank and the next."""
     ordered = np.sort(np.ravel(values))[::-1]
     return float((ordered[rank - 1] + ordered[rank]) / 2)
 
 
-def test_previews_watch_and_change_nothing() -> None:
-    out = run(Previews((0.25, 0.5)))
-    assert torch.equal(out.images, shared("sd")(**arguments("sd")).images)
-    assert out.report.ledger.denoiser_rows == STEPS
-    assert [row["step"] for row in out.report.trace.of("score")] == [0, 1, None]
-    assert out.report.trace.of("grid")[0]["steps"] == [0, 1]
-    many = run(Previews((0.5,), 4))
-    assert torch.allclose(many.images, run(BestOfN(4)).images, atol=1e-5)
-
-
-@pytest.mark.parametrize("at", [(0.5, 0.25), (0.0,), (1.0,), (0.5, 0.5), "half"])
-def test_previews_refuses(at: Any) -> None:
-    with pytest.raises(ValueError, match=r"at=.*rising fractions"):
-        Previews(at)
-
-
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m", "euler_a"])
 def test_it_drops_the_previews_below_the_cut(scheduler: str) -> None:
     previews, finals = watched(6, scheduler)
     calibration = cut_at(between(previews, 2), -1.0, scheduler)
-    out = run(StepGate(6, calibration), scheduler=scheduler)
+    out = run(step_gate(6, calibration), scheduler=scheduler)
     alive = np.flatnonzero(previews[0] >= calibration.cuts[0] - 1.0)
     assert len(alive) == 2
     select = out.report.trace.of("select")[0]
@@ -97,17 +84,17 @@ def test_it_drops_the_previews_below_the_cut(scheduler: str) -> None:
 def test_where_nothing_is_dropped_it_is_best_of_n(images: int) -> None:
     lenient = cut_at(-1e9, -1.0)
     more = {"num_images_per_prompt": images}
-    plain = run(StepGate(1, lenient), **more)
+    plain = run(step_gate(1, lenient), **more)
     assert torch.equal(plain.images, shared("sd")(**arguments("sd", **more)).images)
     assert plain.report.ledger.denoiser_rows == images * STEPS
-    four = run(StepGate(4, lenient), width=1, **more)
+    four = run(step_gate(4, lenient), width=1, **more)
     assert torch.equal(four.images, run(BestOfN(4), width=1, **more).images)
     assert four.accepted == [True] * images
 
 
 def test_lanes_do_not_matter() -> None:
     previews, _ = watched(6)
-    method = StepGate(6, cut_at(between(previews, 3), -1.0))
+    method = step_gate(6, cut_at(between(previews, 3), -1.0))
     narrow = run(method)
     assert narrow.report.lane_width == 1
     for width, rows in ((2, 6 * 2 + 4 * 2), (3, 6 * 2 + 3 * 2), (6, 6 * 4)):
@@ -120,17 +107,17 @@ def test_lanes_do_not_matter() -> None:
 def test_the_last_one_goes_on_and_says_so() -> None:
     previews, finals = watched(4)
     strict = cut_at(2.0, 2.0)
-    out = run(StepGate(4, strict))
+    out = run(step_gate(4, strict))
     best = int(previews[0].argmax())
     assert out.report.chosen == [(0, best)]
     assert out.accepted == [False]
     assert out.rewards[0] == pytest.approx(finals[0][best], abs=1e-6)
     assert out.report.ledger.denoiser_rows == 4 * 2 + 1 * 2
-    two = run(StepGate(4, strict), num_images_per_prompt=2)
+    two = run(step_gate(4, strict), num_images_per_prompt=2)
     assert (len(two.images), two.accepted) == (2, [False, False])
     assert two.report.ledger.denoiser_rows == 8 * 2 + 2 * 2
     wrong = cut_at(2.0, float(finals[0][best]) - 1e-6)  # it clears the threshold after all
-    assert run(StepGate(4, wrong)).accepted == [True]
+    assert run(step_gate(4, wrong)).accepted == [True]
 
 
 def test_rounds_end_where_nothing_is_left() -> None:
@@ -139,7 +126,7 @@ def test_rounds_end_where_nothing_is_left() -> None:
     first = int(previews[0].argmax())
     assert first > 0
     calibration = cut_at(between(previews, 1), float(finals[0][first]) - 1e-6)
-    out = run(StepGate(1, calibration, max_rounds=6))
+    out = run(step_gate(1, calibration, max_rounds=6))
     assert out.report.chosen == [(0, first)]
     assert out.accepted == [True]
     assert out.report.ledger.denoiser_rows == first * 2 + STEPS
@@ -147,7 +134,7 @@ def test_rounds_end_where_nothing_is_left() -> None:
     assert starts == [[k] for k in range(first + 1)]
     verdicts = [row["accepted"] for row in out.report.trace.of("round")]
     assert verdicts == [False] * first + [True]
-    short = run(StepGate(1, calibration, max_rounds=first))  # never reaches it
+    short = run(step_gate(1, calibration, max_rounds=first))  # never reaches it
     assert short.accepted == [False]
     assert short.report.chosen == [(0, first - 1)]
     assert short.report.ledger.denoiser_rows == (first - 1) * 2 + STEPS
@@ -156,7 +143,7 @@ def test_rounds_end_where_nothing_is_left() -> None:
 def test_prompts_together_are_prompts_apart() -> None:
     prompts = ["a red circle", "two", "z"]
     previews, _ = watched(4, prompt=prompts, generator=[seeded(i) for i in range(3)])
-    method = StepGate(2, cut_at(between(previews, 5), between(previews, 2)), max_rounds=2)
+    method = step_gate(2, cut_at(between(previews, 5), between(previews, 2)), max_rounds=2)
     out = run(method, prompt=prompts, generator=[seeded(i) for i in range(3)])
     for i, prompt in enumerate(prompts):
         alone = run(method, prompt=prompt, generator=[seeded(i)])
@@ -168,7 +155,7 @@ def test_prompts_together_are_prompts_apart() -> None:
 def test_inside_a_gate() -> None:
     """Rounds of rounds draw particles that none before them had."""
     calibration = cut_at(2.0, 2.0)
-    out = run(Gate(StepGate(2, calibration, max_rounds=2), Threshold(2.0), max_rounds=2))
+    out = run(Gate(step_gate(2, calibration, max_rounds=2), Threshold(2.0), max_rounds=2))
     starts = [row["particle"] for row in out.report.trace.of("start")]
     assert starts == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert out.accepted == [False]
@@ -182,23 +169,33 @@ def test_inside_a_gate() -> None:
 def test_a_calibration_from_a_file(tmp_path: Path) -> None:
     calibration = cut_at(-1.0, -1.0)
     calibration.save(tmp_path / "c.json")
-    assert StepGate(2, str(tmp_path / "c.json")) == StepGate(2, calibration)  # pyright: ignore
+    path: Any = str(tmp_path / "c.json")
+    assert step_gate(2, path) == step_gate(2, calibration)
     with pytest.raises(ThresholdError, match=r"calibration='gone.json'"):
-        StepGate(2, "gone.json")  # pyright: ignore[reportArgumentType]
+        step_gate(2, Path("gone.json"))
 
 
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [({"n": 0}, "n=0"), ({"max_rounds": 1.5}, "max_rounds=1.5"), ({"calibration": 3}, "=3: must")],
-)
-def test_bad_arguments(given: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        StepGate(**{"n": 2, "calibration": cut_at(0.0, 0.0), **given})
+def test_bad_arguments() -> None:
+    calibration: Any = cut_at(0.0, 0.0)
+    with pytest.raises(ValueError, match=r"max_rounds=1\.5"):
+        Gate(BestOfN(2), calibration=calibration, max_rounds=1.5)  # pyright: ignore
+    with pytest.raises(ValueError, match="calibration=3: must be a Calibration"):
+        Gate(BestOfN(2), calibration=3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"threshold=0\.6 with a calibration, which has its own"):
+        Gate(BestOfN(2), 0.6, calibration=calibration)
+    with pytest.raises(ValueError, match=r"method=SMC.*for BestOfN alone; write Gate\(BestOfN"):
+        Gate(SMC(2), calibration=calibration)
+
+
+def test_a_prompt_that_is_never_served_may_raise() -> None:
+    strict = Gate(BestOfN(2), calibration=cut_at(2.0, 2.0), max_rounds=2, on_reject="raise")
+    with pytest.raises(NotAcceptedError, match="the best reward of 2 rounds"):
+        run(strict)
 
 
 def test_runs_that_are_not_covered_are_refused_at_the_first_step() -> None:
     calibration = cut_at(0.0, 0.0)
-    method = StepGate(2, calibration)
+    method = step_gate(2, calibration)
     with pytest.raises(ThresholdError, match=r"4 denoiser calls.*5"):
         run(method, num_inference_steps=5)
     with pytest.raises(ThresholdError, match="noise share"):
@@ -211,102 +208,7 @@ def test_runs_that_are_not_covered_are_refused_at_the_first_step() -> None:
         pipe = shared("sd")
         hook = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
         try:
-            guided(pipe, redness, method=StepGate(2, other))(**arguments("sd"))
+            guided(pipe, redness, method=step_gate(2, other))(**arguments("sd"))
         finally:
             hook.remove()
     assert len(calls) <= 1
-
-
-# pilots
-
-
-def pilot_call(**more: Any) -> dict[str, Any]:
-    taken = arguments("sd", **more)
-    return {k: taken[k] for k in taken if k not in ("prompt", "generator")}
-
-
-PROMPTS = [f"{a} {b}" for a in "abc" for b in "xyz"]
-
-
-def test_pilots_are_plain_calls() -> None:
-    given = guided(shared("sd"), redness, method=BestOfN(7))
-    together = steer.pipeline.pilots(
-        given, PROMPTS, at=(0.25, 0.5), seed=5, batch=4, **pilot_call()
-    )
-    assert (together.steps, together.count, together.reward) == ((0, 1), STEPS, "redness")
-    assert together.model == "StableDiffusionPipeline"
-    assert together.previews.shape == (9, 2)
-    for i in (0, 4, 8):
-        alone = run(BestOfN(1), prompt=PROMPTS[i], generator=seeded(5 + i))
-        assert together.finals[i] == pytest.approx(alone.rewards[0], abs=1e-6)
-    assert given.method == BestOfN(7)
-    plain = steer.pipeline.pilots(given, PROMPTS[:2], **pilot_call())
-    assert plain.previews.shape == (2, 0)
-    assert Threshold.fit(plain.scores()).reward == "redness"
-
-
-def test_calibrate_and_run(tmp_path: Path) -> None:
-    given = guided(shared("sd"), redness)
-    runs = steer.pipeline.pilots(given, PROMPTS * 2, at=(0.5,), batch=6, **pilot_call())
-    tau = between(runs.finals, 10)
-    calibration = steer.calibrate(
-        given, PROMPTS * 2, tau, at=(0.5,), alpha=0.2, batch=6, **pilot_call()
-    )
-    assert calibration == Calibration.fit(runs, tau, 0.2)
-    assert calibration.accepted == 10
-    schedule = run(Previews((0.5,))).report.trace.of("grid")[0]
-    assert calibration.noise == pytest.approx(schedule["noise"])
-    Threshold(tau, reward="redness").save(tmp_path / "tau.json")
-    path = str(tmp_path / "tau.json")
-    again = steer.calibrate(given, PROMPTS * 2, path, at=(0.5,), alpha=0.2, **pilot_call())
-    assert again.cuts == pytest.approx(calibration.cuts, abs=1e-5)
-    assert len(run(StepGate(2, calibration)).accepted) == 1
-    split = steer.calibrate(
-        given, PROMPTS * 2, quantile=0.5, at=(0.5,), alpha=0.4, batch=6, **pilot_call()
-    )
-    assert split.pilots == 9
-    assert split.threshold.tau == np.median(runs.finals[1::2])
-
-
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({"prompts": "one text"}, "prompts='one text'"),
-        ({"prompts": []}, r"prompts=\[\]"),
-        ({"batch": 0}, "batch=0"),
-        ({"generator": None}, "generator: set by the pilots"),
-    ],
-)
-def test_bad_pilots(given: dict[str, Any], named: str) -> None:
-    pipe = guided(shared("sd"), redness)
-    prompts = given.pop("prompts", ["a"])
-    with pytest.raises(ValueError, match=named):
-        steer.pipeline.pilots(pipe, prompts, **given)
-
-
-def test_bad_calibrations() -> None:
-    pipe = guided(shared("sd"), redness)
-    with pytest.raises(ValueError, match=r"threshold=None, quantile=None: give one"):
-        steer.calibrate(pipe, ["a"])
-    with pytest.raises(ValueError, match=r"threshold=0.5, quantile=0.5: give one"):
-        steer.calibrate(pipe, ["a"], 0.5, quantile=0.5)
-    with pytest.raises(ThresholdError, match=r"needs 9 accepted pilots, and at most 8 of 8"):
-        steer.calibrate(pipe, ["a"] * 8, 0.5)
-    with pytest.raises(ThresholdError, match=r"at most 8 of 16"):
-        steer.calibrate(pipe, ["a"] * 16, quantile=0.5)
-    with pytest.raises(ThresholdError, match=r"'hpsv2.1'.*'redness'"):
-        steer.calibrate(pipe, ["a"] * 9, Threshold(0.5, reward="hpsv2.1"))
-    with pytest.raises(ValueError, match=r"at=\(\)"):
-        steer.calibrate(pipe, ["a"] * 9, 0.5, at=())
-
-
-def test_noise_is_read_off_the_grid() -> None:
-    steps = []
-
-    class Spy(Previews):
-        def __call__(self, ctx: Any, start: Any) -> Any:
-            steps.extend(noise_share(step) for step in ctx.steps)
-            return (yield from super().__call__(ctx, start))
-
-    out = run(Spy((0.25, 0.75)))
-    assert out.report.trace.of("grid")[0]["noise"] == [steps[0], steps[2]]

@@ -1,4 +1,4 @@
-"""`Draft`: its strides against the pipeline's own solver on the same points, its cost, its cuts."""
+"""`Prune(strides=...)`: against the pipeline's own solver on the same points; its cost and cuts."""
 
 from __future__ import annotations
 
@@ -12,40 +12,49 @@ from hypothesis import given, settings, strategies as st
 
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.when import at
-from steer.methods import Budget, Draft, Gate, Guide, NoiseOptimization, Prune, Then
+from steer.methods import Budget, Gate, Guide, NoiseOptimization, Prune, Then
 from steer.pipeline.guided import guided
 
 
-SMALL = Draft(4, (2, 1), (0.5, 0.75), through=3)
+SMALL = Prune(4, (2, 1), (0.5, 0.75), strides=3)
 
 
 @pytest.mark.parametrize(
     ("method", "steps", "rows"),
     [
-        (Draft(12, (3, 1), (0.65, 0.8), 4), 20, 12 * 4 + 3 * 3 + 4),
-        (Draft(12, (3, 1), (0.65, 0.8), 50), 20, 12 * 13 + 3 * 3 + 4),  # no longer strides
-        (Draft(6, (2,), (0.5,), 2), 20, 6 * 2 + 2 * 10),
-        (Draft(6, (2,), (0.5,), 4), 4, 6 * 2 + 2 * 2),
-        (Draft(6, (2,), (0.5,), 4), 2, 6 + 2),  # the cut comes after the first call
-        (Draft(6, (2,), (0.5,), 4), 1, 6),
-        (Draft(3, (), (), 4), 10, 30),
+        (Prune(12, (3, 1), (0.65, 0.8), 4), 20, 12 * 4 + 3 * 3 + 4),
+        (Prune(12, (3, 1), (0.65, 0.8), 50), 20, 12 * 13 + 3 * 3 + 4),  # no longer strides
+        (Prune(6, (2,), (0.5,), 2), 20, 6 * 2 + 2 * 10),
+        (Prune(6, (2,), (0.5,), 4), 4, 6 * 2 + 2 * 2),
+        (Prune(6, (2,), (0.5,), 4), 2, 6 + 2),  # the cut comes after the first call
+        (Prune(6, (2,), (0.5,), 4), 1, 6),
+        (Prune(3, (), (), 4), 10, 30),
     ],
 )
-def test_cost(method: Draft, steps: int, rows: int) -> None:
+def test_cost(method: Prune, steps: int, rows: int) -> None:
     assert method.cost(steps) == rows
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.floats(1, 40), st.integers(1, 120))
 def test_plans_never_exceed_compute_nor_leave_much_of_it(compute: float, steps: int) -> None:
-    plan = Draft.for_compute(compute, steps)
+    plan = Prune.for_compute(compute, steps, drafts=True)
     assert steps <= plan.cost(steps) <= compute * steps + 1e-6
     if steps >= 8:
         assert plan.cost(steps) > (compute - 1) * steps
 
 
-@pytest.mark.parametrize("through", [2, 3, 4])
-def test_it_is_the_solver_on_fewer_points(through: int) -> None:
+@pytest.mark.parametrize(
+    ("compute", "start", "keep"),
+    [(1, 3, (2, 1)), (2, 7, (4, 1)), (4, 15, (8, 2)), (7, 27, (14, 3)), (16, 60, (32, 8))],
+)
+def test_what_is_planned_for_20_steps(compute: int, start: int, keep: tuple[int, int]) -> None:
+    plan = Prune(start, keep, (0.65, 0.7), strides=4)
+    assert Prune.for_compute(compute, 20, drafts=True) == plan
+
+
+@pytest.mark.parametrize("strides", [2, 3, 4])
+def test_it_is_the_solver_on_fewer_points(strides: int) -> None:
     """Euler's method takes DDIM's moves, and can be asked for any timesteps by a plain call."""
     pipe = shared("sd", "euler")
     call, again = (
@@ -54,9 +63,9 @@ def test_it_is_the_solver_on_fewer_points(through: int) -> None:
     )
     pipe.scheduler.set_timesteps(10)
     times = pipe.scheduler.timesteps.tolist()
-    chosen = [times[i * 5 // (through - 1)] for i in range(through - 1)] + times[5:]
+    chosen = [times[i * 5 // (strides - 1)] for i in range(strides - 1)] + times[5:]
     wanted = pipe(**{**call, "num_inference_steps": None}, timesteps=chosen).images
-    drawn = guided(pipe, redness, method=Draft(1, (1,), (0.6,), through))(**again)
+    drawn = guided(pipe, redness, method=Prune(1, (1,), (0.6,), strides))(**again)
     assert torch.allclose(drawn.images, wanted, atol=1e-4)
 
 
@@ -65,7 +74,7 @@ def test_with_a_stride_per_step_it_is_prune() -> None:
         guided(shared("sd"), redness, method=method)(
             **arguments("sd", num_inference_steps=8, prompt=["a", "b"], output_type="pt")
         )
-        for method in (Prune(5, (2, 1), (0.5, 0.75)), Draft(5, (2, 1), (0.5, 0.75), through=9))
+        for method in (Prune(5, (2, 1), (0.5, 0.75)), Prune(5, (2, 1), (0.5, 0.75), strides=9))
     ]
     assert torch.allclose(outs[0].images, outs[1].images, atol=1e-4)
     assert outs[0].report.ledger.denoiser_rows == outs[1].report.ledger.denoiser_rows
@@ -105,7 +114,7 @@ def test_lanes_and_company_do_not_matter(scheduler: str) -> None:
 @pytest.mark.parametrize("scheduler", ["heun", "kdpm2"])
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.4, 0.5, 0.7])
 def test_second_order_solvers_take_over_where_they_can(scheduler: str, fraction: float) -> None:
-    pipe, method = shared("sd", scheduler), Draft(4, (2,), (fraction,), 3)
+    pipe, method = shared("sd", scheduler), Prune(4, (2,), (fraction,), 3)
     with counting(pipe) as seen:
         out = guided(pipe, redness, method=method)(**arguments("sd", num_inference_steps=8))
     assert agrees(seen, out.report) and out.images.isfinite().all()
@@ -113,7 +122,7 @@ def test_second_order_solvers_take_over_where_they_can(scheduler: str, fraction:
 
 
 def test_the_best_previews_go_on() -> None:
-    out = guided(shared("sd"), redness, method=Draft(6, (3, 1), (0.5, 0.75), 3))(
+    out = guided(shared("sd"), redness, method=Prune(6, (3, 1), (0.5, 0.75), 3))(
         **arguments("sd", num_inference_steps=8)
     )
     trace = out.report.trace
@@ -181,15 +190,15 @@ def test_several_images() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="through=1: a draft needs at least 2 calls"):
-        Draft(through=1)
-    with pytest.raises(ValueError, match=r"through=2\.5"):
-        Draft(through=2.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="strides=1: a draft needs at least 2 calls"):
+        Prune(strides=1)
+    with pytest.raises(ValueError, match=r"strides=2\.5"):
+        Prune(strides=2.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="a population cannot grow"):
-        Draft(2, (3,), (0.5,))
+        Prune(2, (3,), (0.5,))
     heun = shared("sd", "heun")
-    with pytest.raises(ValueError, match="through=2: the scheduler asks twice per step"):
-        guided(heun, redness, method=Draft(4, (2,), (0.4,), 2))(
+    with pytest.raises(ValueError, match="strides=2: the scheduler asks twice per step"):
+        guided(heun, redness, method=Prune(4, (2,), (0.4,), 2))(
             **arguments("sd", num_inference_steps=8)
         )
     pipe = shared("sd")

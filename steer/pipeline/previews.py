@@ -10,14 +10,16 @@ from steer.core.checks import whole
 from steer.core.types import Population, Search
 from steer.rewards.thresholds.conformal import noise_share
 from steer.search.context import Context
+from steer.search.method import Method
 
 
 @dataclass(frozen=True)
-class Previews:
+class Previews(Method):
     """Sample `n` particles to the end and score the x0 previews at fractions `at` of the steps.
 
-    Nothing is chosen on the way and nothing is added to it, so every particle is the plain
-    pipeline's own sample. The best of them is returned; the scores are in the trace.
+    What pilot runs are made with: nothing is chosen on the way and nothing is added to it, so every
+    particle is the plain pipeline's own sample. The best of them is returned; the scores are in the
+    trace.
 
     Args:
         at: Where to look, as fractions of the steps: rising, in (0, 1). Fraction f of T steps is
@@ -33,13 +35,8 @@ class Previews:
 
     def __post_init__(self) -> None:
         example = "Previews(at=(0.5, 0.65))"
-        object.__setattr__(self, "at", _rising("at", self.at, example))
+        object.__setattr__(self, "at", _fractions("at", self.at, example))
         whole("n", self.n, example)
-
-    @property
-    def populations(self) -> tuple[int, ...]:
-        """Population sizes per returned image."""
-        return (self.n,)
 
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image."""
@@ -68,7 +65,7 @@ class Previews:
         return ctx.winners(everyone)
 
 
-def _rising(name: str, value: Any, example: str) -> tuple[float, ...]:
+def _fractions(name: str, value: Any, example: str) -> tuple[float, ...]:
     """Fractions of the steps as a tuple; ValueError unless they rise within (0, 1)."""
     fractions = tuple(value) if isinstance(value, list | tuple) else (value,)
     numbers = all(isinstance(f, int | float) and 0 < f < 1 for f in fractions)
