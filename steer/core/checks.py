@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 from steer.core.when import When
 
@@ -40,6 +42,17 @@ def share(name: str, value: object, of: str) -> None:
     positive(name, value, none=False)
     if isinstance(value, int | float) and value > 1:
         raise ValueError(f"{name}={value!r}: a share of {of}, above 0 and at most 1")
+
+
+def rising_fractions(name: str, value: object, example: str) -> None:
+    """Raise ValueError unless these are fractions of the steps that rise within (0, 1)."""
+    places: tuple[Any, ...] = value if isinstance(value, tuple) else (None,)
+    numbers = all(isinstance(f, int | float) and 0 < f < 1 for f in places)
+    if not numbers or any(after <= before for before, after in pairwise(places)):
+        raise ValueError(
+            f"{name}={value!r}: must be rising fractions of the steps between 0 and 1, as in "
+            f"{example}"
+        )
 
 
 def predicate(when: object, example: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
-from steer.core.checks import whole
+from steer.core.checks import rising_fractions, whole
 from steer.core.types import Population, Search
 from steer.rewards.thresholds.conformal import noise_share
 from steer.search.context import Context
@@ -35,7 +33,8 @@ class Previews(Method):
 
     def __post_init__(self) -> None:
         example = "Previews(at=(0.5, 0.65))"
-        object.__setattr__(self, "at", _fractions("at", self.at, example))
+        object.__setattr__(self, "at", tuple(self.at))
+        rising_fractions("at", self.at, example)
         whole("n", self.n, example)
 
     def cost(self, steps: int) -> int:
@@ -63,15 +62,3 @@ class Previews(Method):
         everyone = Population.join(finished)
         ctx.evaluate(everyone)
         return ctx.winners(everyone)
-
-
-def _fractions(name: str, value: Any, example: str) -> tuple[float, ...]:
-    """Fractions of the steps as a tuple; ValueError unless they rise within (0, 1)."""
-    fractions = tuple(value) if isinstance(value, list | tuple) else (value,)
-    numbers = all(isinstance(f, int | float) and 0 < f < 1 for f in fractions)
-    if not numbers or any(b <= a for a, b in pairwise(fractions)):
-        raise ValueError(
-            f"{name}={value!r}: must be rising fractions of the steps between 0 and 1; write "
-            f"{example}"
-        )
-    return fractions

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from steer.core.checks import one_of, plain_calls, positive, whole
+from steer.core.checks import one_of, plain_calls, positive, rising_fractions, whole
 from steer.core.resampling import without_replacement
 from steer.core.seeds import row_seed
 from steer.core.types import Population, Search
@@ -112,15 +112,7 @@ class Tree(Method):
             raise ValueError(f"widen={self.widen!r}: must be (C, alpha), as in widen=(1.0, 0.7)")
         positive("widen", self.widen[0], none=False)
         positive("widen", self.widen[1], none=False)
-        rising = isinstance(self.at, tuple) and all(
-            isinstance(f, int | float) and low < f < 1
-            for f, low in zip(self.at, (0, *self.at), strict=False)
-        )
-        if not rising:
-            raise ValueError(
-                f"at={self.at!r}: must be rising fractions of the steps between 0 and 1, as in "
-                "at=(0.2, 0.4, 0.6, 0.8)"
-            )
+        rising_fractions("at", self.at, "at=(0.2, 0.4, 0.6, 0.8)")
         one_of("choose", self.choose, ("best", "sample"))
         check_moves(self.kernel, self.eta)
 

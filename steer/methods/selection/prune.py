@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-from steer.core.checks import plain_calls, whole
+from steer.core.checks import plain_calls, rising_fractions, whole
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Population, Search, Step
 from steer.search.context import Context
@@ -81,12 +81,7 @@ class Prune(Method):
                 f"keep={self.keep} with start={self.start}: a population cannot grow; as in "
                 f"{_EXAMPLE}"
             )
-        numbers = all(isinstance(f, int | float) and 0 < f < 1 for f in self.at)
-        if not numbers or any(b <= a for a, b in pairwise(self.at)):
-            raise ValueError(
-                f"at={self.at}: must be rising fractions of the steps between 0 and 1, as in "
-                f"{_EXAMPLE}"
-            )
+        rising_fractions("at", self.at, _EXAMPLE)
         self._check_strides()
 
     def _check_strides(self) -> None:
