@@ -45,7 +45,7 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class DDIM:
-    """`steer.moves.ddim` with a share `eta` of fresh noise; `eta=1` is the DDPM posterior.
+    """`steer.core.ddim.ddim` with a share `eta` of fresh noise; `eta=1` is the DDPM posterior.
 
     On variance-exploding grids it is Euler's ancestral step. Solvers of higher order lose their
     order: it is one model evaluation per step, whatever the scheduler.

@@ -322,7 +322,7 @@ def gaussian_chain(
 
     The posterior mean of a Gaussian is linear in x, so the discretised sampler is a linear
     recursion: x' = a x + b + std noise, with a and b from Song et al. 2020 (arXiv:2010.02502),
-    eq. 12, written out here independently of `steer.moves`.
+    eq. 12, written out here independently of `steer.core.ddim`.
     """
     mean, std = float(mixture.means[0, 0]), float(mixture.stds[0])
     scheduler.set_timesteps(steps)

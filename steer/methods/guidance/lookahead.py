@@ -42,7 +42,7 @@ class LookaheadGuidance(Method):
     works for any reward and solver, flow models included.
 
     `strength` counts such moves: at strength k a step moves its next latents as k moves in a row
-    would, each by the step's own share q of the shift (`steer.guidance.reach`), so by
+    would, each by the step's own share q of the shift (`steer.search.guidance.reach`), so by
     1 - (1 - q)^k in all. It is k for small steps, and never overshoots in large ones.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 MADE = 100_000
-"""`steer.starts.FIRST_MADE`, here without torch, so that pages are built quickly."""
+"""`steer.search.starts.FIRST_MADE`, here without torch, so that pages are built quickly."""
 
 
 @dataclass

@@ -264,12 +264,12 @@ def _fitting(tuned: Tuned, pipe: Any, denoiser: nn.Module) -> Tuned:
     if tuned.adapter is not None and tuned.denoiser is not denoiser:
         raise ValueError(
             f"tuned={tuned!r}: this LoRA was loaded for another pipeline; load it again with "
-            "steer.checkpoints.load(pipe, source)"
+            "steer.denoisers.checkpoints.load(pipe, source)"
         )
     if tuned.adapter is not None and tuned.adapter not in getattr(denoiser, "peft_config", {}):
         raise ValueError(
             f"tuned={tuned!r}: its adapter was deleted from {type(pipe).__name__}; load it again "
-            "with steer.checkpoints.load(pipe, source)"
+            "with steer.denoisers.checkpoints.load(pipe, source)"
         )
     if tuned.adapter is None and tuned.denoiser is not denoiser:
         check_fits(_plain_state(tuned.module), denoiser, tuned.name)
