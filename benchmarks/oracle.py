@@ -15,8 +15,9 @@ import torch
 from torchvision.transforms.functional import gaussian_blur
 from tqdm.auto import tqdm
 
+from steer.shapes.drawing import place, render
 from steer.shapes.oracle import oracle
-from steer.shapes.scenes import Spec, perturb, place, render, sample_spec
+from steer.shapes.scenes import Spec, perturb, sample_spec
 
 
 CHUNK = 100

@@ -22,7 +22,8 @@ from benchmarks.kernels.check import wide
 from benchmarks.kernels.models import texts_of
 from steer.rewards.clip.fused import Fused
 from steer.shapes.captions import caption
-from steer.shapes.scenes import perturb, place, render, sample_spec
+from steer.shapes.drawing import place, render
+from steer.shapes.scenes import perturb, sample_spec
 
 
 Scores = NDArray[np.float64]

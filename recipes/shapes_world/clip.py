@@ -24,17 +24,8 @@ from recipes.shapes_world.recipe import Recipe
 from recipes.shapes_world.stage import share, train
 from recipes.shapes_world.text import CONTEXT_LENGTH, Encoder
 from steer.shapes.captions import caption
-from steer.shapes.scenes import (
-    COLORS,
-    SHAPES,
-    Scene,
-    Spec,
-    is_true_of,
-    perturb,
-    place,
-    render,
-    render_labels,
-)
+from steer.shapes.drawing import place, render, render_labels
+from steer.shapes.scenes import COLORS, SHAPES, Scene, Spec, is_true_of, perturb
 
 
 PATCH = 8

@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from steer.shapes.captions import caption
-from steer.shapes.scenes import Scene, Spec, place, render, render_labels, sample_spec
+from steer.shapes.drawing import place, render, render_labels
+from steer.shapes.scenes import Scene, Spec, sample_spec
 
 
 @dataclass

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steer.shapes.oracle import Found, Reading, judge
+from steer.shapes.oracle import judge
+from steer.shapes.reading import Found, Reading
 from steer.shapes.scenes import (
     RELATIONS,
     SIZE_THRESHOLD,

@@ -23,7 +23,8 @@ from recipes.shapes_world.describe import describe
 from recipes.shapes_world.recipe import Recipe
 from recipes.shapes_world.stage import rank, world_size
 from steer.shapes.captions import caption, parse
-from steer.shapes.oracle import Reading, judge, neatness, read
+from steer.shapes.oracle import judge, neatness
+from steer.shapes.reading import Reading, read
 from steer.shapes.scenes import Split, sample_spec
 
 

@@ -18,7 +18,8 @@ from recipes.shapes_world.stage import share, train
 from recipes.shapes_world.text import Encoder
 from steer.rewards.clip.preprocess import Preprocess
 from steer.shapes.captions import caption, parse
-from steer.shapes.scenes import Spec, perturb, place, render, sample_spec
+from steer.shapes.drawing import place, render
+from steer.shapes.scenes import Spec, perturb, sample_spec
 from steer.tune.scorer.fit import choice_loss
 from steer.tune.scorer.model import OpenClip
 from steer.tune.scorer.objective import cosines, pair_loss as pair_loss

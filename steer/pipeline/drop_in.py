@@ -9,7 +9,7 @@ from steer.core.errors import SteerError
 from steer.driver.noise import Source, call_seeds
 from steer.driver.scheduler import Driven, Opening, SteeredScheduler
 from steer.methods.default import for_compute
-from steer.pipeline.guided import COMPUTE, check_effort, resolve_reward
+from steer.pipeline.arguments import COMPUTE, check_effort, resolve_reward
 from steer.pipeline.run import Run
 from steer.search.method import Method
 

@@ -13,27 +13,22 @@ import torch
 from steer.core.errors import SteerError, UnsupportedPipelineError
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
-from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
-from steer.driver.facts import execution_device, is_interrupted, makes_videos
+from steer.driver.facts import is_interrupted
 from steer.driver.noise import Source, call_seeds, can_widen
 from steer.driver.scheduler import SteeredScheduler
-from steer.methods.default import for_compute
+from steer.pipeline.arguments import COMPUTE, check_effort, resolve_reward, reward_texts
 from steer.pipeline.memory import Randomness, with_room
 from steer.pipeline.plan import affordable
 from steer.pipeline.report.call import Report
 from steer.pipeline.result import finish
 from steer.pipeline.run import Run
-from steer.rewards.registry import resolve
 from steer.search.method import Method
 
 
 if TYPE_CHECKING:
     from steer.driver.denoisers.blend import Blend
     from steer.driver.denoisers.models import Models
-
-COMPUTE = 4.0
-"""Plain calls' worth of denoiser rows, unless told otherwise."""
 
 
 class Guided:
@@ -215,7 +210,7 @@ class Guided:
         seeds = call_seeds(call.generator, call.prompts, call.images, call.device)
         return Run(
             pipe=call.pipe,
-            texts=_reward_texts(call, [self.reward, *self.judges], reward_prompt),
+            texts=reward_texts(call, [self.reward, *self.judges], reward_prompt),
             images=call.images,
             reward=self.reward,
             judges=self.judges,
@@ -290,48 +285,6 @@ def guided(
         tuned=tuned,
         blend=blend,
     )
-
-
-def resolve_reward(reward: Any, pipe: Any) -> Reward:
-    """What `steer.reward` takes as a reward on the pipeline's device, fit for what it makes."""
-    return resolve(reward, execution_device(pipe), videos=makes_videos(pipe))
-
-
-def check_effort(method: Any, compute: Any) -> None:
-    if method is not None and not isinstance(method, Method):
-        raise ValueError(
-            f"method={method!r}: unknown; pass a method such as steer.BestOfN(4), steer.Prune() or "
-            "steer.Gate(steer.BestOfN(4), threshold=0.6); one of your own has steer.methods.Method "
-            "as its base class"
-        )
-    if method is not None and compute is not None:
-        raise ValueError(
-            f"compute={compute!r} beside method={method!r}: the method sets its own cost; give one"
-        )
-    if compute is not None:
-        for_compute(compute, 1)
-
-
-def _reward_texts(
-    call: Call, rewards: list[Reward], given: str | Sequence[str] | None
-) -> list[str]:
-    """One text per prompt for the rewards."""
-    if given is not None:
-        texts = [given] * call.prompts if isinstance(given, str) else list(given)
-        if len(texts) != call.prompts:
-            raise ValueError(
-                f"reward_prompt has {len(texts)} texts for {call.prompts} prompts: give one each"
-            )
-        return texts
-    if call.texts:
-        return call.texts
-    needy = [reward.name for reward in rewards if reward.needs_prompt]
-    if needy:
-        raise ValueError(
-            f"reward {needy[0]!r} reads the prompt, and the call gives none as text: pass "
-            "reward_prompt='...' beside prompt_embeds"
-        )
-    return [""] * call.prompts
 
 
 @contextmanager

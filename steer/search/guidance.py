@@ -49,8 +49,9 @@ def reach(ctx: Context, step: Step) -> float:
     """How much of a shift of x0 arrives in the next latents, as a share of what x0 is there.
 
     With x' = alpha' x0 + ... a shift of x0 by d moves x' by `reach * alpha' * d`: 1 - r for DDIM
-    without noise, 1 - r^2 for ancestral steps, with r the ratio of signal-to-noise (`steer.core.ddim`);
-    1 on the last step. It is asked of the user's scheduler itself, as configured and called.
+    without noise, 1 - r^2 for ancestral steps, with r the ratio of signal-to-noise
+    (`steer.core.ddim`); 1 on the last step. It is asked of the user's scheduler itself, as
+    configured and called.
     Solvers with memory answer for their first-order step: what they extrapolate from a shift now
     they take back at the next step. Where they cannot begin at `step`, DDIM answers for them.
     """

@@ -39,7 +39,8 @@ from recipes.shapes_world.scorer import (
 from recipes.shapes_world.stage import learning_rate, train
 from recipes.shapes_world.text import CONTEXT_LENGTH, Encoder, build_tokenizer
 from steer.shapes.captions import VOCABULARY, caption, parse
-from steer.shapes.oracle import judge, oracle, read
+from steer.shapes.oracle import judge, oracle
+from steer.shapes.reading import read
 from steer.shapes.scenes import is_held_out, is_true_of, perturb
 
 

@@ -30,8 +30,8 @@ class BestOfNGuidance(Method):
 
     and the pipeline's own solver goes on from there, so no denoiser call is added. What a given s
     comes to depends on the step: only a part of a shift of x0 reaches the next latents
-    (`steer.search.guidance.reach`). Here s follows from `pull`, the share of the gap between x0_j and
-    x0_best that is closed over the whole window, so that the same `pull` means the same for any
+    (`steer.search.guidance.reach`). Here s follows from `pull`, the share of the gap between x0_j
+    and x0_best that is closed over the whole window, so that the same `pull` means the same for any
     number of steps, solver and noise schedule, flow models included. After the window particles
     share a layout and differ in what the remaining steps make of it; the best of them is returned.
 

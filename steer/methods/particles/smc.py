@@ -56,7 +56,8 @@ class SMC(Method):
         n: Particles per returned image.
         lam: Inverse temperature of the tilt, at least 0.
         when: Steps at which previews are scored; the last step is left to the final reward.
-        potential: `"difference"`, `"max"`, `"sum"`, `"last"`, or a `steer.core.potentials.Potential`.
+        potential: `"difference"`, `"max"`, `"sum"`, `"last"`, or a function such as those of
+            `steer.core.potentials`.
         resample: `"systematic"`, `"stratified"`, `"ssp"`, `"residual"` or `"multinomial"`.
         ess: Resample where the effective sample size is at most this share of the population;
             `None` resamples at every scoring, 0 never.

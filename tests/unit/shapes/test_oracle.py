@@ -11,18 +11,10 @@ from PIL import Image
 from scipy import ndimage
 
 from steer.shapes.captions import caption
-from steer.shapes.oracle import Reading, judge, neatness, oracle, read
-from steer.shapes.scenes import (
-    Group,
-    Scene,
-    Shape,
-    Spec,
-    is_true_of,
-    perturb,
-    place,
-    render,
-    sample_spec,
-)
+from steer.shapes.drawing import place, render
+from steer.shapes.oracle import judge, neatness, oracle
+from steer.shapes.reading import Reading, read
+from steer.shapes.scenes import Group, Scene, Shape, Spec, is_true_of, perturb, sample_spec
 
 
 RED, BLUE = (0.87, 0.13, 0.15), (0.13, 0.35, 0.87)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from steer.shapes.drawing import place, render, render_labels
 from steer.shapes.scenes import (
     BACKGROUNDS,
     COLORS,
@@ -26,10 +27,7 @@ from steer.shapes.scenes import (
     is_held_out,
     is_true_of,
     perturb,
-    place,
     relation_holds,
-    render,
-    render_labels,
     sample_spec,
 )
 

@@ -18,7 +18,8 @@ import steer
 from steer.cli.tune import tune
 from steer.core.errors import NonFiniteError, TuneError
 from steer.shapes import caption
-from steer.shapes.scenes import place, render, sample_spec
+from steer.shapes.drawing import place, render
+from steer.shapes.scenes import sample_spec
 from steer.tune.data.config import DataConfig, PairConfig
 from steer.tune.data.make import make
 from steer.tune.scorer import fit as fitting, loop

@@ -1,0 +1,58 @@
+"""Arguments of a guided call: rewards, effort, and the texts that rewards read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from steer.core.types import Reward
+from steer.driver.call import Call
+from steer.driver.facts import execution_device, makes_videos
+from steer.methods.default import for_compute
+from steer.rewards.registry import resolve
+from steer.search.method import Method
+
+
+COMPUTE = 4.0
+"""Plain calls' worth of denoiser rows, unless told otherwise."""
+
+
+def resolve_reward(reward: Any, pipe: Any) -> Reward:
+    """What `steer.reward` takes as a reward on the pipeline's device, fit for what it makes."""
+    return resolve(reward, execution_device(pipe), videos=makes_videos(pipe))
+
+
+def check_effort(method: Any, compute: Any) -> None:
+    """Raise ValueError for something that is no method, and for `compute` out of range."""
+    if method is not None and not isinstance(method, Method):
+        raise ValueError(
+            f"method={method!r}: unknown; pass a method such as steer.BestOfN(4), steer.Prune() or "
+            "steer.Gate(steer.BestOfN(4), threshold=0.6); one of your own has steer.methods.Method "
+            "as its base class"
+        )
+    if method is not None and compute is not None:
+        raise ValueError(
+            f"compute={compute!r} beside method={method!r}: the method sets its own cost; give one"
+        )
+    if compute is not None:
+        for_compute(compute, 1)
+
+
+def reward_texts(call: Call, rewards: list[Reward], given: str | Sequence[str] | None) -> list[str]:
+    """One text per prompt for the rewards."""
+    if given is not None:
+        texts = [given] * call.prompts if isinstance(given, str) else list(given)
+        if len(texts) != call.prompts:
+            raise ValueError(
+                f"reward_prompt has {len(texts)} texts for {call.prompts} prompts: give one each"
+            )
+        return texts
+    if call.texts:
+        return call.texts
+    needy = [reward.name for reward in rewards if reward.needs_prompt]
+    if needy:
+        raise ValueError(
+            f"reward {needy[0]!r} reads the prompt, and the call gives none as text: pass "
+            "reward_prompt='...' beside prompt_embeds"
+        )
+    return [""] * call.prompts
