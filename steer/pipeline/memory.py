@@ -1,4 +1,4 @@
-"""Out of memory in a call: the lane is halved once, then the numbers are told."""
+"""Running out of memory: the call is repeated once with half the lane width, or explained."""
 
 from __future__ import annotations
 

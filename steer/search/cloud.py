@@ -64,8 +64,11 @@ class Cloud:
         """Values per row as `(P, N)` float64 on the CPU."""
         return by_prompt(values.detach().to("cpu", torch.float64), len(self.log_evidence))
 
-    def widen(self, rewards: Tensor) -> Tensor:
-        """One over the largest standard deviation so far, `(P, 1)`; 0 where rewards are equal."""
+    def reward_scale(self, rewards: Tensor) -> Tensor:
+        """The scale of rewards, `(P, 1)`: 1 over the largest standard deviation of any step so far.
+
+        0 for a prompt whose rewards were always equal.
+        """
         if self.size > 1:
             now = rewards.std(1, keepdim=True)
             real = now > _NOISELESS * rewards.abs().amax(1, keepdim=True)

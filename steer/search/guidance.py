@@ -1,4 +1,4 @@
-"""What guidance is made of: shifts of the clean prediction, their reach, and the reward's slope."""
+"""Parts of guidance: shifts of x0, how much of one reaches the next latents, reward gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from steer.search.starts import FIRST_MADE
 _DEAD = 1e-3  # a step that passes on less of a shift than this passes on none
 
 
-def shifted(step: Step, output: Tensor, shift: Tensor) -> Tensor:
+def shift_output(step: Step, output: Tensor, shift: Tensor) -> Tensor:
     """The model output whose clean prediction lies `shift` further: `Step.x0` backwards.
 
     Computed in float32 at least. Given to any solver, it makes that solver's own step from the
@@ -59,7 +59,7 @@ def reach(ctx: Context, step: Step) -> float:
     name = [(0, FIRST_MADE)]
     try:
         plain, moved = (
-            ctx.make_solver(False).step(step, zero, shifted(step, zero, zero + far), name)
+            ctx.make_solver(False).step(step, zero, shift_output(step, zero, zero + far), name)
             for far in (0.0, 1.0)
         )
     except UnsupportedSchedulerError:
@@ -180,10 +180,11 @@ def check_finite(ctx: Context, population: Population, gradient: Tensor) -> None
     )
 
 
-def apart(ctx: Context, start: Population) -> Population:
-    """The same rows, those of the plain call under new names: guided, they are that no more.
+def leave_plain_names(ctx: Context, start: Population) -> Population:
+    """The same rows, with new names for the plain call's particles, which guidance will change.
 
-    Solvers are still asked under the old names, so that the noise is the plain call's.
+    A particle's name says whose image it is, and guided ones are no longer the plain call's. Step
+    the solver under the old names all the same, so that it draws the plain call's noise.
     """
     names = list(start.ids)
     plain = [row for row, (_, particle) in enumerate(names) if particle < ctx.images]

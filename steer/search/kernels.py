@@ -60,7 +60,9 @@ class DDIM:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """A move to draw from, and the kernel's own move that it stands in for (maybe the same).
+    """A move to sample from, and the kernel's own move, which the importance weight refers to.
+
+    Both are the same where there is no proposal.
 
     Raises:
         ValueError: A proposal without noise at a step where the kernel has some.
@@ -114,14 +116,14 @@ class Draw:
         return x, ratio + z.shape[1] * math.log(self.move.std / self.base.std)
 
 
-def finished(moving: Moving) -> Generator[Query, Tensor, Move]:
+def finish_move(moving: Moving) -> Generator[Query, Tensor, Move]:
     """The move of a kernel, whether it asked questions or not."""
     if isinstance(moving, Move):
         return moving
     return (yield from moving)
 
 
-def kernel_named(
+def choose_kernel(
     ctx: Context, solver: Solver, method: str, kernel: str | Kernel, eta: float
 ) -> Kernel | None:
     """The law of the moves as a method's `kernel` names it; `None` is the pipeline's own solver.
@@ -140,10 +142,10 @@ def kernel_named(
         return own_kernel(ctx, solver, method)
     if kernel == "ddim":
         return ddim_kernel(ctx, solver, method, eta)
-    return kernel_for(ctx, solver, method, eta) if isinstance(kernel, str) else kernel
+    return default_kernel(ctx, solver, method, eta) if isinstance(kernel, str) else kernel
 
 
-def kernel_for(ctx: Context, solver: Solver, method: str, eta: float) -> Kernel | None:
+def default_kernel(ctx: Context, solver: Solver, method: str, eta: float) -> Kernel | None:
     """The default kernel: `None` is the pipeline's own solver, if it draws noise; else DDIM moves.
 
     Warns where these would be few, as with distilled models.
@@ -203,7 +205,7 @@ def _warn(scheduler: str, method: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=2)
 
 
-def asked(
+def ask_denoiser(
     ctx: Context, population: Population, step: Step, grad: bool
 ) -> Generator[Query, Tensor, tuple[Population, Tensor]]:
     """The denoiser's output, recorded where a kernel needs gradients through it."""
@@ -213,7 +215,7 @@ def asked(
     return here, (yield from ctx.denoise(here, step, grad=True))
 
 
-def drawn(
+def draw_move(
     ctx: Context,
     kernel: Kernel,
     proposal: Kernel | None,
@@ -222,8 +224,8 @@ def drawn(
     output: Tensor,
 ) -> Generator[Query, Tensor, Draw]:
     """A kernel's move, to be drawn from the proposal where there is one; without gradients."""
-    base = yield from finished(kernel(ctx, step, here, output))
+    base = yield from finish_move(kernel(ctx, step, here, output))
     if proposal is None:
         return Draw(base, base).detach()
-    move = yield from finished(proposal(ctx, step, here, output))
+    move = yield from finish_move(proposal(ctx, step, here, output))
     return Draw(base, move).detach()

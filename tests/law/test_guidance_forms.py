@@ -28,7 +28,7 @@ from steer.methods import (
 )
 from steer.pipeline.guided import guided
 from steer.rewards.parts import identity
-from steer.search.guidance import reach, reward_gradient, shifted
+from steer.search.guidance import reach, reward_gradient, shift_output
 from steer.search.lookahead import LookaheadSet, pull_towards_reward, standardised
 
 
@@ -60,11 +60,11 @@ def test_a_shift_arrives_in_x0(kind: Any, alpha: float, sigma: float, seed: int)
     x, output, shift = torch.randn(
         3, 2, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-    got = step.x0(x, shifted(step, output, shift))
+    got = step.x0(x, shift_output(step, output, shift))
     torch.testing.assert_close(got, step.x0(x, output) + shift, rtol=1e-9, atol=1e-9)
     half = output.half()
-    assert torch.equal(shifted(step, half, torch.zeros(2, 4)), half)
-    assert shifted(step, half, shift).dtype == torch.float16
+    assert torch.equal(shift_output(step, half, torch.zeros(2, 4)), half)
+    assert shift_output(step, half, shift).dtype == torch.float16
 
 
 def on_grid(scheduler: str, search: Callable[..., Any], n: int, reward: Any, **options: Any) -> Any:

@@ -12,7 +12,7 @@ from steer.core.types import Population, Search, Step, wide
 from steer.core.when import When, at, between
 from steer.methods.selection.best_of_n import BestOfN
 from steer.search.context import Context
-from steer.search.guidance import apart, reach, shifted, window
+from steer.search.guidance import leave_plain_names, reach, shift_output, window
 from steer.search.method import Method
 
 
@@ -68,7 +68,7 @@ class BestOfNGuidance(Method):
         pulls = self._pulls(ctx) if self.n > 1 and self.pull else {}
         if not pulls:
             return (yield from BestOfN(self.n)(ctx, start))
-        now, solver = apart(ctx, start), ctx.solver(start)
+        now, solver = leave_plain_names(ctx, start), ctx.solver(start)
         for step in ctx.steps:
             output = yield from ctx.denoise(now, step)
             if step.index in pulls:
@@ -96,7 +96,7 @@ class BestOfNGuidance(Method):
         best = [now.ids[row][1] for row in leaders]
         length = (radius(gap) / radius(x0)).flatten().tolist()
         ctx.tell("guide", now.ids, step, gap=length, best=best)
-        return shifted(step, output, scale * gap)
+        return shift_output(step, output, scale * gap)
 
     def _leaders(self, ctx: Context, now: Population, rewards: list[float]) -> list[int]:
         """The best row of every row's group; ties go to the earlier one."""

@@ -16,12 +16,12 @@ from steer.core.when import When, between
 from steer.methods.selection.prune import Prune
 from steer.search.context import Context
 from steer.search.guidance import (
-    apart,
     check_finite,
     check_gradient,
     largest,
+    leave_plain_names,
     reward_gradient,
-    shifted,
+    shift_output,
     window,
 )
 from steer.search.method import Around, Method, check_method
@@ -115,7 +115,7 @@ class Guide(Around):
         if not guided:
             return (yield from self.method(ctx, start))
         check_gradient(ctx, type(self).__name__)
-        search = self.method(ctx, apart(ctx, start))
+        search = self.method(ctx, leave_plain_names(ctx, start))
         with ctx.frozen():
             try:
                 query = next(search)
@@ -142,7 +142,7 @@ class Guide(Around):
         output = yield query
         here = Population(query.latents[rows], ids)  # after the answer: a callback may write them
         shift = self._through_x0(ctx, query.step, here, output[rows])
-        return shifted(query.step, output, shift[places])
+        return shift_output(query.step, output, shift[places])
 
     def _through_x0(self, ctx: Context, step: Step, here: Population, output: Tensor) -> Tensor:
         """The shift of x0 by the gradient of reward and decoder alone."""
@@ -176,7 +176,7 @@ class Guide(Around):
         x0 = x0.detach()
         shift = self._size(step) * radius(x0) * unit(gradient)
         _tell(ctx, step, here, rewards, shift, x0)
-        return shifted(step, output.detach(), shift)
+        return shift_output(step, output.detach(), shift)
 
     def _size(self, step: Step) -> float:
         """Length of the shift, as a share of the norm of x0."""

@@ -16,7 +16,7 @@ from steer.core.types import Population, Search, Step, wide
 from steer.core.when import When, between
 from steer.methods.selection.best_of_n import BestOfN
 from steer.search.context import Context
-from steer.search.guidance import apart, reach, shifted, window
+from steer.search.guidance import leave_plain_names, reach, shift_output, window
 from steer.search.lookahead import LookaheadSet, look_ahead, pull_towards_reward, standardised
 from steer.search.method import Method
 from steer.search.short_runs import Asking
@@ -121,7 +121,7 @@ class LookaheadGuidance(Method):
             return (yield from BestOfN(self.n)(ctx, start))
         sets = yield from self._sets(ctx, start)
         sets = {p: (z, self.lam * standardised(r)) for p, (z, r) in sets.items()}
-        finished, named = [], apart(ctx, start)
+        finished, named = [], leave_plain_names(ctx, start)
         for part, drawn in zip(ctx.groups(named), ctx.groups(start), strict=True):
             done = yield from self._sample(ctx, part, drawn, sets, scales)
             if self.n > 1:
@@ -160,7 +160,7 @@ class LookaheadGuidance(Method):
                 shift, favoured = _shift(now, step, sets)
                 shift = scales[step.index] * shift
                 told.append((step, favoured, _length(step, now.x, output, shift)))
-                output = shifted(step, output, shift)
+                output = shift_output(step, output, shift)
             now = now.at(solver.step(step, now.x, output, drawn.ids))
         for step, favoured, length in told:  # at the end: no waiting for the device on the way
             ctx.tell("guide", now.ids, step, towards=favoured.tolist(), shift=length.tolist())

@@ -14,7 +14,7 @@ from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Name, Population, Step
 from steer.driver.solver import Solver
 from steer.search.context import Context
-from steer.search.kernels import DDIM, Draw, Kernel, finished, kernel_named
+from steer.search.kernels import DDIM, Draw, Kernel, choose_kernel, finish_move
 from steer.search.short_runs import Asking, short_grid
 
 
@@ -97,7 +97,7 @@ class Mover:
         if self.kernel is None:
             x = self.solver.step(step, population.x, output, population.ids)
             return population.at(x)
-        move = yield from finished(self.kernel(self.ctx, step, population, output))
+        move = yield from finish_move(self.kernel(self.ctx, step, population, output))
         if move.std == 0:
             return population.at(move.mean)
         noise = self.ctx.starts.noise(population.ids, (step.index,), population.x)
@@ -193,5 +193,5 @@ def _kernel(
             f"{method} begins in the middle of the run, and {solver.name} keeps history from "
             "step to step; use kernel='auto', or EulerAncestralDiscreteScheduler"
         )
-    chosen = kernel_named(ctx, solver, method, kernel, eta)
+    chosen = choose_kernel(ctx, solver, method, kernel, eta)
     return DDIM(eta) if chosen is None and jumpy else chosen

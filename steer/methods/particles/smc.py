@@ -17,7 +17,7 @@ from steer.core.when import When, at
 from steer.driver.solver import Solver
 from steer.search.cloud import Cloud
 from steer.search.context import Context
-from steer.search.kernels import DDIM, Draw, Kernel, asked, drawn, kernel_named
+from steer.search.kernels import DDIM, Draw, Kernel, ask_denoiser, choose_kernel, draw_move
 from steer.search.method import Method
 
 
@@ -142,10 +142,12 @@ class SMC(Method):
         if kernel is not None:
             cloud.leave_plain(ctx)
         for step in ctx.steps:
-            here, output = yield from asked(ctx, cloud.population, step, self._differentiates)
+            here, output = yield from ask_denoiser(
+                ctx, cloud.population, step, self._differentiates
+            )
             draw = None
             if kernel is not None:
-                draw = yield from drawn(ctx, kernel, self.proposal, step, here, output)
+                draw = yield from draw_move(ctx, kernel, self.proposal, step, here, output)
             here, output = here.at(here.x.detach()), output.detach()
             if step.index in scored and cloud.size > 1:
                 self._weigh(ctx, cloud, here.at(step.x0(here.x, output)), step)
@@ -171,7 +173,7 @@ class SMC(Method):
 
     def _kernel(self, ctx: Context, solver: Solver) -> Kernel | None:
         """The law of the moves; `None` is the pipeline's own solver."""
-        kernel = kernel_named(ctx, solver, type(self).__name__, self.kernel, self.eta)
+        kernel = choose_kernel(ctx, solver, type(self).__name__, self.kernel, self.eta)
         return DDIM(self.eta) if kernel is None and self.proposal is not None else kernel
 
     def _move(
@@ -196,7 +198,7 @@ class SMC(Method):
     def _weigh(self, ctx: Context, cloud: Cloud, clean: Population, step: Step | None) -> None:
         """Score, weight and tell; `step` is `None` at the end."""
         rewards = cloud.grid(ctx.evaluate(clean, step))
-        scale = self.lam * (cloud.widen(rewards) if self.standardise else torch.ones(1, 1))
+        scale = self.lam * (cloud.reward_scale(rewards) if self.standardise else torch.ones(1, 1))
         scale = scale.expand(len(rewards), 1).double()
         potential: Potential = finish
         if step is not None:

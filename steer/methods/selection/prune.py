@@ -13,7 +13,7 @@ from steer.core.checks import plain_calls, rising_fractions, whole
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Population, Search, Step
 from steer.search.context import Context
-from steer.search.guidance import apart
+from steer.search.guidance import leave_plain_names
 from steer.search.method import Method
 from steer.search.short_runs import run, short_grid
 from steer.search.starts import FIRST_MADE
@@ -143,7 +143,7 @@ class Prune(Method):
         first = self._first_cut(len(ctx.steps))
         begin = 0 if self.strides is None else self._begin(ctx, first)
         if begin:
-            start = apart(ctx, start)
+            start = leave_plain_names(ctx, start)
             grid = short_grid(ctx.steps[:begin], self._calls_before(first) - (first - begin))
             latents = yield from run(ctx, start, grid, start.x.dtype)
             start = start.at(latents.to(start.x.dtype))
