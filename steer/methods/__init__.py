@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
-from steer.methods.default import for_compute
-from steer.methods.guidance.best_of_n import BestOfNGuidance
-from steer.methods.guidance.guide import Guide
-from steer.methods.guidance.lookahead import LookaheadGuidance
-from steer.methods.noise.ascent import ReNO, Sphere, ZeroOrder
-from steer.methods.noise.optimization import NoiseOptimization
-from steer.methods.noise.search import NoiseSearch
-from steer.methods.particles.beam import Beam
-from steer.methods.particles.blockwise import Blockwise
-from steer.methods.particles.gradient_proposal import GradientProposal
-from steer.methods.particles.smc import SMC
-from steer.methods.particles.tree import Tree
-from steer.methods.selection.best_of_n import BestOfN
-from steer.methods.selection.budget import Budget
-from steer.methods.selection.gate import Gate
-from steer.methods.selection.prune import Prune
-from steer.methods.selection.then import Then
-from steer.search.method import Method
+from typing import TYPE_CHECKING
+
+from steer.core.lazy import lazy_names
 
 
-__all__ = [
-    "Beam",
-    "BestOfN",
-    "BestOfNGuidance",
-    "Blockwise",
-    "Budget",
-    "Gate",
-    "GradientProposal",
-    "Guide",
-    "LookaheadGuidance",
-    "Method",
-    "NoiseOptimization",
-    "NoiseSearch",
-    "Prune",
-    "ReNO",
-    "SMC",
-    "Sphere",
-    "Then",
-    "Tree",
-    "ZeroOrder",
-    "for_compute",
-]
+if TYPE_CHECKING:
+    from steer.methods.default import for_compute as for_compute
+    from steer.methods.guidance.best_of_n import BestOfNGuidance as BestOfNGuidance
+    from steer.methods.guidance.guide import Guide as Guide
+    from steer.methods.guidance.lookahead import LookaheadGuidance as LookaheadGuidance
+    from steer.methods.noise.ascent import ReNO as ReNO, Sphere as Sphere, ZeroOrder as ZeroOrder
+    from steer.methods.noise.optimization import NoiseOptimization as NoiseOptimization
+    from steer.methods.noise.search import NoiseSearch as NoiseSearch
+    from steer.methods.particles.beam import Beam as Beam
+    from steer.methods.particles.blockwise import Blockwise as Blockwise
+    from steer.methods.particles.gradient_proposal import GradientProposal as GradientProposal
+    from steer.methods.particles.smc import SMC as SMC
+    from steer.methods.particles.tree import Tree as Tree
+    from steer.methods.selection.best_of_n import BestOfN as BestOfN
+    from steer.methods.selection.budget import Budget as Budget
+    from steer.methods.selection.gate import Gate as Gate
+    from steer.methods.selection.prune import Prune as Prune
+    from steer.methods.selection.then import Then as Then
+    from steer.search.method import Method as Method
+
+_MODULES = {
+    "Beam": "steer.methods.particles.beam",
+    "BestOfN": "steer.methods.selection.best_of_n",
+    "BestOfNGuidance": "steer.methods.guidance.best_of_n",
+    "Blockwise": "steer.methods.particles.blockwise",
+    "Budget": "steer.methods.selection.budget",
+    "for_compute": "steer.methods.default",
+    "Gate": "steer.methods.selection.gate",
+    "GradientProposal": "steer.methods.particles.gradient_proposal",
+    "Guide": "steer.methods.guidance.guide",
+    "LookaheadGuidance": "steer.methods.guidance.lookahead",
+    "Method": "steer.search.method",
+    "NoiseOptimization": "steer.methods.noise.optimization",
+    "NoiseSearch": "steer.methods.noise.search",
+    "Prune": "steer.methods.selection.prune",
+    "ReNO": "steer.methods.noise.ascent",
+    "SMC": "steer.methods.particles.smc",
+    "Sphere": "steer.methods.noise.ascent",
+    "Then": "steer.methods.selection.then",
+    "Tree": "steer.methods.particles.tree",
+    "ZeroOrder": "steer.methods.noise.ascent",
+}
+
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

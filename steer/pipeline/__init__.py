@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from steer.pipeline.lookahead_runs import lookaheads
-from steer.pipeline.pilot_runs import calibrate, pilots
-from steer.search.lookahead import LookaheadSet
+from typing import TYPE_CHECKING
+
+from steer.core.lazy import lazy_names
 
 
-__all__ = ["LookaheadSet", "calibrate", "lookaheads", "pilots"]
+if TYPE_CHECKING:
+    from steer.pipeline.lookahead_runs import lookaheads as lookaheads
+    from steer.pipeline.pilot_runs import calibrate as calibrate, pilots as pilots
+    from steer.search.lookahead import LookaheadSet as LookaheadSet
+
+_MODULES = {
+    "calibrate": "steer.pipeline.pilot_runs",
+    "lookaheads": "steer.pipeline.lookahead_runs",
+    "LookaheadSet": "steer.search.lookahead",
+    "pilots": "steer.pipeline.pilot_runs",
+}
+
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

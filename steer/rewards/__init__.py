@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from steer.rewards.combine.minimum import AtLeast
-from steer.rewards.frames import PerFrame
-from steer.rewards.registry import available_rewards, register_reward, resolve, reward
-from steer.rewards.thresholds.calibration import Calibration
-from steer.rewards.thresholds.pilots import Pilots
-from steer.rewards.thresholds.scores import Scores
-from steer.rewards.thresholds.threshold import Threshold
+from typing import TYPE_CHECKING
+
+from steer.core.lazy import lazy_names
 
 
-__all__ = [
-    "AtLeast",
-    "Calibration",
-    "PerFrame",
-    "Pilots",
-    "Scores",
-    "Threshold",
-    "available_rewards",
-    "register_reward",
-    "resolve",
-    "reward",
-]
+if TYPE_CHECKING:
+    from steer.rewards.combine.minimum import AtLeast as AtLeast
+    from steer.rewards.frames import PerFrame as PerFrame
+    from steer.rewards.registry import (
+        available_rewards as available_rewards,
+        register_reward as register_reward,
+        resolve as resolve,
+        reward as reward,
+    )
+    from steer.rewards.thresholds.calibration import Calibration as Calibration
+    from steer.rewards.thresholds.pilots import Pilots as Pilots
+    from steer.rewards.thresholds.scores import Scores as Scores
+    from steer.rewards.thresholds.threshold import Threshold as Threshold
+
+_MODULES = {
+    "AtLeast": "steer.rewards.combine.minimum",
+    "available_rewards": "steer.rewards.registry",
+    "Calibration": "steer.rewards.thresholds.calibration",
+    "PerFrame": "steer.rewards.frames",
+    "Pilots": "steer.rewards.thresholds.pilots",
+    "register_reward": "steer.rewards.registry",
+    "resolve": "steer.rewards.registry",
+    "reward": "steer.rewards.registry",
+    "Scores": "steer.rewards.thresholds.scores",
+    "Threshold": "steer.rewards.thresholds.threshold",
+}
+
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

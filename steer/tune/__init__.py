@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steer.core.checks import require_extra
+from steer.core.lazy import lazy_names
 
 
 if TYPE_CHECKING:
@@ -16,22 +16,13 @@ if TYPE_CHECKING:
 
 require_extra("train", "pyarrow", "tqdm")
 
-_HOME = {
-    "Dataset": "tune.dataset",
-    "NonFiniteError": "core.errors",
-    "TuneConfig": "tune.config",
-    "TuneError": "core.errors",
-    "tune": "tune.trainer",
+_MODULES = {
+    "Dataset": "steer.tune.dataset",
+    "NonFiniteError": "steer.core.errors",
+    "TuneConfig": "steer.tune.config",
+    "TuneError": "steer.core.errors",
+    "tune": "steer.tune.trainer",
 }
 
-__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"steer.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'steer.tune' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

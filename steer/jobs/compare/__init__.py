@@ -7,21 +7,22 @@ run(read("compare.yaml"), "out")    # draws, scores, analyses; resumable
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from steer.core.lazy import lazy_names
 
 
 if TYPE_CHECKING:
-    from steer.jobs.compare.config import Arm, Comparison, read
-    from steer.jobs.compare.job import CompareJob, run
+    from steer.jobs.compare.config import Arm as Arm, Comparison as Comparison, read as read
+    from steer.jobs.compare.job import CompareJob as CompareJob, run as run
 
-__all__ = ["Arm", "CompareJob", "Comparison", "read", "run"]
-_IN_CONFIG = ("Arm", "Comparison", "read")
+_MODULES = {
+    "Arm": "steer.jobs.compare.config",
+    "CompareJob": "steer.jobs.compare.job",
+    "Comparison": "steer.jobs.compare.config",
+    "read": "steer.jobs.compare.config",
+    "run": "steer.jobs.compare.job",
+}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    home = "config" if name in _IN_CONFIG else "job"
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

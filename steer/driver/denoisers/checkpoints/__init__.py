@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from steer.driver.denoisers.checkpoints.known import KNOWN, Checkpoint
+from steer.core.lazy import lazy_names
 
 
 if TYPE_CHECKING:
-    from steer.driver.denoisers.checkpoints.loading import Tuned, load
+    from steer.driver.denoisers.checkpoints.known import KNOWN as KNOWN, Checkpoint as Checkpoint
+    from steer.driver.denoisers.checkpoints.loading import Tuned as Tuned, load as load
 
-__all__ = ["KNOWN", "Checkpoint", "Tuned", "load"]
+_MODULES = {
+    "KNOWN": "steer.driver.denoisers.checkpoints.known",
+    "Checkpoint": "steer.driver.denoisers.checkpoints.known",
+    "Tuned": "steer.driver.denoisers.checkpoints.loading",
+    "load": "steer.driver.denoisers.checkpoints.loading",
+}
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("Tuned", "load"):  # these bring peft along
-        return getattr(importlib.import_module("steer.driver.denoisers.checkpoints.loading"), name)
-    raise AttributeError(f"module 'steer.driver.denoisers.checkpoints' has no attribute {name!r}")
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
