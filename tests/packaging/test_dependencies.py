@@ -110,7 +110,7 @@ def test_training_without_its_extra_is_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *_: None if name == "pyarrow" else real(name)
     )
-    result = CliRunner().invoke(app, ["tune", "examples/tune_shapes.yaml"])
+    result = CliRunner().invoke(app, ["tune", "run", "examples/tune_shapes.yaml"])
     assert result.exit_code == 2
     assert result.stderr == (
         "steer: pyarrow not installed: run pip install 'steer-diffusion[train]'\n"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from steer.core.errors import TuneError
+from steer.core.seeds import text_seed
 from steer.tune.checks import check_enough, check_scores, check_unchanged, histogram
 from steer.tune.data.config import DataConfig
 from steer.tune.data.prompts import Prompt, read_prompts
-from steer.tune.data.sampling import plan, sample_seed, splits
+from steer.tune.data.sampling import plan, splits
 
 
 def test_a_file_is_read_with_its_parts(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_seeds_belong_to_the_prompt_and_splits_are_exact() -> None:
     config = DataConfig(out="x", prompts=["a"], seeds=4, shard=10, test_share=0.1)
     shards = plan(config, prompts)
     assert [len(s) for s in shards] == [8] * 20
-    assert shards[3][5].seed == sample_seed(0, "text 7", 1) and shards[3][5].id == "p00007-s001"
+    assert shards[3][5].seed == text_seed(0, "text 7", 1) and shards[3][5].id == "p00007-s001"
     assert len({s.seed for shard in shards for s in shard}) == 160
     fixed = DataConfig(out="x", prompts=["a"], seeds=[5, 9])
     assert [s.seed for s in plan(fixed, prompts)[0][:4]] == [5, 9, 5, 9]
