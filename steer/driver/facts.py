@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,3 +33,26 @@ def is_interrupted(pipe: Any) -> bool:
 def parts(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's torch modules by attribute name: denoiser, VAE, text encoders, ..."""
     return {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
+
+
+def first_denoiser(pipe: Any) -> tuple[str, Any] | None:
+    """`("unet" or "transformer", module)`; None where the pipeline has neither."""
+    for name in ("unet", "transformer"):
+        module = getattr(pipe, name, None)
+        if module is not None:
+            return name, module
+    return None
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """The pipeline without its progress bar for a while; its settings are put back."""
+    if not hasattr(pipe, "set_progress_bar_config"):
+        yield
+        return
+    before = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)

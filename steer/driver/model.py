@@ -19,37 +19,36 @@ class Model:
     """A pipeline as a search sees it.
 
     Attributes:
-        pipe: The pipeline.
         size: Image height and width that the call asked for, where it did.
     """
 
-    pipe: Any
+    _pipe: Any
     size: tuple[int | None, int | None] = (None, None)
 
     @property
     def name(self) -> str:
         """The pipeline's class, for errors."""
-        return type(self.pipe).__name__
+        return type(self._pipe).__name__
 
     @property
     def device(self) -> torch.device:
         """Where the pipeline computes."""
-        return execution_device(self.pipe)
+        return execution_device(self._pipe)
 
     @property
     def videos(self) -> bool:
         """Whether its outputs are videos."""
-        return makes_videos(self.pipe)
+        return makes_videos(self._pipe)
 
     def decode(self, latents: Tensor, grad: bool = False) -> Tensor:
         """Latents to images `(B, 3, H, W)` or videos `(B, F, 3, H, W)`, float32 in [0, 1]."""
         height, width = self.size
-        return decode(self.pipe, latents, grad=grad, height=height, width=width)
+        return decode(self._pipe, latents, grad=grad, height=height, width=width)
 
     def frozen(self) -> AbstractContextManager[None]:
         """Set `requires_grad=False` on all weights of the pipeline; restored afterwards."""
-        return frozen(self.pipe)
+        return frozen(self._pipe)
 
     def check_resident(self) -> None:
         """Raise UnsupportedPipelineError where offloading takes weights away before a backward."""
-        check_resident(self.pipe)
+        check_resident(self._pipe)

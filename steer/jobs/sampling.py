@@ -19,6 +19,7 @@ from steer.core.files.versions import versions
 from steer.core.seeds import prompt_seed
 from steer.driver.denoisers import parse_blend
 from steer.driver.denoisers.blend import Blend
+from steer.driver.facts import quiet
 from steer.jobs.device import usable_device
 from steer.jobs.effort import sized_method
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
@@ -136,12 +137,8 @@ class Sampler:
 
     def _plain(self, prompt: str, seed: int) -> Image.Image:
         """The image of the plain call from the same seed: particle 0 without a search."""
-        bar = getattr(self.pipe, "_progress_bar_config", {})
-        self.pipe.set_progress_bar_config(**{**bar, "disable": True})
-        try:
+        with quiet(self.pipe):
             return self._call(self.pipe, prompt, seed, 1).images[0]
-        finally:
-            self.pipe.set_progress_bar_config(**bar)
 
     def _judged(self, image: Image.Image, prompt: str, report: Report) -> dict[str, Any]:
         """The plain image's scores: those of particle 0 where the search finished it untuned."""

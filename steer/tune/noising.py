@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.core.errors import TuneError
+from steer.driver.facts import first_denoiser
 
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
@@ -114,10 +115,10 @@ def denoiser(pipe: Any) -> tuple[str, Any]:
     Raises:
         TuneError: It has neither `unet` nor `transformer`.
     """
-    for name in ("unet", "transformer"):
-        if getattr(pipe, name, None) is not None:
-            return name, getattr(pipe, name)
-    raise TuneError(f"pipeline={type(pipe).__name__}: has neither a unet nor a transformer")
+    found = first_denoiser(pipe)
+    if found is None:
+        raise TuneError(f"pipeline={type(pipe).__name__}: has neither a unet nor a transformer")
+    return found
 
 
 def predict(model: Any, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Any]) -> Tensor:

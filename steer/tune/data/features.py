@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from steer.core.errors import UnsupportedPipelineError
+from steer.driver.facts import first_denoiser, quiet
 
 
 Tensors = dict[str, Tensor]
@@ -35,13 +36,13 @@ def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
     Raises:
         UnsupportedPipelineError: The pipeline has neither.
     """
-    for name in ("unet", "transformer"):
-        module = getattr(pipe, name, None)
-        if isinstance(module, nn.Module):
-            return name, module
-    raise UnsupportedPipelineError(
-        f"{type(pipe).__name__}: has neither a unet nor a transformer to take text features from"
-    )
+    found = first_denoiser(pipe)
+    if found is None:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__}: has neither a unet nor a transformer to take text features "
+            "from"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -197,18 +198,15 @@ def _holds_tensors(value: Any) -> bool:
 @contextmanager
 def _stopping(pipe: Any) -> Iterator[None]:
     """A pipeline whose scheduler stops it at the first step, with its progress bar off."""
-    scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", None)
+    scheduler = pipe.scheduler
 
     @functools.wraps(scheduler.step)
     def stop(*args: Any, **kwargs: Any) -> None:
         raise _StopError
 
     object.__setattr__(scheduler, "step", stop)
-    if bar is not None or hasattr(pipe, "set_progress_bar_config"):
-        pipe.set_progress_bar_config(**{**(bar or {}), "disable": True})
     try:
-        yield
+        with quiet(pipe):
+            yield
     finally:
         object.__delattr__(scheduler, "step")
-        if hasattr(pipe, "set_progress_bar_config"):
-            pipe.set_progress_bar_config(**(bar or {}))

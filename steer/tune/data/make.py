@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from steer.core.errors import TuneError
 from steer.core.types import Reward
 from steer.core.weights.reading import fingerprint
+from steer.driver.facts import quiet
 from steer.rewards.parts import identity
 from steer.tune.checks import check_room
 from steer.tune.data.config import DataConfig
@@ -164,21 +165,16 @@ class _Maker:
         left = sum(len(self.shards[i]) for i in missing)
         drawn = left
         bar = tqdm(total=total, initial=total - left, desc="samples", disable=not progress)
-        quiet = getattr(self.pipe, "_progress_bar_config", {})
-        self.pipe.set_progress_bar_config(**{**quiet, "disable": True})
-        try:
-            with bar:
-                for shard in missing:
-                    parts = []
-                    for batch in _batches(self.shards[shard], self.config.batch):
-                        parts.append(self.sampler.draw(batch, self.prompts))
-                        bar.update(len(batch))
-                    latents = self._cast("latents", torch.cat([part.latents for part in parts]))
-                    check_room(self.folder.path, latents[0].nbytes * left)
-                    self._write_shard(shard, latents, parts)
-                    left -= len(latents)
-        finally:
-            self.pipe.set_progress_bar_config(**quiet)
+        with quiet(self.pipe), bar:
+            for shard in missing:
+                parts = []
+                for batch in _batches(self.shards[shard], self.config.batch):
+                    parts.append(self.sampler.draw(batch, self.prompts))
+                    bar.update(len(batch))
+                latents = self._cast("latents", torch.cat([part.latents for part in parts]))
+                check_room(self.folder.path, latents[0].nbytes * left)
+                self._write_shard(shard, latents, parts)
+                left -= len(latents)
         return drawn
 
     def _write_shard(self, shard: int, latents: Tensor, parts: Sequence[ScoredBatch]) -> None:
