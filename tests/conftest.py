@@ -1,12 +1,17 @@
 """Shared set-up: no network, one thread (the models are tiny, threads only get in the way), and no
-deadlines for property tests, which a busy machine would miss."""
+deadlines for property tests, which a busy machine would miss. And what transformers 4 needs for
+references in float64."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
 
 import torch
 from hypothesis import settings
+from packaging.version import Version
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,3 +19,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+
+def _mask_in_its_own_type(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def made(shape: torch.Size, dtype: torch.dtype, *args: Any, **kwargs: Any) -> torch.Tensor:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype if dtype == torch.float64 else before)
+        try:
+            return make(shape, dtype, *args, **kwargs)
+        finally:
+            torch.set_default_dtype(before)
+
+    return made
+
+
+if Version(version("transformers")).major < 5:
+    # It fills CLIP's causal mask in torch's default type, in which float64's lowest has no place.
+    # Only references in tests run CLIP in float64.
+    from transformers.modeling_attn_mask_utils import AttentionMaskConverter
+
+    AttentionMaskConverter._make_causal_mask = staticmethod(
+        _mask_in_its_own_type(AttentionMaskConverter._make_causal_mask)
+    )

@@ -94,7 +94,8 @@ def test_the_copy_scores_the_same(file: Path) -> None:
         steer.reward("hpsv2", checkpoint=path, device="cpu", model_config=CONFIG)(images, "a cat")
         for path in (file, made.path)
     ]
-    assert torch.equal(*scores)
+    # The same weights at other addresses: rounding may differ.
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["hpsv2", "hpsv2.0", "hpsv2.1"])

@@ -164,7 +164,8 @@ def test_running_again_scores_only_what_is_new(folder: Path) -> None:
     again = score(*words)
     assert "6 of 6 images are scored already" in again.stdout and len(Green.calls) == 3
     want = steer.reward("test-green")(opened(table(Path("s.csv"))), "x")
-    assert [float(r["test-green"]) for r in table(Path("s.csv"))] == want.tolist()
+    found = [float(r["test-green"]) for r in table(Path("s.csv"))]
+    assert found == pytest.approx(want.tolist(), abs=1e-7)  # means over batches of other sizes
 
 
 def test_the_log_lies_beside_the_table(folder: Path, tmp_path: Path) -> None:
@@ -196,7 +197,8 @@ def test_interrupting_and_continuing(folder: Path) -> None:
     assert [count for count, _ in Green.calls] == [2, 1]
     assert len(log.read_text().splitlines()) == 6
     want = steer.reward("test-green")(opened(table(Path("s.csv"))), "x")
-    assert [float(r["test-green"]) for r in table(Path("s.csv"))] == want.tolist()
+    found = [float(r["test-green"]) for r in table(Path("s.csv"))]
+    assert found == pytest.approx(want.tolist(), abs=1e-7)  # means over batches of other sizes
 
 
 def test_an_interrupted_first_batch_leaves_no_table(folder: Path) -> None:

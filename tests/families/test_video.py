@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
 
 import steer
@@ -110,7 +112,8 @@ def test_thumbnails_show_the_middle_frame() -> None:
     single = guided(pipe, redness, method=BestOfN(1), keep_images=True)(**arguments("wan"))
     film = decode(pipe, single.frames)
     middle = (film[0, 2] * 255).round().byte().permute(1, 2, 0).numpy()
-    assert np.array_equal(single.report.trace.images[0, 0, -1], middle)
+    last = single.report.trace.images[0, 0, -1].astype(int)
+    assert np.abs(last - middle).max() <= 1  # a level, where a half rounds either way
 
 
 @pytest.mark.parametrize("method", [Guide(BestOfN(1), 0.3, at(1, 2)), NoiseOptimization(3)])
@@ -135,6 +138,10 @@ def test_a_nan_frame_names_its_particle() -> None:
         guided(pipe, redness, method=BestOfN(2))(**arguments("wan"))
 
 
+@pytest.mark.skipif(
+    "kwargs" not in inspect.signature(CacheMixin.cache_context).parameters,
+    reason="the pipelines of a newer diffusers tell their caches the noise level",
+)
 def test_noise_levels_looked_up_by_iteration_are_those_of_the_query() -> None:
     """Wan tells its feature caches `scheduler.sigmas[i]`; a search has more iterations."""
     pipe, told, asked = build("wan"), [], []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Blip2Config,
@@ -52,7 +53,7 @@ TEXT: Values = {
 }
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(kind: type[PreTrainedTokenizerFast] | None = None) -> PreTrainedTokenizerFast:
     """Words with and without a space in front are tokens of their own."""
     words = [*SPECIAL, *MARKS, *WORDS.split(), *[f" {word}" for word in WORDS.split()]]
     words += [" ASSISTANT"]
@@ -66,7 +67,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         "bos_token": "<s>",
         "eos_token": "</s>",
     }
-    return PreTrainedTokenizerFast(
+    return (kind or PreTrainedTokenizerFast)(
         tokenizer_object=whole, additional_special_tokens=SPECIAL[4:], **marks
     )
 
@@ -135,10 +136,11 @@ def qwen2_vl() -> tuple[Any, Any]:
     }
     marks |= {"vision_start_token_id": token("<|vision_start|>")}
     marks |= {"vision_end_token_id": token("<|vision_end|>")}
+    old = transformers.__version__.startswith("4.")  # which takes no other class
     config = Qwen2VLConfig(vision_config=vision, text_config=text, **marks)
     processor = Qwen2VLProcessor(
         Qwen2VLImageProcessor(**pixels, **patches),
-        tokenizer(),
+        tokenizer(transformers.Qwen2TokenizerFast if old else None),
         Qwen2VLVideoProcessor(**patches),
         chat_template=TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from steer_kernels.backend import has_triton
 from torch import Tensor
 
 
@@ -44,7 +45,8 @@ def _runs_here(item: pytest.Item) -> bool:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Where kernels run; `torch.empty` and its kin return NaN, so that unwritten output shows."""
-    pytest.importorskip("triton")
+    if not has_triton():
+        pytest.skip("the kernels need Triton 3.6")
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     for name in ("new_empty", "new_empty_strided"):

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from steer_kernels.backend import has_triton
 
 
 @pytest.mark.slow
 def test_kernels_under_the_interpreter() -> None:
-    pytest.importorskip("triton")
+    if not has_triton():
+        pytest.skip("the kernels need Triton 3.6")
     folder = Path(__file__).parent
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider"]

@@ -131,9 +131,11 @@ def blocks(events: Iterable[Mapping[str, Any]], prompt: int, steps: int) -> list
         elif kind == "final":
             chosen = list(event.get("chosen", ()))
     found = [block for block in found if block.stages]
-    for block in found:
+    later: set[int] = set()
+    for block in reversed(found):
         block.descent = descent
-        _settle(block, chosen)
+        _settle(block, chosen, later)
+        later |= {particle for stage in block.stages for particle in stage.cells}
     return found
 
 
@@ -249,13 +251,15 @@ def _weigh(block: Block, event: Mapping[str, Any]) -> None:
             return
 
 
-def _settle(block: Block, chosen: list[int]) -> None:
-    """Mark the chosen, drop those of the last stage that led to none, and order the columns."""
+def _settle(block: Block, chosen: list[int], later: set[int]) -> None:
+    """Mark the chosen that no later block has, drop those of the last stage that led to none, and
+    order the columns."""
     last = next((stage for stage in block.stages if stage.kind == "final"), block.stages[-1])
     lineage = {particle for winner in chosen for particle, _ in block.descent.line(winner)}
     for cell in last.cells.values():
         cell.state = "kept" if cell.particle in lineage else "dropped"
-        cell.state = "chosen" if cell.particle in chosen else cell.state
+        if cell.particle in chosen and cell.particle not in later:
+            cell.state = "chosen"
     climb = [stage for stage in block.stages if stage.kind == "climb"]
     for index, stage in enumerate(climb):
         stage.at = (index + 1) / len(climb)

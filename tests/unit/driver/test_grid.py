@@ -251,6 +251,9 @@ def test_unknown_predictions_are_named(make: Any, said: str) -> None:
         prediction_of(make())
 
 
+@pytest.mark.skipif(
+    not hasattr(diffusers, "LTXEulerAncestralRFScheduler"), reason="a newer diffusers has it"
+)
 def test_a_scheduler_without_noising_is_refused() -> None:
     scheduler = diffusers.LTXEulerAncestralRFScheduler()
     scheduler.set_timesteps(4)

@@ -31,7 +31,8 @@ def test_halves_until_it_fits_and_remembers() -> None:
     images, prompts = torch.rand(19, 3, 4, 4), ["a" * k for k in range(19)]
     reward = Small(3)
     found = reward(images, prompts)
-    assert torch.equal(found, Small(8)(images, prompts))
+    # Means over batches of other sizes: some units in the last place.
+    torch.testing.assert_close(found, Small(8)(images, prompts), rtol=1e-6, atol=1e-6)
     assert reward.batch == 2
     reward.seen.clear()
     reward(images, prompts)

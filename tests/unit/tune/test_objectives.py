@@ -170,8 +170,8 @@ def test_poly_dpo_without_alpha_is_diffusion_dpo() -> None:
     errors = torch.cat([winner, loser]), torch.cat([winner_ref, loser_ref])
     found = DiffusionDPO(beta=beta).loss(*errors).loss
     torch.testing.assert_close(found, published, rtol=1e-12, atol=1e-12)
-    assert torch.equal(found, PolyDPO(beta=beta, alpha=0).loss(*errors).loss)
-    assert torch.equal(poly_dpo(inside), published)
+    for other in (PolyDPO(beta=beta, alpha=0).loss(*errors).loss, poly_dpo(inside)):
+        torch.testing.assert_close(other, published, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [2.0, 4.0, 8.0])
@@ -226,7 +226,7 @@ def test_where_policy_and_reference_agree_the_losses_and_gradients_are_known() -
     reference = policy.detach().clone()
     labels = torch.tensor([1.0, 1.0, 0.0, 0.0])
     out = TGO(c=0).loss(policy, reference, labels, torch.ones(4))
-    assert out.loss.tolist() == pytest.approx([math.log(2)] * 4, rel=1e-15)
+    assert out.loss.tolist() == pytest.approx([math.log(2)] * 4, rel=1e-12)
     assert slope(out.loss, policy) == pytest.approx([500, 500, -500, -500])  # beta / T times 1/2
     assert out.correct is not None and out.correct.tolist() == [0.5] * 4
     goal = DiffusionDPO(beta=5000)

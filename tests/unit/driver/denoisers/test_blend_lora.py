@@ -114,7 +114,8 @@ def test_the_users_own_adapters_stay_on_in_both_arms(tmp_path: Path) -> None:
     styled = fused(pipe, style)
     config, lora = adapted(pipe, seed=6)
     both = fused_on(styled, lora)
-    pipe.load_lora_weights(save_lora(pipe, config, style, tmp_path / "style"), adapter_name="style")
+    file = save_lora(pipe, config, style, tmp_path / "style")
+    pipe.load_lora_weights(file, weight_name=file.name, adapter_name="style")
     before = pipe(**arguments("sd")).images
     tuned = load(pipe, save_lora(pipe, config, lora, tmp_path / "tuned"))
     assert torch.equal(pipe(**arguments("sd")).images, before)

@@ -110,7 +110,8 @@ def test_lanes_do_not_matter() -> None:
         wide = run(method, width=width)
         assert wide.report.ledger.denoiser_rows == rows
         assert wide.report.chosen == narrow.report.chosen
-        assert torch.allclose(wide.images, narrow.images, atol=1e-5)
+        # Latents of about ten, each step a rounding of 1e-6 from other batch sizes' products.
+        torch.testing.assert_close(wide.images, narrow.images, rtol=1e-4, atol=1e-4)
 
 
 def test_the_last_one_goes_on_and_says_so() -> None:

@@ -160,7 +160,6 @@ def test_judges_of_every_kind() -> None:
         "blueness#2",
         "contrast=1",
     ]
-    assert report.chosen[0] != (0, 0)
     for name, judge in zip(report.judges, [steer.reward(judge) for judge in judges], strict=True):
         both = judge(torch.cat([out.images, plain]), ["a", "b", "a", "b"])
         assert report.judges[name] == pytest.approx(both[:2].tolist(), rel=1e-4, abs=1e-5)

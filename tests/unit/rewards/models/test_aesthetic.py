@@ -139,7 +139,7 @@ def test_the_backbone_is_quick_gelu(folder, options, config, reward):
     plain = {**options, "model_config": {**config, "quick_gelu": False}}
     other = aesthetic(checkpoint=folder / "v2.pth", **plain)
     image = tensor(noise(64, 64))
-    assert (other(image, "") - reward(image, "")).abs() > 1e-4
+    assert (other(image, "") - reward(image, "")).abs() > 1e-5  # ten times the rounding
 
 
 def test_backbone_in_open_clips_layout(model, folder, options, reward, tmp_path):
@@ -147,7 +147,8 @@ def test_backbone_in_open_clips_layout(model, folder, options, reward, tmp_path)
     changed = {**options, "backbone": tmp_path / "ViT-L-14.pt"}
     other = aesthetic(checkpoint=folder / "v2.pth", **changed)
     image = torch.rand(1, 3, 50, 50)
-    assert torch.equal(other(image, ""), reward(image, ""))
+    # The same weights at other addresses: rounding may differ.
+    torch.testing.assert_close(other(image, ""), reward(image, ""), rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)

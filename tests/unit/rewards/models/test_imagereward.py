@@ -262,7 +262,8 @@ def test_by_name(checkpoint, vocabulary):
 def test_tokenizer_folder_works_and_must_fit(build, reward, vocabulary, tmp_path):
     images = pictures(3, 50, 50).float()
     folder = build(tokenizer=vocabulary.parent)
-    assert torch.equal(folder(images, PROMPTS), reward(images, PROMPTS))
+    # The same weights at other addresses: rounding may differ.
+    torch.testing.assert_close(folder(images, PROMPTS), reward(images, PROMPTS), rtol=0, atol=1e-5)
     other = tmp_path / "vocab.txt"
     other.write_text("\n".join(VOCABULARY[:-1]))
     with pytest.raises(CheckpointError, match=r"has 22 tokens .*weights have 23: pass a folder"):

@@ -178,7 +178,10 @@ def test_every_layout_and_format_scores_alike(model, hps_config, reward, options
     image = torch.rand(1, 3, 60, 80)
     for name in ("pytorch_model.bin", "open_clip.pt"):
         other = pickscore(checkpoint=tmp_path / name, **options)
-        assert torch.equal(other(image, PROMPTS[0]), reward(image, PROMPTS[0]))
+        # The same weights lie at other addresses, where a product may take another path: cosines
+        # differ by some units in the last place.
+        found, wanted = other(image, PROMPTS[0]), reward(image, PROMPTS[0])
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * SCALE)
 
 
 def test_what_does_not_fit_is_named(model, options, tmp_path):
