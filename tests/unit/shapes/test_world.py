@@ -15,7 +15,8 @@ import steer
 from recipes.shapes_world.scorer import within_caption_auc
 
 
-CAPTIONS, IMAGES = 24, 4
+CAPTIONS, IMAGES, STEPS = 16, 4, 12
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,12 @@ def samples(pipe: Any) -> tuple[list[str], Tensor]:
     """Captions of held-out combinations and `(captions, images, 3, 64, 64)` samples."""
     texts = steer.shapes.prompts("held_out", CAPTIONS, seed=5)
     parts = []
-    for i in range(0, CAPTIONS, 12):
-        batch = [text for text in texts[i : i + 12] for _ in range(IMAGES)]
+    for i in range(0, CAPTIONS, 8):
+        batch = [text for text in texts[i : i + 8] for _ in range(IMAGES)]
         noise = torch.Generator().manual_seed(i)
         out = pipe(
             batch,
-            num_inference_steps=20,
+            num_inference_steps=STEPS,
             guidance_scale=3.5,
             generator=noise,
             output_type="pt",
