@@ -70,7 +70,8 @@ def step_parameters(scheduler: Any) -> set[str]:
     """The parameter names of `scheduler.step`.
 
     Raises:
-        UnsupportedSchedulerError: It needs more than model output, timestep and sample.
+        UnsupportedSchedulerError: It needs more than model output, timestep and sample, or draws
+            noise without the generator that it is given.
     """
     parameters = inspect.signature(scheduler.step).parameters.values()
     names = {p.name for p in parameters}
@@ -82,7 +83,20 @@ def step_parameters(scheduler: Any) -> set[str]:
             f"{type(scheduler).__name__}.step needs {more}, which steer cannot carry per row; use "
             "DDIMScheduler or DPMSolverMultistepScheduler where the model allows it."
         )
+    if ignores_generator(scheduler):
+        raise UnsupportedSchedulerError(
+            f"{type(scheduler).__name__} with stochastic_sampling=True draws its noise without the "
+            "generator in this version of diffusers, so no particle could be drawn again: install "
+            "diffusers 0.39 or newer, or use stochastic_sampling=False"
+        )
     return names
+
+
+def ignores_generator(scheduler: Any) -> bool:
+    """Whether `step` draws noise, but not from its `generator` (flow before diffusers 0.39)."""
+    if not getattr(scheduler.config, "stochastic_sampling", False):
+        return False
+    return "randn_like" in inspect.getsource(type(scheduler).step)
 
 
 def negative_variance(scheduler: Any, eta: float) -> frozenset[int]:

@@ -130,6 +130,7 @@ def qwen2_vl() -> tuple[Any, Any]:
     vision |= {"patch_size": 8, "temporal_patch_size": 2, "spatial_merge_size": 2}
     rope: Values = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
     text: Values = {**TEXT, "vocab_size": len(tokenizer()), "rope_parameters": rope}
+    text["rope_scaling"] = rope  # its name in transformers 4
     marks: Values = {
         "image_token_id": token("<|image_pad|>"),
         "video_token_id": token("<|video_pad|>"),
@@ -167,7 +168,9 @@ def paligemma() -> tuple[Any, Any]:
     )
     images: Any = SiglipImageProcessor(size={"height": 32, "width": 32})
     images.image_seq_length = 4
-    return PaliGemmaForConditionalGeneration(config), PaliGemmaProcessor(images, tokenizer())
+    old = transformers.__version__.startswith("4.")  # which takes no other class
+    words = tokenizer(transformers.GemmaTokenizerFast if old else None)
+    return PaliGemmaForConditionalGeneration(config), PaliGemmaProcessor(images, words)
 
 
 def blip2() -> tuple[Any, Any]:

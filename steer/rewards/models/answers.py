@@ -13,12 +13,21 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from steer.core.errors import CheckpointError, RewardError
 from steer.core.weights.reading import stamp
+
+
+_PADDED: dict[str, Any] = (  # how a chat template is told to pad its batch
+    {"processor_kwargs": {"padding": True}}
+    if Version(transformers.__version__).major >= 5
+    else {"padding": True}
+)
 
 
 Tokens: TypeAlias = tuple[int, ...]
@@ -84,7 +93,7 @@ class Answerer:
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
-                processor_kwargs={"padding": True},
+                **_PADDED,
                 **(template or {}),
             )
         else:

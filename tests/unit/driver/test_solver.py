@@ -15,6 +15,7 @@ from steer.core.errors import UnsupportedSchedulerError
 from steer.core.seeds import row_seed
 from steer.driver.grid import Schedule
 from steer.driver.solver import Solver
+from steer.driver.solver_state import ignores_generator
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
@@ -57,6 +58,8 @@ STOCHASTIC: dict[str, tuple[str, dict[str, Any]]] = {
     "flow-sde": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
     "flow-lcm": ("FlowMatchLCMScheduler", {}),
 }
+if ignores_generator(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)):
+    del STOCHASTIC["flow-sde"]  # refused: see below
 ALL = {**DETERMINISTIC, **STOCHASTIC}
 KWARGS: dict[str, dict[str, Any]] = {"ddim-eta": {"eta": 0.7}, "tcd": {"eta": 0.3}}
 RESTARTABLE = ["ddim", "euler", "dpm2", "dpm3", "unipc", "deis", "flow"]
@@ -330,7 +333,9 @@ def test_a_reseeded_copy_of_a_population_without_plain_rows() -> None:
     assert torch.equal(got, solver.step(schedule[2], x, denoiser(x, schedule[2].t), ids))
 
 
-@pytest.mark.parametrize("name", ["ddim-eta", "sde-dpm", "flow-sde", "dpm2", "pndm"])
+@pytest.mark.parametrize(
+    "name", sorted({"ddim-eta", "sde-dpm", "flow-sde", "dpm2", "pndm"} & set(ALL))
+)
 def test_a_copy_looks_ahead_without_being_noticed(name: str) -> None:
     x = start(3, make(name))
     torch.manual_seed(4)
@@ -400,3 +405,22 @@ def test_forgetting_to_gather_is_an_error() -> None:
         solver.step(schedule[1], x, x, [(0, 0), (0, 0), (0, 1)])
     with pytest.raises(ValueError, match="multiple"):
         solving("ddim", 3, 2)
+
+
+class ForgetfulFlow(diffusers.FlowMatchEulerDiscreteScheduler):
+    """Draws its noise as diffusers did before 0.39."""
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None
+    ) -> Any:
+        return (sample + torch.randn_like(sample),)
+
+
+def test_noise_that_ignores_the_generator_is_refused() -> None:
+    scheduler = ForgetfulFlow(stochastic_sampling=True)
+    scheduler.set_timesteps(STEPS)
+    with pytest.raises(UnsupportedSchedulerError, match=r"without the generator.*0\.39"):
+        Solver(scheduler, plain_rows=1)
+    quiet = ForgetfulFlow()
+    quiet.set_timesteps(STEPS)
+    Solver(quiet, plain_rows=1)

@@ -6,6 +6,7 @@ denoiser, switched off: the pipeline alone then returns what it did before, bit 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -13,11 +14,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import convert_unet_state_dict_to_peft
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -141,9 +144,11 @@ def _prepared(found: Found, component: str, label: str, folder: Path) -> Path:
     kept = {name: value for name, value in state.items() if name not in text}
     if not kept:
         raise CheckpointError(f"tuned={label!r}: it adapts text encoders only, not the {component}")
-    if not text and not _is_bare(kept, component):
-        return path
     options = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    strange = _unknown(options, label)
+    if not text and not strange and not _is_bare(kept, component):
+        return path
+    options = {key: value for key, value in options.items() if key not in strange}
     if found.config is not None:
         config = read_json(found.config)
         options = {key: config[key] for key in _OPTIONS if key in config}
@@ -153,6 +158,23 @@ def _prepared(found: Found, component: str, label: str, folder: Path) -> Path:
     renamed = {_name(name, component): value.contiguous() for name, value in kept.items()}
     save_file(renamed, folder / _FILE, metadata)
     return folder / _FILE
+
+
+def _unknown(options: Mapping[str, Any], label: str) -> set[str]:
+    """Options that a newer peft wrote and left at nothing, which the installed one does not know.
+
+    Raises:
+        CheckpointError: One of them is used.
+    """
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    strange = {key for key in options if key.rpartition(".")[2] not in known}
+    used = sorted(key for key in strange if options[key])
+    if used:
+        raise CheckpointError(
+            f"tuned={label!r}: this LoRA uses {used[0]!r}, which peft {version('peft')} does not "
+            "know: install a newer peft"
+        )
+    return strange
 
 
 def _is_bare(state: Mapping[str, Tensor], component: str) -> bool:

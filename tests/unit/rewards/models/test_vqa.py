@@ -70,10 +70,9 @@ class Plain:
         elif ids:
             inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-            if "mm_token_type_ids" in inputs:
+            for name in {"mm_token_type_ids", "token_type_ids"} & set(inputs):
                 more = torch.zeros(1, len(ids), dtype=torch.long)
-                kinds = [inputs["mm_token_type_ids"], more]
-                inputs["mm_token_type_ids"] = torch.cat(kinds, 1)
+                inputs[name] = torch.cat([inputs[name], more], 1)
         with torch.no_grad():
             return self.model(**inputs).logits[0, -1].double().softmax(-1)
 
