@@ -1,4 +1,4 @@
-# make demo | make test | make lint: each makes .venv from the lock on first use and reuses it.
+# make demo | make test | make test-fast | make lint: each makes .venv from the lock on first use and reuses it.
 # make test-newest | make test-lowest: the suite with the newest and the lowest versions allowed.
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,10 +10,21 @@ UV := .venv-uv/bin/uv
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -n auto --dist loadfile
 
-.PHONY: demo test lint format lock test-locked test-newest test-lowest clean
+.PHONY: demo test test-fast lint format lock test-locked test-newest test-lowest clean
 
 demo: $(READY)
 	$(BIN)/python -m steer.cli.demo --out demo
+
+# A few files for every folder of steer/, for the inner loop; `make test` runs everything.
+FAST := $(addprefix tests/unit/, core search rewards/thresholds rewards/test_registry.py \
+  rewards/test_text.py rewards/test_inputs.py driver/test_scheduler.py driver/test_caches.py \
+  driver/denoisers/test_blend_forms.py methods/selection/test_best_of_n.py \
+  methods/particles/test_tree_nodes.py methods/guidance/test_guide.py pipeline/test_bad_input.py \
+  pipeline/report/test_page.py jobs/compare/test_config.py jobs/compare/test_analysis.py \
+  shapes/test_captions.py shapes/test_oracle.py tune/test_objectives.py tune/test_config.py)
+
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(FAST)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
