@@ -126,7 +126,10 @@ class Policy:
         from peft.utils import get_peft_model_state_dict
 
         state = get_peft_model_state_dict(self.module)  # in peft's names, whatever it adapts
-        metadata = self.module.peft_config["default"].to_dict()
+        options = self.module.peft_config["default"].to_dict()
+        # An older peft refuses settings that it does not know, even those that are not set.
+        options.pop("peft_version", None)
+        metadata = {name: value for name, value in options.items() if value is not None}
         layers = {
             f"{self.name}_lora_layers": state,
             f"{self.name}_lora_adapter_metadata": metadata,
