@@ -15,7 +15,7 @@ PYTEST := -m pytest -n auto --dist loadfile
 demo: $(READY)
 	$(BIN)/python -m steer.cli.demo --out demo
 
-# A few files for every folder of steer/, for the inner loop; `make test` runs everything.
+# Quick files from most folders, for the inner loop; `make test` runs everything.
 FAST := $(addprefix tests/unit/, core search rewards/thresholds rewards/test_registry.py \
   rewards/test_text.py rewards/test_inputs.py driver/test_scheduler.py driver/test_caches.py \
   methods/selection/test_best_of_n.py \
