@@ -15,6 +15,11 @@ def execution_device(pipe: Any, default: Any = "cpu") -> torch.device:
     return torch.device(getattr(pipe, "_execution_device", None) or default)
 
 
+def names_device(pipe: Any) -> bool:
+    """Whether the pipeline says where it computes; all of diffusers' own do."""
+    return getattr(pipe, "_execution_device", None) is not None
+
+
 def makes_videos(pipe: Any) -> bool:
     """Whether the pipeline's outputs are videos."""
     return getattr(pipe, "video_processor", None) is not None
