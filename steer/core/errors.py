@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+AGAIN = "use BestOfN or a Gate around it, which call the pipeline again for every image"
+"""The way out where no search can sit in a pipeline's loop."""
+
+
 class SteerError(Exception):
     """Base class of steer's errors."""
 
 
 class UnsupportedPipelineError(SteerError, TypeError):
     """steer cannot run a search in this pipeline, or not in its present state."""
+
+
+class LaneWidthError(UnsupportedPipelineError):
+    """The pipeline does not bear a batch that is wider than the call's own."""
 
 
 class UnsupportedSchedulerError(SteerError, ValueError):

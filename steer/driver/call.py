@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from steer.core.errors import UnsupportedPipelineError
+from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.driver.facts import execution_device
 from steer.driver.noise import can_widen
 from steer.driver.solver_state import Generators
@@ -53,10 +54,13 @@ class Call:
         self.generator: Generators = self._values.get("generator")
         self.size = (_whole(self._values.get("height")), _whole(self._values.get("width")))
         self.steps = self._read_steps()
+        self.has_callbacks = any(
+            value is not None for name, value in self._given.items() if name.startswith("callback")
+        )
         self.latent_output = self._values.get("output_type") == "latent"
 
     @property
-    def device(self) -> Any:
+    def device(self) -> torch.device:
         """Where the pipeline computes."""
         return execution_device(self.pipe)
 
@@ -99,6 +103,25 @@ class Call:
         if self._count is not None:
             given[self._count] = 1
         return self.pipe(*bound.args, **bound.kwargs)
+
+    def again(self, seeds: Sequence[int]) -> Any:
+        """Call the pipeline once more with other randomness, one image per prompt.
+
+        Args:
+            seeds: One per prompt. The global generator is seeded by the first, and put back.
+        """
+        bound = inspect.BoundArguments(self._bound.signature, self._given.copy())
+        given = bound.arguments
+        given.pop("latents", None)
+        if self._count is not None:
+            given[self._count] = 1
+        if "generator" in self._values:
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            given["generator"] = generators if len(generators) > 1 else generators[0]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seeds[0])
+            return self.pipe(*bound.args, **bound.kwargs)
 
     @property
     def guidance_rows(self) -> int:
@@ -163,14 +186,23 @@ class Call:
 
 
 def check_pipeline(pipe: Any) -> None:
-    """Raise UnsupportedPipelineError unless `pipe` is callable and has a steppable scheduler."""
-    scheduler = getattr(pipe, "scheduler", None)
-    if callable(pipe) and all(hasattr(scheduler, name) for name in ("step", "set_timesteps")):
+    """Raise UnsupportedPipelineError unless `pipe` is callable."""
+    if callable(pipe):
         return
-    what = "has no scheduler with step and set_timesteps" if callable(pipe) else "is not callable"
     raise UnsupportedPipelineError(
-        f"pipe={type(pipe).__name__}: {what}, so its loop cannot be driven; pass a diffusers "
-        "pipeline such as StableDiffusionPipeline.from_pretrained(...)"
+        f"pipe={type(pipe).__name__}: is not callable; pass a diffusers pipeline such as "
+        "StableDiffusionPipeline.from_pretrained(...)"
+    )
+
+
+def check_scheduler(pipe: Any) -> None:
+    """Raise UnsupportedPipelineError unless the pipeline has a scheduler that can be stepped."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if all(hasattr(scheduler, name) for name in ("step", "set_timesteps")):
+        return
+    raise UnsupportedPipelineError(
+        f"{type(pipe).__name__}: has no scheduler with step and set_timesteps, so its loop cannot "
+        f"be driven; {AGAIN}"
     )
 
 

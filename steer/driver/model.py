@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,13 @@ class Model:
 
     Attributes:
         size: Image height and width that the call asked for, where it did.
+        finish: What the pipeline makes of clean latents before it decodes them (inpainting puts
+            the given image back).
     """
 
     _pipe: Any
     size: tuple[int | None, int | None] = (None, None)
+    finish: Callable[[Tensor], Tensor] = lambda latents: latents
 
     @property
     def name(self) -> str:
@@ -43,6 +47,8 @@ class Model:
     def decode(self, latents: Tensor, grad: bool = False) -> Tensor:
         """Latents to images `(B, 3, H, W)` or videos `(B, F, 3, H, W)`, float32 in [0, 1]."""
         height, width = self.size
+        with torch.set_grad_enabled(grad):
+            latents = self.finish(latents)
         return decode(self._pipe, latents, grad=grad, height=height, width=width)
 
     def frozen(self) -> AbstractContextManager[None]:

@@ -58,14 +58,14 @@ class Randomness:
 
 
 def with_room(
-    attempt: Callable[[Run], T], run: Run, again: Callable[[Run], Run]
+    attempt: Callable[[Run], T], run: Run, again: Callable[[Run, int], Run]
 ) -> tuple[Run, T, Run | None]:
     """What `attempt` returns; where memory is short, of a second attempt with half the lane.
 
     Args:
         attempt: Runs the pipeline.
         run: The first attempt's.
-        again: Puts everything back as it was, and makes the run with half the lane.
+        again: Puts everything back as it was, and makes the run with another lane width.
 
     Returns:
         The run that succeeded, what came of it, and the run that failed, if one did.
@@ -88,7 +88,8 @@ def with_room(
     warnings.warn(message, UserWarning, stacklevel=3)
     _log.warning(message)
     _free(run.pipe)
-    half = again(run)
+    half = again(run, run.lane_width // 2)
+    half.trace.log("memory", lane_width=half.lane_width, rows=run.ledger.denoiser_rows)
     try:
         return half, attempt(half), run
     except Exception as error:

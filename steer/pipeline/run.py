@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
-from steer.core.types import Name, Reward
+from steer.core.types import Name, Population, Reward
 from steer.driver.caches import check_caches
 from steer.driver.facts import uses_guidance
 from steer.driver.model import Model
@@ -41,6 +42,7 @@ class Run:
         seed: Of what lies beyond the plain call.
         chosen: The winners, once there are any.
         progress: What the pipeline's progress bar shows.
+        made: Images by particle, where the pipeline was called again for each.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
 
@@ -60,6 +62,7 @@ class Run:
     trace: Trace = field(default_factory=Trace)
     context: Context | None = None
     chosen: list[Name] = field(default_factory=list)
+    made: Callable[[Sequence[Name]], Any] | None = None
     models: Models | None = None
     progress: Progress = field(init=False)
 
@@ -77,6 +80,7 @@ class Run:
 
     def search(self, opening: Opening) -> Driven:
         """The method as the pipeline's loop runs it; returns the winners' latents."""
+        self.source.check_lane(opening.latents)
         steps = len(opening.schedule)
         if self.planned is not None and steps != self.steps:
             self.method = affordable(self.planned, steps, self.models, self.lane_width)
@@ -90,10 +94,15 @@ class Run:
         ctx.solver().check(size * len(self.texts))
         self.progress.planned = self.method.cost(steps) * self.rows * per_row(self.models, steps)
         winners = yield from self.progress.follow(self.method(ctx, ctx.draw(range(size))))
+        self.choose(winners)
+        return winners.x
+
+    def choose(self, winners: Population) -> None:
+        """Note the winners."""
         self.chosen = list(winners.ids)
         for prompt in winners.prompts:
-            ctx.log("final", prompt=prompt, chosen=[k for p, k in winners.ids if p == prompt])
-        return winners.x
+            chosen = [k for p, k in winners.ids if p == prompt]
+            self.trace.log("final", prompt=prompt, chosen=chosen)
 
     def _keeps_order(self, steps: int) -> bool:
         """Whether one lane runs once from the first step to the last, as in a plain call."""
@@ -109,7 +118,7 @@ class Run:
             steps=opening.schedule,
             images=self.images,
             lane_width=self.lane_width,
-            model=Model(self.pipe, self.size),
+            model=Model(self.pipe, self.size, opening.finish),
             judging=Judging(
                 self.reward, self.texts, self.ledger, self.trace, keeps_base=bool(self.judges)
             ),

@@ -142,7 +142,7 @@ def for_videos(reward: Reward) -> Reward:
 
 def images_scored(reward: Reward, images: Tensor) -> int:
     """Images that a reward looks at in `(B, 3, H, W)` images or `(B, F, 3, H, W)` videos."""
-    if images.ndim == 4:
+    if images.ndim != 5:
         return len(images)
     return len(images) * _frames_scored(reward, images.shape[1])
 

@@ -21,6 +21,13 @@ SLACK = 0.25
 """How far pixels may leave [0, 1] (resampling overshoots) before the range is called wrong."""
 
 
+class Outputs(list[Any]):
+    """What a pipeline made that is no image (audio, a mesh): its own output, one item per row."""
+
+    ndim = 0
+    device = torch.device("cpu")
+
+
 def as_batches(images: Images) -> list[Tensor]:
     """Images as checked float batches `(b, 3, H, W)` in [0, 1], in order.
 
@@ -38,6 +45,11 @@ def as_batches(images: Images) -> list[Tensor]:
         return [_from_pil(images)]
     if isinstance(images, np.ndarray):
         return [_checked(_from_array(images))]
+    if isinstance(images, Outputs):
+        raise ValueError(
+            "the pipeline's outputs are no images: pass a function (outputs, prompts) -> scores as "
+            "the reward"
+        )
     if not isinstance(images, Sequence) or isinstance(images, str):
         raise ValueError(
             f"images={type(images).__name__}: pass a float tensor (B, 3, H, W) in [0, 1], PIL "

@@ -19,7 +19,7 @@ from torch import Tensor
 from steer.core.errors import RewardError
 from steer.core.types import Reward
 from steer.rewards.gradients import score_with_clipped_gradient
-from steer.rewards.inputs import Images, as_batches, as_prompts
+from steer.rewards.inputs import Images, Outputs, as_batches, as_prompts
 from steer.rewards.sharing import sharing
 
 
@@ -151,7 +151,7 @@ def score_all(
     return found
 
 
-def as_scores(name: str, scores: Tensor, images: Tensor) -> Tensor:
+def as_scores(name: str, scores: Tensor, images: Tensor | Outputs) -> Tensor:
     """What a reward returned for `images`, as `(B,)` float32 on their device.
 
     Args:

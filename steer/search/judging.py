@@ -20,6 +20,7 @@ from steer.rewards.frames import images_scored
 from steer.rewards.parts import Parts, combined, is_relative, parts_of
 
 
+_SAME = 0.02  # pixels are rounded to 8 bits, and half precision depends on the batch
 _PREVIEW = 96  # longest side of the previews that a trace keeps
 
 
@@ -46,6 +47,7 @@ class Judging:
     finals: dict[Name, float] = field(default_factory=dict)
     base: dict[int, Tensor] = field(default_factory=dict)
     asked: Step | None = None
+    _glimpses: dict[Name, Tensor] = field(default_factory=dict)
     _watchers: list[Callable[[Population, Tensor], None]] = field(default_factory=list)
     _finished: dict[Name, dict[str, float]] = field(default_factory=dict)
 
@@ -179,6 +181,8 @@ class Judging:
         """Small previews for the trace, and the base image for the judges."""
         if step is None and self.keeps_base:
             self.base |= {p: images[row] for row, (p, k) in enumerate(ids) if k == 0}
+        if step is None and isinstance(images, Tensor):
+            self._glimpses |= dict(zip(ids, _glimpse(images), strict=True))
         if not self.trace.keep_images:
             return
         if images.ndim == 5:  # of a video, its middle frame
@@ -189,6 +193,22 @@ class Judging:
         small = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         at = -1 if step is None else step.index
         self.trace.images |= {(p, k, at): small[row] for row, (p, k) in enumerate(ids)}
+
+    def agrees(self, images: Tensor, ids: Sequence[Name]) -> bool:
+        """Whether these are the images that were scored as the particles' final ones."""
+        known = [row for row, name in enumerate(ids) if name in self._glimpses]
+        if not known or not isinstance(images, Tensor):
+            return True
+        scored = torch.stack([self._glimpses[ids[row]] for row in known])
+        gap = (_glimpse(images)[known].to(scored) - scored).abs().max()
+        return bool(gap < _SAME)
+
+    def forget(self) -> None:
+        """Drop all final scores: the images that were scored are not those that are returned."""
+        self.finals.clear()
+        self._finished.clear()
+        self._glimpses.clear()
+        self.base.clear()
 
     @contextmanager
     def _noting(self, reward: Reward, ids: Sequence[Name]) -> Iterator[None]:
@@ -214,6 +234,13 @@ class Judging:
     def _particle(self, name: Name) -> str:
         prompt, particle = name
         return f"prompt {prompt} ({self.prompts[prompt]!r}), particle {particle}"
+
+
+def _glimpse(images: Tensor) -> Tensor:
+    """`(B, 3, 8, 8)` of images, or of the middle frame of videos, by area."""
+    if images.ndim == 5:
+        images = images[:, images.shape[1] // 2]
+    return F.adaptive_avg_pool2d(images.detach().float(), 8)
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:
