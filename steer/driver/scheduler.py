@@ -92,7 +92,7 @@ class Loop:
         self._query: Query | None = None
         self._grid: Tensor | None = None
         self._offset = 0
-        self._asked = False
+        self._asked = self._thinking = False
         self._moves = 0
         self._outer = self._inner = False
 
@@ -184,7 +184,7 @@ class Loop:
     def _resume(self, output: Tensor | None) -> Query | Tensor:
         """The search's next query, or its winners. The search keeps a grad mode of its own."""
         assert self._search is not None
-        outer = torch.is_grad_enabled()
+        outer, self._thinking = torch.is_grad_enabled(), True
         torch.set_grad_enabled(self._inner)
         try:
             self._query = next(self._search) if output is None else self._search.send(output)
@@ -196,7 +196,7 @@ class Loop:
             self.failed = True
             raise
         finally:
-            self._inner = torch.is_grad_enabled()
+            self._inner, self._thinking = torch.is_grad_enabled(), False
             torch.set_grad_enabled(outer)
 
     def scale(self, sample: Tensor, timestep: Any) -> Tensor:
@@ -221,11 +221,15 @@ class Loop:
 
     def noised(self, name: str, args: Any, kwargs: Any) -> Tensor:
         """`scheduler.add_noise` or `scale_noise`, where the pipeline calls it."""
-        if self._asked or not self.started:
+        if self._asked or self._thinking or not self.started:
             return getattr(self.scheduler, name)(*args, **kwargs)
         if self.edits is None:
             self.edits = Edits(self.noises)
-        return self.edits.noised(self.scheduler, name, args, kwargs, self._query, self._offset)
+        self._thinking = True  # drawing a particle's noise may come back here
+        try:
+            return self.edits.noised(self.scheduler, name, args, kwargs, self._query, self._offset)
+        finally:
+            self._thinking = False
 
     def _finish(self, latents: Tensor) -> Tensor:
         return latents if self.edits is None else self.edits.finish(latents)
