@@ -22,8 +22,11 @@ from typing import Any, Protocol
 class Counts(Protocol):
     """A running loop that knows the number of the iteration that an item belongs to."""
 
-    def number(self, item: Any) -> int | None:
-        """The loop's number while `item` is its newest; `None` for what it did not give out."""
+    def number(self, item: Any, start: int) -> int | None:
+        """The loop's number, counted from `start`, while `item` is its newest timestep.
+
+        `None` for what it did not give out.
+        """
 
 
 running: ContextVar[Counts | None] = ContextVar("running", default=None)
@@ -37,8 +40,8 @@ def count(iterable: Iterable[Any], start: int = 0) -> Iterator[tuple[int, Any]]:
     """`enumerate`, with the loop's own numbers for the timesteps of a search."""
     for place, item in builtins.enumerate(iterable, start):
         loop = running.get()
-        number = None if loop is None else loop.number(item)
-        yield (place if number is None else number + start), item
+        number = None if loop is None else loop.number(item, start)
+        yield (place if number is None else number), item
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer.core.errors import UnsupportedPipelineError
+from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.types import Name, Query
 from steer.driver.solver_state import clone
 
@@ -65,6 +65,11 @@ class Edits:
         clean = next(given[key] for key in _CLEAN if key in given)
         if query is None:
             return clean
+        if clean.shape[1:] != query.latents.shape[1:]:
+            raise UnsupportedPipelineError(
+                "this pipeline's loop cannot be driven: it puts a given image into the latents in "
+                f"another layout ({tuple(clean.shape)}); {AGAIN}."
+            )
         self.clean = clean
         if query.step.index == 0:  # drawn latents are as they were drawn
             return query.latents.to(clean.dtype)

@@ -136,12 +136,14 @@ class Loop:
             torch.set_grad_enabled(True)
         return t
 
-    def number(self, item: Any) -> int | None:
+    def number(self, item: Any, start: int = 0) -> int | None:
         """The loop's number while `item` is its newest timestep: the index of its step."""
         if item is not self._item:
             return None
-        index = self.asked()[0]
-        return index if self.edits is None else Number.of(index, self._number_now)
+        index = self.asked()[0] + start
+        if self.edits is None:
+            return index
+        return Number.of(index, lambda: self._number_now() + start)
 
     def _number_now(self) -> int:
         """The number of the step that is evaluated, or that led to what `step` returned."""

@@ -76,7 +76,11 @@ def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[flo
     with torch.no_grad():
         if missing or run.judges or not latent:
             images = _images(run, ctx, output, latent)
-        if images is not None and not missing and not ctx.judging.agrees(images, run.chosen):
+        if (
+            images is not None
+            and not missing
+            and not ctx.judging.agrees(images, run.chosen, run.exact)
+        ):
             _mend(run, ctx)
             missing = True
         if missing:

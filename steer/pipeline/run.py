@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward
@@ -73,6 +75,12 @@ class Run:
     def rows(self) -> int:
         """Rows of the plain call."""
         return len(self.texts) * self.images
+
+    @property
+    def exact(self) -> bool:
+        """Whether the pipeline's latents are float32 at least."""
+        lane = self.source.lane
+        return lane is None or torch.finfo(lane.dtype).bits >= 32
 
     def evaluations(self, index: int, steps: int) -> int:
         """Denoisers that answer one row at a step."""

@@ -20,7 +20,8 @@ from steer.rewards.frames import images_scored
 from steer.rewards.parts import Parts, combined, is_relative, parts_of
 
 
-_SAME = 0.02  # pixels are rounded to 8 bits, and half precision depends on the batch
+_SAME = 0.004  # of a mean over an area; pixels are rounded to 8 bits
+_SAME_IN_HALF = 0.03  # half precision depends on the batch
 _PREVIEW = 96  # longest side of the previews that a trace keeps
 
 
@@ -194,14 +195,20 @@ class Judging:
         at = -1 if step is None else step.index
         self.trace.images |= {(p, k, at): small[row] for row, (p, k) in enumerate(ids)}
 
-    def agrees(self, images: Tensor, ids: Sequence[Name]) -> bool:
-        """Whether these are the images that were scored as the particles' final ones."""
+    def agrees(self, images: Tensor, ids: Sequence[Name], exact: bool) -> bool:
+        """Whether these are the images that were scored as the particles' final ones.
+
+        Args:
+            images: `(B, 3, H, W)`, perhaps rounded to 8 bits.
+            ids: The particle of each.
+            exact: Whether the pipeline computes in float32 at least.
+        """
         known = [row for row, name in enumerate(ids) if name in self._glimpses]
         if not known or not isinstance(images, Tensor):
             return True
         scored = torch.stack([self._glimpses[ids[row]] for row in known])
         gap = (_glimpse(images)[known].to(scored) - scored).abs().max()
-        return bool(gap < _SAME)
+        return bool(gap < (_SAME if exact else _SAME_IN_HALF))
 
     def forget(self) -> None:
         """Drop all final scores: the images that were scored are not those that are returned."""
