@@ -97,3 +97,14 @@ class FolderError(SteerError, ValueError):
 
 class PipelineNotFoundError(SteerError, ValueError):
     """The pipeline's name leads nowhere."""
+
+
+def first_line(error: Exception, most: int = 200) -> str:
+    """The first line of an error's text, without its full stop; its kind where it has no text.
+
+    Args:
+        error: Any error, such as one from another library, which is told inside one of steer's.
+        most: Characters at most.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:most].rstrip(".")

@@ -210,7 +210,7 @@ def test_unknown_model_and_missing_files(folder, options, monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", offline)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     pin = "32bd64288804d66eefd0ccbe215aa642df71cc41"
     command = f"hf download openai/clip-vit-large-patch14 model.safetensors --revision {pin}"
     with pytest.raises(CheckpointError, match=rf"{command}.*1\.71 GB.*pass backbone="):
