@@ -35,13 +35,13 @@ from steer.tune.setup import (
 from steer.tune.validation import EVALUATION, draw_column, test_rows, write_grid
 
 
-def tune(config: TuneConfig, pipe: Any = None, progress: bool = True) -> Path:
+def tune(config: TuneConfig, pipe: Any = None, progress: bool = False) -> Path:
     """Train, continuing what is in `config.out`, and return the folder of the tuned weights.
 
     Args:
         config: What to do.
         pipe: The pipeline to tune, in place; loaded by `config.pipeline` when left out.
-        progress: Show a bar.
+        progress: Show a bar on stderr.
 
     Returns:
         `out/tuned`: `pytorch_lora_weights.safetensors`, or `unet/` (`transformer/`); and
@@ -67,7 +67,7 @@ class Trainer:
         policy: The denoiser that is trained.
     """
 
-    def __init__(self, config: TuneConfig, pipe: Any = None, progress: bool = True) -> None:
+    def __init__(self, config: TuneConfig, pipe: Any = None, progress: bool = False) -> None:
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 

@@ -40,7 +40,7 @@ def make(
     *,
     pipe: Any = None,
     rewards: Sequence[Reward] | None = None,
-    progress: bool = True,
+    progress: bool = False,
 ) -> Path:
     """Make the preference set that `config` describes, or continue it.
 
@@ -51,7 +51,7 @@ def make(
         config: What to make.
         pipe: The pipeline, where it is loaded already; else `config.pipeline`.
         rewards: Likewise, one per name in `config.rewards`.
-        progress: Show a bar.
+        progress: Show a bar on stderr.
 
     Returns:
         The folder.
