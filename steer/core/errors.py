@@ -99,12 +99,10 @@ class PipelineNotFoundError(SteerError, ValueError):
     """The pipeline's name leads nowhere."""
 
 
-def first_line(error: Exception, most: int = 200) -> str:
-    """The first line of an error's text, without its full stop; its kind where it has no text.
+def first_line(error: Exception) -> str:
+    """The first line of another library's error, to be told inside one of steer's.
 
-    Args:
-        error: Any error, such as one from another library, which is told inside one of steer's.
-        most: Characters at most.
+    Without its full stop, 300 characters at most; the error's class where it says nothing.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:most].rstrip(".")
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from steer.core.errors import CheckpointError, RewardError
+from steer.core.errors import CheckpointError, RewardError, first_line
 from steer.core.weights.reading import stamp
 
 
@@ -198,9 +198,9 @@ def load_answerer(
     except Exception as error:  # transformers raises many kinds
         command = f"hf download {source}" + (f" --revision {revision}" if revision else "")
         raise CheckpointError(
-            f"vqa:{source}: cannot be loaded ({type(error).__name__}: {_line(error)}). It must be "
-            "an image-text-to-text model of transformers: a folder with its weights, config and "
-            f"processor, or a hub id; where there is a network, run `{command}`, then "
+            f"vqa:{source}: cannot be loaded ({type(error).__name__}: {first_line(error)}). It "
+            "must be an image-text-to-text model of transformers: a folder with its weights, config "
+            f"and processor, or a hub id; where there is a network, run `{command}`, then "
             "copy the cache, or pass checkpoint=FOLDER"
         ) from error
     raise CheckpointError(
@@ -243,7 +243,3 @@ def _extended(inputs: dict[str, Any], start: Tokens) -> dict[str, Any]:
             new = values[rows, ends][:, None] if new is None else new
             extended[name] = torch.cat([values, pad], 1).scatter(1, at, new.expand(at.shape))
     return extended
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]
