@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from steer.core.checks import did_you_mean
 
 
 _JOINS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -97,8 +98,7 @@ class Grammar:
         names = {_plain(name): name for name in self.known}
         found = names.get(_plain(written))
         if found is None:
-            near = difflib.get_close_matches(_plain(written), names, n=1, cutoff=0.5)
-            guess = f"did you mean {names[near[0]]}? " if near else ""
+            guess = did_you_mean(_plain(written), names)
             raise ValueError(f"{self.what}={text!r}: {written!r} is unknown; {guess}{self.hint}")
         return found
 

@@ -114,7 +114,8 @@ def _complaint(run: Run, error: Exception, before: list[Run]) -> str:
     return (
         f"out of memory with {_lane(run)}{tried} ({first_line(error)}){_device(run.pipe)}: use "
         f"{prompts}{images}a smaller image, pipe.vae.enable_slicing(), "
-        "pipe.enable_model_cpu_offload(), or a method that records no gradients through the denoiser"
+        "pipe.enable_model_cpu_offload(), or a method that records no gradients through the "
+        "denoiser"
     )
 
 

@@ -197,3 +197,10 @@ class Context:
     ) -> None:
         """Say who descends from whom, `"select"` or `"branch"`."""
         self.tell(event, names, step, ancestors=[parent for _, parent in parents])
+
+    def tell_choice(self, names: Sequence[Name], kept: Sequence[int], step: Step) -> None:
+        """Say which particles of every prompt go on and which are dropped, by row."""
+        for prompt, own in rows_by_prompt(names).items():
+            going = [names[row][1] for row in own if row in kept]
+            ended = [names[row][1] for row in own if row not in kept]
+            self.log("select", step=step.index, prompt=prompt, kept=going, dropped=ended)

@@ -204,7 +204,7 @@ def make_scheduler(name: str, like: Any) -> Any:
         known = [n for n in dir(diffusers) if n.endswith("Scheduler") and n[0].isupper()]
         hint = did_you_mean(name, known)
         raise ComparisonError(
-            f"scheduler={name!r}: not a scheduler of diffusers{hint}; write for example "
+            f"scheduler={name!r}: not a scheduler of diffusers; {hint}write for example "
             "DDIMScheduler"
         )
     return kind.from_config(like.config)

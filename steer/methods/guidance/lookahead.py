@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import positive, predicate, whole
+from steer.core.rows import rows_by_prompt
 from steer.core.sphere import radius
 from steer.core.types import Population, Search, Step, wide
 from steer.core.when import When, between
@@ -173,8 +174,7 @@ def _shift(
     """The shift of x0 at strength 1, and the lookahead that every row favours."""
     shift = torch.zeros_like(wide(now.x))
     favoured = torch.zeros(len(now), dtype=torch.long, device=now.x.device)
-    for prompt in now.prompts:
-        rows = [row for row, name in enumerate(now.ids) if name[0] == prompt]
+    for prompt, rows in rows_by_prompt(now.ids).items():
         towards, weights = pull_towards_reward(now.x[rows], step.alpha, step.sigma, *sets[prompt])
         shift[rows] = towards.to(shift.dtype)
         favoured[rows] = weights.argmax(1)

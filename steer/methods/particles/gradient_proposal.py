@@ -12,6 +12,7 @@ from torch import Tensor
 from steer.core.checks import one_of, positive, predicate, share
 from steer.core.ddim import ddim
 from steer.core.potentials import tempered
+from steer.core.rows import per_row
 from steer.core.sphere import radius, unit
 from steer.core.types import Move, Population, Step, wide
 from steer.core.when import When, every
@@ -92,7 +93,7 @@ class GradientProposal:
         _, slope = reward_gradient(ctx, population.at(x0.detach()))
         if not self.grad:
             return slope * (step.alpha / (step.alpha**2 + step.sigma**2))
-        size = largest(slope).view(-1, *(1,) * (slope.ndim - 1))
+        size = per_row(largest(slope), slope)
         (gradient,) = torch.autograd.grad(x0, population.x, slope / size)
         gradient = wide(gradient) * size
         check_finite(ctx, population, gradient)

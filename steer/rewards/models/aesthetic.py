@@ -97,7 +97,7 @@ def aesthetic(
 
     Args:
         checkpoint: A local head (3.7 MB; also "ava+logos-l14-linearMSE.pth" and copies of either);
-            default the published one, from GitHub, kept below `torch.hub.get_dir()`.
+            default the published one, from GitHub, kept in `HF_HOME/steer`.
         backbone: Local weights of OpenAI's CLIP ViT-L/14, in transformers' or open_clip's layout;
             default openai/clip-vit-large-patch14, through the Hugging Face cache.
         device: Default: the accelerator if there is one.

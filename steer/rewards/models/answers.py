@@ -199,8 +199,8 @@ def load_answerer(
         command = f"hf download {source}" + (f" --revision {revision}" if revision else "")
         raise CheckpointError(
             f"vqa:{source}: cannot be loaded ({type(error).__name__}: {first_line(error)}). It "
-            "must be an image-text-to-text model of transformers: a folder with its weights, config "
-            f"and processor, or a hub id; where there is a network, run `{command}`, then "
+            "must be an image-text-to-text model of transformers: a folder with its weights, "
+            f"config and processor, or a hub id; where there is a network, run `{command}`, then "
             "copy the cache, or pass checkpoint=FOLDER"
         ) from error
     raise CheckpointError(

@@ -5,7 +5,6 @@ Radford et al. 2021 (arXiv:2103.00020); as a score, Hessel et al. 2021 (arXiv:21
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 from torch import Tensor
 
+from steer.core.checks import did_you_mean
 from steer.core.errors import CheckpointError
 from steer.core.weights.reading import read_json
 from steer.rewards.base import BaseReward, check_batch
@@ -155,8 +155,7 @@ def _named(
     name, _, tag = model.partition(":")
     config = open_clip.get_model_config(name)
     if config is None:
-        near = difflib.get_close_matches(name, open_clip.list_models(), n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, open_clip.list_models())
         raise ValueError(
             f"clip:{model}: open_clip has no model {name!r}; {hint}open_clip.list_models() has all"
         )
