@@ -147,7 +147,7 @@ def _find_factory(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
             return _load(BUILT_IN[key]), arguments
         for point in entry_points(group=ENTRY_POINTS, name=key):
             return _load_installed(point), arguments
-    raise ValueError(_unknown(name))
+    raise ValueError(_explain_unknown(name))
 
 
 def _load(place: str) -> Callable[..., Any]:
@@ -165,7 +165,7 @@ def _load_installed(point: Any) -> Callable[..., Any]:
     return target
 
 
-def _unknown(name: str) -> str:
+def _explain_unknown(name: str) -> str:
     names = available_rewards()
     family = name.partition(":")[0]
     if f"{family}:*" in names:

@@ -18,7 +18,7 @@ from steer.core.when import When, between
 from steer.methods.selection.best_of_n import BestOfN
 from steer.search.context import Context
 from steer.search.guidance import leave_plain_names, reach, shift_output, window
-from steer.search.lookahead import LookaheadSet, look_ahead, pull_towards_reward, standardised
+from steer.search.lookahead import LookaheadSet, look_ahead, pull_towards_reward, standardise
 from steer.search.method import Method
 from steer.search.short_runs import Asking
 
@@ -121,7 +121,7 @@ class LookaheadGuidance(Method):
         if not scales:
             return (yield from BestOfN(self.n)(ctx, start))
         sets = yield from self._sets(ctx, start)
-        sets = {p: (z, self.lam * standardised(r)) for p, (z, r) in sets.items()}
+        sets = {p: (z, self.lam * standardise(r)) for p, (z, r) in sets.items()}
         finished, named = [], leave_plain_names(ctx, start)
         for part, drawn in zip(ctx.groups(named), ctx.groups(start), strict=True):
             done = yield from self._sample(ctx, part, drawn, sets, scales)

@@ -97,7 +97,7 @@ def aesthetic(
     """
     encoder = _encoder("vit_l_14", backbone, device, dtype, model_config)
     path = locate("aesthetic", checkpoint, revision=revision)
-    weight, bias = folded(_published(path, _Mlp(_width(encoder))).layers)
+    weight, bias = fold(_load_head(path, _Mlp(_width(encoder))).layers)
     return AestheticReward("aesthetic", encoder, weight, bias, batch=batch, fused=fused)
 
 
@@ -129,12 +129,12 @@ def aesthetic_v1(
         raise ValueError(f"model={model!r}: one of {', '.join(map(repr, BACKBONES))}")
     encoder = _encoder(model, backbone, device, dtype, model_config)
     path = locate(f"aesthetic-v1-{model}", checkpoint, revision=revision)
-    weight, bias = folded(_published(path, nn.Linear(_width(encoder), 1)))
+    weight, bias = fold(_load_head(path, nn.Linear(_width(encoder), 1)))
     name = "aesthetic-v1" if model == "vit_l_14" else f"aesthetic-v1-{model}"
     return AestheticReward(name, encoder, weight, bias, batch=batch, fused=fused)
 
 
-def folded(module: nn.Module) -> tuple[Tensor, Tensor]:
+def fold(module: nn.Module) -> tuple[Tensor, Tensor]:
     """The one linear map that a chain of linear layers is, in float64: weight `(D,)`, bias `()`."""
     linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
     weight, bias = linears[0].weight.double(), linears[0].bias.double()
@@ -161,7 +161,7 @@ class _Mlp(nn.Module):
         )
 
 
-def _published(path: str, head: Any) -> Any:
+def _load_head(path: str, head: Any) -> Any:
     load_into(head, load_state_dict(path), repr(path))
     return head
 

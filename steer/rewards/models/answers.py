@@ -129,7 +129,7 @@ class Answerer:
             given = given.expand(len(inputs["input_ids"]), -1)
             logits = self.model(**inputs, decoder_input_ids=given).logits[:, -1]
             return logits.float().log_softmax(-1)
-        inputs = _extended(inputs, start)
+        inputs = _extend(inputs, start)
         ends = _ends(inputs)
         rows = torch.arange(len(ends), device=self.device)
         if self._keeps:  # the vocabulary is large: logits only where a row ends
@@ -228,7 +228,7 @@ def _ends(inputs: dict[str, Any]) -> Tensor:
     return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
 
 
-def _extended(inputs: dict[str, Any], start: Tokens) -> dict[str, Any]:
+def _extend(inputs: dict[str, Any], start: Tokens) -> dict[str, Any]:
     """The inputs with `start` after each row's last token; marks of kind go on as they ended."""
     if not start:
         return inputs

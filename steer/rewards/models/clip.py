@@ -197,10 +197,10 @@ def locate_model(
         config = _folder_config(repository, read_json(path))
         weights = checkpoint or _download(download_pretrained_from_hf, repository, repository)
         return config[0], config[1], str(weights), model
-    return _named(model, checkpoint)
+    return _locate_named_model(model, checkpoint)
 
 
-def _named(
+def _locate_named_model(
     model: str, checkpoint: str | Path | None
 ) -> tuple[dict[str, Any], dict[str, Any], str, str]:
     name, _, tag = model.partition(":")
