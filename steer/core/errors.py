@@ -105,3 +105,12 @@ class FolderError(SteerError, ValueError):
 
 class PipelineNotFoundError(SteerError, ValueError):
     """The pipeline's name leads nowhere."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's error, to be told inside one of steer's.
+
+    Without its full stop, 300 characters at most; the error's class where it says nothing.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")

@@ -108,7 +108,7 @@ def parts_of(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Parts:
     return {reward.name: as_scores(reward.name, reward(images, prompts), images)}
 
 
-def combined(
+def combine_parts(
     reward: Reward, parts: Mapping[str, Tensor], groups: Sequence[Hashable] | None
 ) -> Tensor:
     """What `parts_of` returned (of one batch or of several, put together) as scores `(B,)`."""

@@ -16,8 +16,8 @@ from steer.core.ledger import Ledger
 from steer.core.rows import rows_by_prompt
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward, Step
-from steer.rewards.frames import images_scored
-from steer.rewards.parts import Parts, combined, is_relative, parts_of
+from steer.rewards.frames import count_images
+from steer.rewards.parts import Parts, combine_parts, is_relative, parts_of
 
 
 _SAME = 0.004  # of a mean over an area; pixels are rounded to 8 bits
@@ -67,7 +67,7 @@ class Judging:
         """
         if reward is None:
             reward = self.reward
-            self.ledger.reward_calls += images_scored(reward, images)
+            self.ledger.reward_calls += count_images(reward, images)
         with self.ledger.clock("reward"), self._noting(reward, ids):
             try:
                 return parts_of(reward, images, [self.prompts[prompt] for prompt, _ in ids])
@@ -85,7 +85,7 @@ class Judging:
         """
         reward = self.reward if reward is None else reward
         with self._noting(reward, ids):
-            scores = combined(reward, parts, [prompt for prompt, _ in ids]).float()
+            scores = combine_parts(reward, parts, [prompt for prompt, _ in ids]).float()
         for row, value in enumerate(scores.detach().tolist()):
             if not math.isfinite(value):
                 broken = [k for k, part in parts.items() if not math.isfinite(float(part[row]))]
@@ -124,13 +124,13 @@ class Judging:
         return torch.tensor(everyone, device=population.x.device)
 
     @contextmanager
-    def watched(self, watch: Callable[[Population, Tensor], None]) -> Iterator[None]:
-        """`watch(population, rewards)` is called with everything that is finished meanwhile."""
-        self._watchers.append(watch)
+    def watch(self, follow: Callable[[Population, Tensor], None]) -> Iterator[None]:
+        """`follow(population, rewards)` is called with everything that is finished meanwhile."""
+        self._watchers.append(follow)
         try:
             yield
         finally:
-            self._watchers.remove(watch)
+            self._watchers.remove(follow)
 
     def record(self, images: Tensor, ids: Sequence[Name]) -> None:
         """Score finished images and remember it."""

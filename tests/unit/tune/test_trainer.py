@@ -273,7 +273,9 @@ def test_winner_and_loser_share_noise_timestep_and_text_and_dropped_rows_get_the
     trainer.loader.close()
 
 
-def test_looking_on_the_way_writes_grids_and_held_out_losses(tmp_path: Path) -> None:
+def test_looking_on_the_way_writes_grids_and_held_out_losses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     job = config(
         tmp_path / "run",
         write_set(tmp_path / "data"),
@@ -281,7 +283,8 @@ def test_looking_on_the_way_writes_grids_and_held_out_losses(tmp_path: Path) -> 
     )
     pipe = build("sd")
     scheduler = pipe.scheduler
-    tune(job, pipe, progress=False)
+    tune(job, pipe)
+    assert "it/s" not in capsys.readouterr().err  # no bar unless asked for
     assert pipe.scheduler is scheduler
     grids = sorted((tmp_path / "run" / "validation").iterdir())
     assert [path.name for path in grids] == [f"step-000000{k}.png" for k in (0, 2, 4)]

@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from steer.core.errors import CheckpointError, UnsupportedPipelineError
+from steer.core.errors import CheckpointError, UnsupportedPipelineError, first_line
 from steer.core.weights.reading import load_state_dict, read_json
 from steer.driver.denoisers.checkpoints.origin import seems_made_for
 from steer.driver.denoisers.checkpoints.source import Found
@@ -93,10 +93,9 @@ def _load(pipe: Any, denoiser: nn.Module, file: Path, name: str, label: str) -> 
         with _quiet():
             pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
     except Exception as error:  # diffusers and peft raise many kinds
-        line = (str(error).strip().splitlines() or ["no message"])[0][:200]
         raise CheckpointError(
             f"tuned={label!r}: diffusers cannot load this LoRA into {type(pipe).__name__} "
-            f"({type(error).__name__}: {line}): give the pipeline that it was made for"
+            f"({type(error).__name__}: {first_line(error)}): give the pipeline that it was made for"
         ) from error
     for layer in tuner_layers(denoiser):
         layer.set_requires_grad(name, False)
@@ -199,9 +198,9 @@ def _converted(pipe: Any, file: Path, component: str, label: str) -> dict[str, t
             str(file.parent), weight_name=file.name, unet_config=getattr(pipe, component).config
         )
     except Exception as error:  # diffusers raises many kinds
-        line = (str(error).strip().splitlines() or ["no message"])[0][:200]
         raise CheckpointError(
-            f"tuned={label!r}: not a LoRA that diffusers reads ({type(error).__name__}: {line})"
+            f"tuned={label!r}: not a LoRA that diffusers reads "
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     state = found[0] if isinstance(found, tuple) else found
     own = {
