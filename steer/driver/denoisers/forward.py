@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from steer.core.errors import UnsupportedPipelineError
-from steer.driver.denoisers.attached import switching
+from steer.driver.denoisers.attached import Switch, switching
 from steer.driver.denoisers.blend import Mix, Weights, shown
 from steer.driver.denoisers.checkpoints.loading import denoiser_of, device_of, has_image_adapter
-from steer.driver.denoisers.checkpoints.lora import Lora
 from steer.driver.denoisers.checkpoints.peft_layers import active_adapters
 from steer.driver.denoisers.models import Arm, Models
 from steer.driver.denoisers.tensors import halves, joined, proxied, rows_of, weighted
@@ -39,8 +38,8 @@ def answering(models: Models, place: Callable[[], tuple[int, int]], lane: int) -
     """
     _check(models)
     with ExitStack() as stack:
-        stack.enter_context(_resident(models))
         switch = stack.enter_context(switching(models.denoiser))
+        stack.enter_context(_resident(models, switch))
         blender = Blender(models, place, lane, switch)
         stack.enter_context(blender.installed())
         yield
@@ -75,7 +74,7 @@ def _check(models: Models) -> None:
 
 
 @contextmanager
-def _resident(models: Models) -> Iterator[None]:
+def _resident(models: Models, switch: Switch) -> Iterator[None]:
     """LoRAs and further denoisers where the pipeline computes, and no gradients for their weights.
 
     Where the base is offloaded, they go back when the call is over.
@@ -92,7 +91,7 @@ def _resident(models: Models) -> Iterator[None]:
             if home != device:
                 module.to(device)
         for lora in loras:
-            lora.place(models.denoiser, device)
+            switch.place(lora, device)
         for weight in flagged:
             weight.requires_grad_(False)
         yield
@@ -103,7 +102,8 @@ def _resident(models: Models) -> Iterator[None]:
             if offloaded and home != device:
                 module.to(home)
         for lora in loras if offloaded else ():
-            lora.to(device_of(models.denoiser))
+            for layer in lora.layers.values():
+                layer.to(device_of(models.denoiser))
 
 
 class Blender:
@@ -124,7 +124,7 @@ class Blender:
         models: Models,
         place: Callable[[], tuple[int, int]],
         lane: int,
-        switch: Callable[[Mapping[Lora, float]], None],
+        switch: Switch,
     ) -> None:
         self.models, self.place, self.lane, self.switch = models, place, lane, switch
         self._site: nn.Module = getattr(models.pipe, models.component)

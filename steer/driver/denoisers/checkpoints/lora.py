@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,13 @@ from torch import Tensor, nn
 from steer.core.errors import CheckpointError, UnsupportedPipelineError
 from steer.driver.denoisers.checkpoints.lora_file import prepared
 from steer.driver.denoisers.checkpoints.origin import seems_made_for
-from steer.driver.denoisers.checkpoints.peft_layers import base_of, layer_of, tuner_layers
+from steer.driver.denoisers.checkpoints.peft_layers import base_of, dtype_of, tuner_layers
 from steer.driver.denoisers.checkpoints.source import Found
-from steer.driver.freeze import is_offloaded
 
 
 ADAPTER = "steer"
 """The name of a LoRA in its layers; each holds that one only."""
+_MARKS = (".lora_", ".lokr_")
 _LARGEST = 1e6
 
 
@@ -44,38 +45,6 @@ class Lora:
 
     layers: Mapping[str, nn.Module]
     fingerprint: str
-
-    def place(self, denoiser: nn.Module, device: torch.device) -> None:
-        """Move every layer to where the denoiser's own is, or to `device` if that is offloaded.
-
-        Floating-point tensors take the dtype that the denoiser computes in.
-
-        Raises:
-            UnsupportedPipelineError: A layer is gone or fused; or a DoRA, which is computed from
-                the base's weights, where those are offloaded layer by layer.
-        """
-        inner = (part for part in denoiser.modules() if part is not denoiser)
-        if any("magnitude" in n for n in self._names()) and any(map(is_offloaded, inner)):
-            raise UnsupportedPipelineError(
-                "the tuned LoRA is a DoRA, which is computed from the base's weights, and these "
-                "are offloaded in parts: use pipe.enable_model_cpu_offload() or pipe.to('cuda')"
-            )
-        for name, layer in self.layers.items():
-            weight = getattr(base_of(layer_of(denoiser, name)), "weight", None)
-            home = weight.device if isinstance(weight, Tensor) else device
-            where = device if home.type in ("cpu", "meta") else home
-            dtype = dtype_of(weight, denoiser)
-            first = next(layer.parameters())
-            if first.device != where or first.dtype != dtype:
-                layer.to(where, dtype)
-
-    def to(self, device: torch.device) -> None:
-        """Move all layers."""
-        for layer in self.layers.values():
-            layer.to(device)
-
-    def _names(self) -> set[str]:
-        return {name for layer in self.layers.values() for name, _ in layer.named_parameters()}
 
 
 def read_lora(pipe: Any, component: str, denoiser: nn.Module, found: Found, label: str) -> Lora:
@@ -105,17 +74,6 @@ def read_lora(pipe: Any, component: str, denoiser: nn.Module, found: Found, labe
         layer._modules.pop("base_layer")
         layer.requires_grad_(False).eval()
     return Lora(layers, digits)
-
-
-def dtype_of(weight: Any, denoiser: nn.Module) -> torch.dtype:
-    """What a LoRA on a weight is computed in: the weight's dtype, unless that only stores it."""
-    if _computes(weight):
-        return weight.dtype
-    return next((w.dtype for w in denoiser.parameters() if _computes(w)), torch.float32)
-
-
-def _computes(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.itemsize > 1
 
 
 def _loaded(
@@ -223,17 +181,17 @@ def _converted(pipe: Any, file: Path, component: str, label: str) -> dict[str, t
 
 
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], denoiser: nn.Module, label: str) -> None:
-    """Raise CheckpointError unless every matrix is for a layer, and fits it."""
+    """Raise CheckpointError unless every tensor is for a layer, and fits it."""
+    strays = [name for name in shapes if not any(mark in name for mark in _MARKS)]
+    _check_none(strays, "are not used by diffusers", label)
     layers = dict(denoiser.named_modules())
     for name, shape in shapes.items():
         place = _place(name)
-        if place == name:
-            continue
         weight = getattr(base_of(layers.get(place)), "weight", None)
         side = 1 if name.endswith(".lora_A.weight") else 0
         matrix = name.endswith((".lora_A.weight", ".lora_B.weight"))
         if isinstance(weight, Tensor) and (
-            not matrix or not _computes(weight) or weight.shape[side] == shape[side]
+            not matrix or not weight.is_floating_point() or weight.shape[side] == shape[side]
         ):
             continue
         has = "no such layer" if weight is None else f"{tuple(weight.shape)} there"
@@ -269,12 +227,16 @@ def _check_complete(layers: Mapping[str, nn.Module], names: Mapping[str, Any], l
     empty = [name for name, value in taken.items() if value.is_meta]
     known = {name.removesuffix(".weight") for name in taken}
     unused = [name for name in names if name.removesuffix(".weight") not in known]
-    for found, what in ((empty, "are missing"), (unused, "are not used by diffusers")):
-        if found:
-            raise CheckpointError(
-                f"tuned={label!r}: {len(found)} tensors {what} ({found[0]}), so the LoRA would "
-                "not be the one that was trained: save it again as diffusers or peft write it"
-            )
+    _check_none(empty, "are missing", label)
+    _check_none(unused, "are not used by diffusers", label)
+
+
+def _check_none(names: Sequence[str], what: str, label: str) -> None:
+    if names:
+        raise CheckpointError(
+            f"tuned={label!r}: {len(names)} tensors {what} ({names[0]}), so the LoRA would not be "
+            "the one that was trained: save it again as diffusers or peft write it"
+        )
 
 
 def _check_strengths(layers: Mapping[str, nn.Module], label: str) -> None:
@@ -288,16 +250,18 @@ def _check_strengths(layers: Mapping[str, nn.Module], label: str) -> None:
             )
         size = abs(scaling) * _norm(layer)
         if not size < _LARGEST:
+            dtype = next(layer.parameters()).dtype
+            much = f"{size:.2g} (Frobenius norm)" if size < math.inf else f"more than {dtype} holds"
             raise CheckpointError(
-                f"tuned={label!r}: it changes the weights of {place} by {size:.2g} (Frobenius norm "
-                f"in {next(layer.parameters()).dtype}), which no image survives: its training "
-                "diverged, or the file is damaged"
+                f"tuned={label!r}: it changes the weights of {place} by {much}, which no image "
+                "survives: its training diverged, or the file is damaged"
             )
 
 
 def _norm(layer: Any) -> float:
     """The Frobenius norm of B A, from two small matrices; of a LoKr the product of its factors'."""
-    own = {name: p.double() for name, p in layer.named_parameters() if "base_layer" not in name}
+    given = layer.named_parameters()
+    own = {name: p.detach().double() for name, p in given if not name.startswith("base_layer.")}
     down, up = (own.get(f"lora_{side}.{ADAPTER}.weight") for side in "AB")
     if down is None or up is None or len(down) != up.shape[1]:
         return float(torch.stack([value.norm() for value in own.values()]).prod())
@@ -306,7 +270,7 @@ def _norm(layer: Any) -> float:
 
 
 def _place(name: str) -> str:
-    for mark in (".lora_", ".lokr_", ".alpha"):
+    for mark in _MARKS:
         name = name.partition(mark)[0]
     return name
 

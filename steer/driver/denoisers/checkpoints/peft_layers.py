@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -43,6 +47,13 @@ def base_of(layer: nn.Module | None) -> nn.Module | None:
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
+def dtype_of(weight: Any, denoiser: nn.Module) -> torch.dtype:
+    """What a LoRA on a weight is computed in: the weight's dtype, unless that only stores it."""
+    if _computes(weight):
+        return weight.dtype
+    return next((w.dtype for w in denoiser.parameters() if _computes(w)), torch.float32)
+
+
 def layer_of(denoiser: nn.Module, name: str) -> nn.Module:
     """The layer of that name, which a LoRA adapts, with the adapters that it carries.
 
@@ -50,17 +61,32 @@ def layer_of(denoiser: nn.Module, name: str) -> nn.Module:
         UnsupportedPipelineError: It is gone, or its weights are not used since they were fused.
     """
     kind = type(denoiser).__name__
+    path, _, leaf = name.rpartition(".")
     try:
-        layer = denoiser.get_submodule(name)
-        parent = denoiser.get_submodule(name.rpartition(".")[0])
+        parent = denoiser.get_submodule(path)
+        layer = parent.get_submodule(leaf)
     except AttributeError as error:
         raise UnsupportedPipelineError(
             f"the {kind} has no layer {name!r} any more, which the tuned LoRA adapts: load the "
             "pipeline and the LoRA again"
         ) from error
-    if getattr(parent, "fused_projections", False) and name.endswith(_FUSED):
+    if leaf in _FUSED and _fused(parent):
         raise UnsupportedPipelineError(
             f"{name} of the {kind} is fused with others, so that the tuned LoRA would have no "
             "effect on it: call pipe.unfuse_qkv_projections() first"
         )
     return layer
+
+
+def _fused(attention: nn.Module) -> bool:
+    """Whether one matrix is used for queries, keys and values.
+
+    Unfusing leaves the flag of diffusers' older class as it is, and changes its processor.
+    """
+    flag: bool = getattr(attention, "fused_projections", False)
+    older = isinstance(attention, Attention)
+    return flag and (not older or "Fused" in type(attention.processor).__name__)
+
+
+def _computes(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.itemsize > 1
