@@ -73,13 +73,14 @@ def prepared(found: Found, component: str, label: str, folder: Path) -> tuple[Pa
     kept = {name: value for name, value in state.items() if name not in text}
     if not kept:
         raise CheckpointError(f"tuned={label!r}: it adapts text encoders only, not the {component}")
+    renamed = {_name(name, component): value.contiguous() for name, value in kept.items()}
     written = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    options = _known(written, label)
+    options = _known({k: v for k, v in written.items() if not k.startswith(_TEXT)}, label)
     if found.config is not None:
         config = read_json(found.config)
         _check_start(config, label)
-        options = {key: config[key] for key in _OPTIONS if key in config}
-    renamed = {_name(name, component): value.contiguous() for name, value in kept.items()}
+        if any(name not in state for name in renamed):  # as peft writes both
+            options = {key: config[key] for key in _OPTIONS if key in config}
     if renamed.keys() != state.keys() or options != written:
         named = {_prefixed(key, component): value for key, value in options.items()}
         metadata.pop(LORA_ADAPTER_METADATA_KEY, None)

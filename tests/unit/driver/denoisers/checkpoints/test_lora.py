@@ -162,6 +162,18 @@ def test_a_lora_that_changed_its_base_is_refused(made: Any, tmp_path: Path) -> N
     refused(pipe, folder, "pissa_niter_4")
 
 
+def test_options_for_text_encoders_are_left_out_with_their_tensors(
+    made: Any, tmp_path: Path
+) -> None:
+    pipe, lora, file, state = made
+    with safe_open(file, framework="pt") as opened:
+        options = json.loads(opened.metadata()["lora_adapter_metadata"])
+    options |= {f"text_encoder.{name.removeprefix('unet.')}": v for name, v in options.items()}
+    text = {"text_encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 16)}
+    with pytest.warns(UserWarning, match="also adapts text encoders"):
+        close(pipe, written(tmp_path, {**state, **text}, **options), lora)
+
+
 def test_the_strength_is_the_checkpoints(made: Any) -> None:
     pipe, lora, file, _ = made
     expected = with_denoiser(pipe, fused(pipe, lora, 0.25), **arguments("sd"))
