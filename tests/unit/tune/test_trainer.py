@@ -76,8 +76,11 @@ def test_adapters_beyond_attention_are_all_loaded_again(tmp_path: Path) -> None:
     assert lora_parameters(fresh.unet) == len(trainer.policy.parameters())
     torch.testing.assert_close(answer(fresh, trainer), after, rtol=1e-4, atol=1e-5)
     other = build("sd")
-    load(other, str(folder))
-    assert lora_parameters(other.unet) == len(trainer.policy.parameters())
+    tuned = load(other, str(folder))
+    assert tuned.lora is not None
+    layers = tuned.lora.layers.values()
+    assert sum(map(lora_parameters, layers)) == len(trainer.policy.parameters())
+    assert lora_parameters(other.unet) == 0
     state = load_file(folder / "pytorch_lora_weights.safetensors")
     names = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
     mixed = {

@@ -18,7 +18,7 @@ from steer.driver.denoisers.checkpoints.known import Checkpoint, at_home, is_rep
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _DENOISER = ("diffusion_pytorch_model", "model")
 _LORA = ("pytorch_lora_weights", "adapter_model")
-_MARKS = ("lora_", ".lora", "lokr_", "hada_", "dora_scale")
+_MARKS = ("lora_", ".lora", "_lora", "lokr_", "hada_", "dora_scale")
 _INDEX = ".safetensors.index.json"
 _WHOLE = ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
 
