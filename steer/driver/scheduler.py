@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -66,7 +66,8 @@ class Loop:
             for a blend of tuned and untuned models.
         started, finished: Whether the search has begun, and returned.
         interrupted: The pipeline stopped calling `step` (`pipe._interrupt`).
-        reusable: Whether `set_timesteps` begins another run.
+        reusable: Whether `set_timesteps` begins another run, and then `around` is entered until
+            the search returns.
         noises: The noise of particles, where the pipeline noises a given image.
         callbacks: Whether a callback of the user's may change latents between steps.
         failed: The search itself raised an error (a reward, say).
@@ -77,6 +78,8 @@ class Loop:
         self.search_of = search
         self.ledger = ledger
         self.reusable = False
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._around = ExitStack()
         self.callbacks = True
         self.noises: Noises = lambda names, noise: noise
         self.evaluations: Callable[[int, int], int] = lambda index, count: 1
@@ -193,6 +196,7 @@ class Loop:
             return self._query
         except StopIteration as stop:
             self._query, self.finished = None, True
+            self._around.close()
             return stop.value
         except BaseException:
             self.failed = True
@@ -266,9 +270,11 @@ class Loop:
         if self.reusable:
             self.close()
             self._clear()
+            self._around.enter_context(self.around())
 
     def close(self) -> None:
         """Close a search that has not returned."""
+        self._around.close()
         if self._search is not None:
             self._search.close()
 

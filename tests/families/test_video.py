@@ -17,7 +17,6 @@ from families import arguments, build, redness, seeded, shared
 from steer.core.errors import RewardError, UnsupportedPipelineError
 from steer.core.when import at
 from steer.driver.decode import decode
-from steer.driver.timeline import Levels
 from steer.methods import BestOfN, Guide, NoiseOptimization, Prune
 from steer.pipeline.guided import guided
 from steer.rewards import PerFrame
@@ -161,19 +160,6 @@ def test_noise_levels_looked_up_by_iteration_are_those_of_the_query() -> None:
     assert len(told) == 3 * 4 * 2
     assert told == pytest.approx([t / 1000 for t in asked], abs=1e-3)
     assert told[:8] == told[8:16] == told[16:]
-
-
-def test_levels_are_a_tensor_whose_entries_follow_the_search() -> None:
-    sigmas = torch.linspace(1, 0, 5)
-    levels = Levels.of(sigmas, lambda number: min(number - 7, 4))
-    assert [float(levels[k]) for k in (7, 8, 100)] == [1.0, 0.75, 0.0]
-    assert float(levels[-1]) == 0.0
-    assert torch.equal(levels[1:3], sigmas[1:3])
-    assert torch.equal(levels * 2, sigmas * 2)
-    assert levels.shape == sigmas.shape and type(levels[1:]) is Tensor
-    assert torch.equal(sigmas, torch.linspace(1, 0, 5))
-    levels[-1] = 0.5  # some pipelines set the last one
-    assert float(sigmas[-1]) == 0.5
 
 
 def test_the_bare_drop_in_scores_frames_too() -> None:

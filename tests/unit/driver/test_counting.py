@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steer.driver.counting import Number, count, counting
 from steer.methods import BestOfN, Guide, Method, NoiseSearch, Prune
+from steer.pipeline.drop_in import drop_in
 from steer.pipeline.guided import guided
 
 
@@ -137,3 +138,17 @@ def test_a_number_moves_on_and_stays_an_index() -> None:
     assert 4 <= number <= 4 < 5
     assert not number > 4
     assert number >= 4
+
+
+def test_the_drop_in_counts_too() -> None:
+    pipe = Indexed(DDIMScheduler())
+    module = sys.modules[Indexed.__module__]
+    plain = pipe("a", generator=seeded(0)).images
+    places = set(pipe.seen)
+    pipe.scheduler = drop_in(pipe, reward=_redness, prompt="a", method=BestOfN(3))
+    for _ in range(2):
+        pipe.seen.clear()
+        images = pipe("a", generator=seeded(0)).images
+        assert set(pipe.seen) == places
+        assert "enumerate" not in vars(module)
+    assert float(_redness(images, ["a"])) >= float(_redness(plain, ["a"]))
