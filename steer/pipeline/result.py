@@ -69,7 +69,7 @@ def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[flo
     images = None
     if missing or run.judges:
         with torch.no_grad():
-            images = _images(ctx, output, latent)
+            images = _images(run, ctx, output, latent)
             if missing:
                 ctx.judging.record(images, run.chosen)
     return [ctx.finals[name] for name in run.chosen], images
@@ -110,13 +110,18 @@ def _score_together(
         return dict(zip(names, ctx.judging.combine(parts, names, judge).tolist(), strict=True))
 
 
-def _images(ctx: Context, output: Any, latent: bool) -> Tensor:
-    """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1]."""
+def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
+    """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1].
+
+    Latents that the pipeline returns in another form than its loop's (Flux 2 Klein and LTX 2
+    unpack and scale them) are decoded as the loop had them.
+    """
     first = output[0]
     if latent:
-        return ctx.decode(first)
+        assert run.final is not None
+        return ctx.decode(first if first.shape == run.final.shape else run.final)
     if isinstance(first, Tensor):
-        return first.float()
+        return ctx.model.returned(first)
     if not isinstance(first, np.ndarray):
         first = np.stack([_pixels(image) for image in first]) / np.float32(255)
     return (

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Name, Reward
 from steer.driver.caches import check_caches
+from steer.driver.decoding.asked import Asked
 from steer.driver.facts import uses_guidance
 from steer.driver.model import Model
 from steer.driver.noise import Source
@@ -35,11 +39,12 @@ class Run:
         texts: One per prompt, for the reward.
         images: Returned images per prompt.
         lane_width: Particles per returned image in one denoiser call.
-        size: Image height and width, where the call names them.
+        values: Arguments of the pipeline's call by name, its defaults included.
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` was chosen for; chosen again where `steps` is wrong.
         seed: Of what lies beyond the plain call.
         chosen: The winners, once there are any.
+        final: Their latents as the pipeline's loop has them, `(rows, *latent)`.
         progress: What the pipeline's progress bar shows.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
@@ -53,13 +58,14 @@ class Run:
     source: Source
     seed: int
     lane_width: int = 1
-    size: tuple[int | None, int | None] = (None, None)
+    values: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
     planned: float | None = None
     ledger: Ledger = field(default_factory=Ledger)
     trace: Trace = field(default_factory=Trace)
     context: Context | None = None
     chosen: list[Name] = field(default_factory=list)
+    final: Tensor | None = None
     models: Models | None = None
     progress: Progress = field(init=False)
 
@@ -85,12 +91,15 @@ class Run:
         if uses_guidance(self.pipe):
             self.ledger.cfg_rows = 2
         ctx = self.context = self._context(opening)
+        if self.method.cost(steps) > steps:  # a plain call's output is scored as it is
+            ctx.model.check_decodes(opening.latents)
         check_caches(self.pipe, self._keeps_order(steps), self._who())
         size = self.method.populations[0] * self.images
         ctx.solver().check(size * len(self.texts))
         self.progress.planned = self.method.cost(steps) * self.rows * per_row(self.models, steps)
         winners = yield from self.progress.follow(self.method(ctx, ctx.draw(range(size))))
         self.chosen = list(winners.ids)
+        self.final = winners.x
         for prompt in winners.prompts:
             ctx.log("final", prompt=prompt, chosen=[k for p, k in winners.ids if p == prompt])
         return winners.x
@@ -109,7 +118,7 @@ class Run:
             steps=opening.schedule,
             images=self.images,
             lane_width=self.lane_width,
-            model=Model(self.pipe, self.size),
+            model=Model(self.pipe, Asked(self.values, self.source.prepared)),
             judging=Judging(
                 self.reward, self.texts, self.ledger, self.trace, keeps_base=bool(self.judges)
             ),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from steer.core.errors import UnsupportedPipelineError
-from steer.driver.decode import decode
+from steer.driver.decoding.asked import Asked
+from steer.driver.decoding.decode import decode
 
 
 CROSS = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -259,11 +260,11 @@ def test_equals_the_pipelines_own_tail(build: Any) -> None:
     pipe, call = build()
     latents, expected = run(pipe, call)
     size = {k: call[k] for k in ("height", "width") if k in call}
-    images = decode(pipe, latents, **size)
+    images = decode(pipe, latents, asked=Asked(size))
     assert torch.equal(images, expected)
     assert ((images > 0) & (images < 1)).float().mean() > 0.5
     if len(latents) > 1:
-        torch.testing.assert_close(decode(pipe, latents, chunk=1, **size), images)
+        torch.testing.assert_close(decode(pipe, latents, chunk=1, asked=Asked(size)), images)
 
 
 @pytest.mark.parametrize("build", [sdxl, stable_diffusion])
@@ -316,15 +317,15 @@ def test_gradients_are_the_slopes(build: Any) -> None:
     size = {k: call[k] for k in ("height", "width") if k in call}
     direction = embeds(*latents.shape).double()
     with torch.no_grad():
-        images = decode(pipe, latents, grad=True, **size)
+        images = decode(pipe, latents, grad=True, asked=Asked(size))
         weights = embeds(*images.shape)
         up, down = (
-            (decode(pipe, latents + h * direction, **size) * weights).double().sum()
+            (decode(pipe, latents + h * direction, asked=Asked(size)) * weights).double().sum()
             for h in (1e-4, -1e-4)
         )
     (slope,) = torch.autograd.grad((images * weights).sum(), latents)
     assert float((slope * direction).sum()) == pytest.approx(float((up - down) / 2e-4), rel=0.01)
-    assert not decode(pipe, latents, **size).requires_grad
+    assert not decode(pipe, latents, asked=Asked(size)).requires_grad
 
 
 def test_default_size_of_packed_latents() -> None:
@@ -359,18 +360,13 @@ def test_the_vaes_hook_moves_it() -> None:
 def test_unknown_layouts_say_what_to_do(shape: tuple[int, ...], said: str) -> None:
     pipe, _ = flux()
     with pytest.raises(UnsupportedPipelineError, match=f"{said}.*steer decodes"):
-        decode(pipe, torch.zeros(shape), height=16, width=16)
+        decode(pipe, torch.zeros(shape), asked=Asked({"height": 16, "width": 16}))
 
 
 def test_a_vae_without_scaling_is_unknown() -> None:
-    pipe = SimpleNamespace(
-        vae=SimpleNamespace(
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-            config=SimpleNamespace(),
-            modules=lambda: [],
-        )
-    )
+    vae: Any = nn.Identity()
+    vae.dtype, vae.device, vae.config = torch.float32, torch.device("cpu"), SimpleNamespace()
+    pipe = SimpleNamespace(vae=vae)
     with pytest.raises(UnsupportedPipelineError, match="without scaling_factor"):
         decode(pipe, torch.zeros(1, 4, 2, 2))
 
