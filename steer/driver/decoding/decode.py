@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steer.driver.decoding.asked import Asked
-from steer.driver.decoding.layouts import crop, cut, unknown, unpack
+from steer.driver.decoding.layouts import crop, cut, for_class, unknown, unpack
 from steer.driver.decoding.scalings import unscale
 from steer.driver.decoding.vae import autoencoder, call_vae, in_its_precision
 from steer.driver.facts import makes_videos
@@ -117,7 +117,8 @@ def _finish(pipe: Any, image: Tensor, asked: Asked) -> Tensor:
         raise unknown(pipe, f"its VAE returns {tuple(image.shape)}")
     if image.ndim == 5:
         video = _resized(pipe, crop(pipe, image, asked), pipe.video_processor, asked)
-        return pipe.video_processor.postprocess_video(video, output_type="pt").float()
+        video = pipe.video_processor.postprocess_video(video, output_type="pt").float()
+        return _eight_bits(video) if for_class(_CHECKED, pipe) else video
     if getattr(pipe, "vqgan", None) is not None:  # Wuerstchen, Stable Cascade
         return image.clamp(0, 1).float()
     processor: Any = getattr(pipe, "image_processor", None)
@@ -137,6 +138,14 @@ def _resized(pipe: Any, image: Tensor, processor: Any, asked: Asked) -> Tensor:
     if not (bins and asked.call.get("use_resolution_binning", True) and height and width):
         return image
     return processor.resize_and_crop_tensor(image, width, height)
+
+
+_CHECKED = {"Cosmos": True}  # videos go through a safety checker of 8-bit frames
+
+
+def _eight_bits(video: Tensor) -> Tensor:
+    """Cut to 256 levels; gradients pass through."""
+    return video + ((video * 255).floor() / 255 - video).detach()
 
 
 def _to_unit(image: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ def unpack(pipe: Any, vae: Any, latents: Tensor, asked: Asked) -> Tensor:
     """
     if latents.ndim == 3:
         latents = _from_tokens(pipe, vae, latents, asked)
-    order = _for_class(_ORDERS, pipe)
+    elif hasattr(pipe, "transformer_temporal_patch_size"):  # LTX from an image
+        raise unknown(pipe, f"{tuple(latents.shape)}, the part behind the first frame")
+    order = for_class(_ORDERS, pipe)
     if order is not None and latents.ndim == 5:
         latents = latents.permute(order)[:, : _channels(vae)]
     if latents.ndim == 4 and decodes_frames(vae):
@@ -36,13 +38,13 @@ def unpack(pipe: Any, vae: Any, latents: Tensor, asked: Asked) -> Tensor:
 
 def cut(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
     """Latents without frames and tokens that the pipeline drops before it decodes."""
-    how = _for_class(_CUTS, pipe)
+    how = for_class(_CUTS, pipe)
     return latents if how is None else how(pipe, latents, asked)
 
 
 def crop(pipe: Any, video: Tensor, asked: Asked) -> Tensor:
     """Decoded videos `(B, 3, F, H, W)` without what the pipeline drops of them."""
-    how = _for_class(_CROPS, pipe)
+    how = for_class(_CROPS, pipe)
     return video if how is None else how(pipe, video, asked)
 
 
@@ -60,7 +62,7 @@ def unknown(pipe: Any, why: str) -> UnsupportedPipelineError:
     )
 
 
-def _for_class(table: Mapping[str, _T], pipe: Any) -> _T | None:
+def for_class(table: Mapping[str, _T], pipe: Any) -> _T | None:
     """The entry whose name begins the name of the pipeline's class, or of a base class."""
     names = [kind.__name__ for kind in type(pipe).__mro__]
     return next((row for key, row in table.items() if any(n.startswith(key) for n in names)), None)
@@ -126,7 +128,10 @@ def _token_grid(pipe: Any, asked: Asked) -> tuple[int, int, int]:
     """Frames, height and width of the latents that LTX packs into tokens of one entry each."""
     ratio = pipe.vae_spatial_compression_ratio
     height, width = asked.size(pipe)
-    frames = (asked.named("num_frames", 1) - 1) // pipe.vae_temporal_compression_ratio + 1
+    frames = asked.named("num_frames")
+    if frames is None:
+        raise unknown(pipe, "tokens of a video, and num_frames is not known")
+    frames = (frames - 1) // pipe.vae_temporal_compression_ratio + 1
     return frames, height // ratio, width // ratio
 
 
@@ -153,6 +158,22 @@ def _reference_frames(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
     return latents[:, :, max(frames - asked.latent_frames(pipe, frames), 0) :]
 
 
+def _no_images(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
+    raise unknown(pipe, "its predictions are no images")
+
+
+def _in_sections(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
+    raise unknown(pipe, "its videos are made in sections, one loop after the other")
+
+
+def _whole_video(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
+    """Kandinsky 5 from an image denoises what is behind the first frame, `(B, f, h, w, C)`."""
+    frames = latents.shape[1]
+    if frames < asked.latent_frames(pipe, frames):
+        raise unknown(pipe, f"{tuple(latents.shape)}, the part behind the first frame")
+    return latents
+
+
 def _plain_frames(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
     """ChronoEdit decodes its reasoning frames apart."""
     if asked.call.get("enable_temporal_reasoning") and latents.shape[2] > 2:
@@ -164,6 +185,11 @@ def _asked_part(pipe: Any, video: Tensor, asked: Asked) -> Tensor:
     """Allegro decodes whole patches in time and space."""
     frames, (height, width) = asked.named("num_frames"), asked.size(pipe)
     return video[:, :, :frames, : height or None, : width or None]
+
+
+def _as_many_frames(pipe: Any, video: Tensor, asked: Asked) -> Tensor:
+    """Cosmos 2.5 repeats or drops frames until there are as many as asked for."""
+    return pipe._match_num_frames(video, asked.named("num_frames", 0))
 
 
 def _without_condition(pipe: Any, video: Tensor, asked: Asked) -> Tensor:
@@ -178,14 +204,24 @@ _ORDERS = {
 }
 
 _CUTS: dict[str, Callable[[Any, Tensor, Asked], Tensor]] = {
+    "Cosmos2_5_Transfer": _in_sections,
+    "Helios": _in_sections,
+    "HunyuanVideoFramepack": _in_sections,
+    "LTXI2VLong": _in_sections,
+    "Marigold": _no_images,
+    "SkyReelsV2DiffusionForcing": _in_sections,
+    "WanAnimate": _in_sections,
     "ChronoEdit": _plain_frames,
     "CogVideoX": _padded_frames,
     "WanVACE": _reference_frames,
-    "LTX2": _condition_tokens(lambda latents, count: latents[:, :count]),
+    "Kandinsky5I2V": _whole_video,
+    "LTX2Condition": _condition_tokens(lambda latents, count: latents[:, :count]),
+    "LTX2InContext": _condition_tokens(lambda latents, count: latents[:, :count]),
     "LTXCondition": _condition_tokens(lambda latents, count: latents[:, -count:]),
 }
 
 _CROPS: dict[str, Callable[[Any, Tensor, Asked], Tensor]] = {
     "Allegro": _asked_part,
+    "Cosmos2_5": _as_many_frames,
     "HunyuanVideoImageToVideo": _without_condition,
 }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steer.driver.decoding.layouts import unknown
+from steer.driver.decoding.layouts import for_class, unknown
 
 
 def unscale(pipe: Any, vae: Any, latents: Tensor) -> Tensor:
@@ -113,6 +113,7 @@ _SCALINGS = (
     _Scaling(_has("_restore_image_tokens_order"), _reordered),  # HunyuanImage refiner
     _Scaling(_configured("batch_norm_eps"), _batch_normed),  # Flux 2
     _Scaling(lambda pipe, vae: "latents_mean" in _buffers(vae), _standardized_scaled),  # Sana video
+    _Scaling(lambda pipe, vae: for_class({"Kandinsky5": True}, pipe) is not None, _scaled),
     # SDXL, Playground, Mochi
     _Scaling(_configured("latents_mean", "latents_std", "scaling_factor"), _standardized_scaled),
     _Scaling(_configured("latents_mean", "latents_std"), _standardized),  # Wan, Qwen-Image
