@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -118,7 +119,8 @@ def _finish(pipe: Any, image: Tensor, asked: Asked) -> Tensor:
     if image.ndim == 5:
         video = _resized(pipe, crop(pipe, image, asked), pipe.video_processor, asked)
         video = pipe.video_processor.postprocess_video(video, output_type="pt").float()
-        return _eight_bits(video) if for_class(_CHECKED, pipe) else video
+        checks = for_class(_CHECKS, pipe)
+        return _eight_bits(video) if checks is not None and checks(pipe.safety_checker) else video
     if getattr(pipe, "vqgan", None) is not None:  # Wuerstchen, Stable Cascade
         return image.clamp(0, 1).float()
     processor: Any = getattr(pipe, "image_processor", None)
@@ -140,7 +142,11 @@ def _resized(pipe: Any, image: Tensor, processor: Any, asked: Asked) -> Tensor:
     return processor.resize_and_crop_tensor(image, width, height)
 
 
-_CHECKED = {"Cosmos": True}  # videos go through a safety checker of 8-bit frames
+# Whether videos go through a safety checker, which has frames of 8 bits.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "Cosmos2_5": lambda checker: type(checker).__name__ == "CosmosSafetyChecker",
+    "Cosmos": lambda checker: checker is not None,
+}
 
 
 def _eight_bits(video: Tensor) -> Tensor:
