@@ -114,12 +114,14 @@ def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
     """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1].
 
     Latents that the pipeline returns in another form than its loop's (Flux 2 Klein and LTX 2
-    unpack and scale them) are decoded as the loop had them.
+    unpack and scale them) are decoded as the loop had them. A pipeline that knows no
+    `output_type="latent"` (DeepFloyd IF) returns images all the same.
     """
     first = output[0]
-    if latent:
+    if latent and not _are_images(first):
         assert run.final is not None
-        return ctx.decode(first if first.shape == run.final.shape else run.final)
+        same = isinstance(first, Tensor) and first.shape == run.final.shape
+        return ctx.decode(first if same else run.final)
     if isinstance(first, Tensor):
         return ctx.model.returned(first)
     if not isinstance(first, np.ndarray):
@@ -127,6 +129,11 @@ def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
     return (
         torch.from_numpy(np.ascontiguousarray(first)).to(ctx.model.device).movedim(-1, -3).float()
     )
+
+
+def _are_images(first: Any) -> bool:
+    """Whether an output is an array or a list of PIL images."""
+    return isinstance(first, np.ndarray) or (isinstance(first, list) and hasattr(first[0], "save"))
 
 
 def _pixels(image: Any) -> np.ndarray:

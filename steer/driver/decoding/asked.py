@@ -39,10 +39,14 @@ class Asked:
         """Frames of the latents that the call's `num_frames` takes; `default` if not known."""
         config = getattr(getattr(pipe, "transformer", None), "config", None)
         frames = self.call.get("num_frames") or getattr(config, "sample_frames", None)
-        step = _first(pipe, "vae_scale_factor_temporal", "vae_temporal_compression_ratio")
-        return (frames - 1) // step + 1 if frames and step else default
+        return _latent_frames(pipe, frames) or default
+
+    def prepared_frames(self, pipe: Any) -> int:
+        """Frames of the latents that the pipeline prepared; 0 where nothing tells."""
+        return _latent_frames(pipe, self.prepared.get("num_frames"))
 
 
-def _first(pipe: Any, *names: str) -> int:
-    """The first attribute that the pipeline has; 0 without any."""
-    return next((getattr(pipe, name) for name in names if hasattr(pipe, name)), 0)
+def _latent_frames(pipe: Any, frames: int | None) -> int:
+    names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+    step = next((getattr(pipe, name) for name in names if hasattr(pipe, name)), 0)
+    return (frames - 1) // step + 1 if frames and step else 0

@@ -24,13 +24,15 @@ def unpack(pipe: Any, vae: Any, latents: Tensor, asked: Asked) -> Tensor:
     """
     if latents.ndim == 3:
         latents = _from_tokens(pipe, vae, latents, asked)
-    elif hasattr(pipe, "transformer_temporal_patch_size"):  # LTX from an image
+    elif _packs_videos(pipe):  # LTX from an image
         raise unknown(pipe, f"{tuple(latents.shape)}, the part behind the first frame")
     order = for_class(_ORDERS, pipe)
     if order is not None and latents.ndim == 5:
         latents = latents.permute(order)[:, : _channels(vae)]
     if latents.ndim == 4 and decodes_frames(vae):
         latents = latents.unsqueeze(2)
+    if latents.ndim == 5 and latents.shape[2] < asked.prepared_frames(pipe):
+        raise unknown(pipe, f"{tuple(latents.shape)}, the part behind the first frame")
     if latents.ndim == 4 or (latents.ndim == 5 and (latents.shape[2] == 1 or makes_videos(pipe))):
         return latents
     raise unknown(pipe, f"{tuple(latents.shape)}")
@@ -113,9 +115,14 @@ def _unpacking(pipe: Any, asked: Asked) -> Callable[..., Tensor] | None:
     return plain or getattr(pipe, "_unpack_latents", None)
 
 
+def _packs_videos(pipe: Any) -> bool:
+    """Whether videos are packed into tokens, as LTX does."""
+    return hasattr(pipe, "_unpack_latents") and hasattr(pipe, "transformer_temporal_patch_size")
+
+
 def _video_tokens(pipe: Any, latents: Tensor, asked: Asked) -> dict[str, Any]:
     """What LTX's `_unpack_latents` takes: sizes of the latents instead of the video's."""
-    if not hasattr(pipe, "transformer_temporal_patch_size"):
+    if not _packs_videos(pipe):
         return {}
     return {
         **dict(zip(("num_frames", "height", "width"), _token_grid(pipe, asked), strict=True)),
@@ -166,14 +173,6 @@ def _in_sections(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
     raise unknown(pipe, "its videos are made in sections, one loop after the other")
 
 
-def _whole_video(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
-    """Kandinsky 5 from an image denoises what is behind the first frame, `(B, f, h, w, C)`."""
-    frames = latents.shape[1]
-    if frames < asked.latent_frames(pipe, frames):
-        raise unknown(pipe, f"{tuple(latents.shape)}, the part behind the first frame")
-    return latents
-
-
 def _plain_frames(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
     """ChronoEdit decodes its reasoning frames apart."""
     if asked.call.get("enable_temporal_reasoning") and latents.shape[2] > 2:
@@ -214,7 +213,6 @@ _CUTS: dict[str, Callable[[Any, Tensor, Asked], Tensor]] = {
     "ChronoEdit": _plain_frames,
     "CogVideoX": _padded_frames,
     "WanVACE": _reference_frames,
-    "Kandinsky5I2V": _whole_video,
     "LTX2Condition": _condition_tokens(lambda latents, count: latents[:, :count]),
     "LTX2InContext": _condition_tokens(lambda latents, count: latents[:, :count]),
     "LTXCondition": _condition_tokens(lambda latents, count: latents[:, -count:]),
