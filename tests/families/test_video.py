@@ -64,6 +64,29 @@ def test_gradients_through_the_decoder_are_the_slopes() -> None:
     assert float((slope * direction).sum()) == pytest.approx(float((up - down) / 2e-4), rel=0.01)
 
 
+class Motion:
+    """A reward of whole videos: how much neighbouring frames differ."""
+
+    name, differentiable, range, needs_prompt, videos = "motion", True, (0.0, 1.0), False, True
+
+    def __call__(self, images: Tensor, prompts: Any) -> Tensor:
+        assert images.ndim == 5
+        return (images[:, 1:] - images[:, :-1]).abs().mean((1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("kind", ["latent", "pt", "np", "pil"])
+def test_a_reward_of_whole_videos(kind: str) -> None:
+    """Previews, finals and what the pipeline returns are judged as videos."""
+    pipe, reward = shared("wan"), Motion()
+    call = guided(pipe, reward, method=Prune(3, (1,), (0.5,)), judge=Motion())
+    out = call(**arguments("wan", output_type=kind))
+    film = decode(pipe, out.frames) if kind == "latent" else out.frames
+    assert out.report.trace.of("score")[0]["preview"]
+    assert out.report.judges["motion"] == pytest.approx(out.rewards, abs=2e-3)
+    if kind in ("latent", "pt"):
+        assert out.rewards == pytest.approx(reward(film, "").tolist(), abs=1e-5)
+
+
 def test_a_video_of_one_frame() -> None:
     """Wan as a text-to-image model: an output of one frame, judged and returned as a video."""
     pipe = shared("wan")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from steer.core.errors import UnsupportedPipelineError
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.decode import decode
+from steer.methods import BestOfN
+from steer.pipeline.guided import guided
 
 
 CROSS = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -335,6 +337,32 @@ def test_default_size_of_packed_latents() -> None:
     pipe.default_sample_size = 8
     latents, expected = run(pipe, call)
     assert torch.equal(decode(pipe, latents), expected)
+
+
+def test_sizes_that_the_call_does_not_name() -> None:
+    """They are what the pipeline gave `prepare_latents`."""
+    torch.manual_seed(0)
+    pipe, call = flux()
+    pipe.default_sample_size = 8
+    given = {k: v for k, v in call.items() if k not in ("height", "width")}
+    seen: list[Tensor] = []
+    search = guided(pipe, lambda images, _: seen.append(images) or images.mean((1, 2, 3)))
+    run(search, {**given, "method": BestOfN(2), "reward_prompt": ["a", "b"]})
+    assert {images.shape[1:] for images in seen} == {(3, 16, 16)}
+
+
+def test_latents_in_another_form_than_the_loops() -> None:
+    """Flux 2 Klein returns them unpacked and scaled: the reward is that of the image all the same."""
+    rewards = []
+    for kind in ("pt", "latent"):
+        torch.manual_seed(0)
+        pipe, call = flux2()
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        search = guided(pipe, lambda images, _: images.mean((1, 2, 3)), method=BestOfN(1))
+        given = {**call, "output_type": kind, "num_inference_steps": 2, "generator": generator}
+        rewards.append(search(**given, reward_prompt=["a", "b"]).rewards)
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-6)
 
 
 def test_pixels_need_no_vae() -> None:
