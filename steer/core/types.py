@@ -46,9 +46,10 @@ class Step:
         """The clean sample (`pred_original_sample`) that `output` implies at `x`; same shape.
 
         Computed in float32 at least. An output with a learned variance behind the prediction has
-        twice the channels; the variance is left out. With s = sqrt(alpha^2 + sigma^2) the v-prediction rule
-        `x0 = (alpha x / s - sigma v) / s` holds on VP and VE grids alike (Salimans & Ho 2022,
-        arXiv:2202.00512; Karras et al. 2022, arXiv:2206.00364 for the VE scaling).
+        twice the channels; the variance is left out. With s = sqrt(alpha^2 + sigma^2) the
+        v-prediction rule `x0 = (alpha x / s - sigma v) / s` holds on VP and VE grids alike
+        (Salimans & Ho 2022, arXiv:2202.00512; Karras et al. 2022, arXiv:2206.00364 for the VE
+        scaling).
         """
         x32, out32 = wide(x), wide(without_variance(output, x))
         match self.prediction:

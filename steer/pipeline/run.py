@@ -91,7 +91,7 @@ class Run:
         if uses_guidance(self.pipe):
             self.ledger.cfg_rows = 2
         ctx = self.context = self._context(opening)
-        if self.method.cost(steps) > steps:  # a plain call's output is scored as it is
+        if self.method.cost(steps) > steps or self.values.get("output_type") == "latent":
             ctx.model.check_decodes(opening.latents)
         check_caches(self.pipe, self._keeps_order(steps), self._who())
         size = self.method.populations[0] * self.images

@@ -352,7 +352,7 @@ def test_sizes_that_the_call_does_not_name() -> None:
 
 
 def test_latents_in_another_form_than_the_loops() -> None:
-    """Flux 2 Klein returns them unpacked and scaled: the reward is that of the image all the same."""
+    """Flux 2 Klein returns them unpacked and scaled: the reward is still that of the image."""
     rewards = []
     for kind in ("pt", "latent"):
         torch.manual_seed(0)
