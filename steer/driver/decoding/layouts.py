@@ -165,6 +165,13 @@ def _reference_frames(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
     return latents[:, :, max(frames - asked.latent_frames(pipe, frames), 0) :]
 
 
+def _without_blend(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
+    """Wan 2.2 of 5B puts its image's latents in place of the first frame after its loop."""
+    if pipe.config.expand_timesteps:
+        raise unknown(pipe, "its image's latents are put in after its loop")
+    return latents
+
+
 def _no_images(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
     raise unknown(pipe, "its predictions are no images")
 
@@ -212,6 +219,7 @@ _CUTS: dict[str, Callable[[Any, Tensor, Asked], Tensor]] = {
     "WanAnimate": _in_sections,
     "ChronoEdit": _plain_frames,
     "CogVideoX": _padded_frames,
+    "WanImageToVideo": _without_blend,
     "WanVACE": _reference_frames,
     "LTX2Condition": _condition_tokens(lambda latents, count: latents[:, :count]),
     "LTX2InContext": _condition_tokens(lambda latents, count: latents[:, :count]),

@@ -105,6 +105,9 @@ def _scaled(pipe: Any, vae: Any, z: Tensor) -> Tensor:
     return z / vae.config.scaling_factor
 
 
+# Pipelines that leave out the shift that their VAE's config names.
+_WITHOUT_SHIFT = {"Kandinsky5": True, "StableDiffusion3Inpaint": True}
+
 # The first one that fits is used.
 _SCALINGS = (
     _Scaling(_has("movq"), _as_it_is),  # Kandinsky 2 and 3
@@ -113,7 +116,7 @@ _SCALINGS = (
     _Scaling(_has("_restore_image_tokens_order"), _reordered),  # HunyuanImage refiner
     _Scaling(_configured("batch_norm_eps"), _batch_normed),  # Flux 2
     _Scaling(lambda pipe, vae: "latents_mean" in _buffers(vae), _standardized_scaled),  # Sana video
-    _Scaling(lambda pipe, vae: for_class({"Kandinsky5": True}, pipe) is not None, _scaled),
+    _Scaling(lambda pipe, vae: bool(for_class(_WITHOUT_SHIFT, pipe)), _scaled),
     # SDXL, Playground, Mochi
     _Scaling(_configured("latents_mean", "latents_std", "scaling_factor"), _standardized_scaled),
     _Scaling(_configured("latents_mean", "latents_std"), _standardized),  # Wan, Qwen-Image

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steer.core.errors import UnsupportedPipelineError
 from steer.driver.decoding.asked import Asked
-from steer.driver.decoding.decode import decode
+from steer.driver.decoding.decode import check, decode
 from steer.methods import BestOfN
 from steer.pipeline.guided import guided
 
@@ -363,6 +363,25 @@ def test_latents_in_another_form_than_the_loops() -> None:
         given = {**call, "output_type": kind, "num_inference_steps": 2, "generator": generator}
         rewards.append(search(**given, reward_prompt=["a", "b"]).rewards)
     assert rewards[0] == pytest.approx(rewards[1], abs=1e-6)
+
+
+def test_sd3_inpainting_leaves_out_the_shift() -> None:
+    parts = sd3()[0].components
+    pipe = diffusers.StableDiffusion3InpaintPipeline(**parts)
+    latents = embeds(1, 4, 8, 8)
+    with torch.no_grad():
+        expected = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    torch.testing.assert_close(decode(pipe, latents), (expected * 0.5 + 0.5).clamp(0, 1))
+
+
+def test_latents_that_are_edited_after_the_loop_are_unknown() -> None:
+    """Wan 2.2 of 5B from an image: the search would score other videos than are returned."""
+
+    class WanImageToVideoPipeline:
+        vae, config = autoencoder(), SimpleNamespace(expand_timesteps=True)
+
+    with pytest.raises(UnsupportedPipelineError, match="after its loop"):
+        check(WanImageToVideoPipeline(), torch.zeros(1, 4, 3, 8, 8), Asked())
 
 
 def test_pixels_need_no_vae() -> None:
