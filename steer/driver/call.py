@@ -31,7 +31,7 @@ class Call:
         texts: The prompts as text; empty where the call gives embeddings only.
         generator: The user's generator, a list of them, or None.
         steps: Denoising steps asked for (second-order solvers make more denoiser calls).
-        size: Image height and width asked for, None where not given.
+        values: All arguments by name, defaults included.
 
     Raises:
         UnsupportedPipelineError: Something that is no diffusers pipeline with a scheduler.
@@ -47,17 +47,16 @@ class Call:
         defaults = {
             name: p.default for name, p in signature.parameters.items() if p.default is not p.empty
         }
-        self._values = {**defaults, **self._given}
+        self.values = {**defaults, **self._given}
         self._count = next((name for name in _COUNTS if name in signature.parameters), None)
-        self.images: int = (self._values.get(self._count) if self._count else 1) or 1
+        self.images: int = (self.values.get(self._count) if self._count else 1) or 1
         self.texts, self.prompts = self._read_prompts()
-        self.generator: Generators = self._values.get("generator")
-        self.size = (_whole(self._values.get("height")), _whole(self._values.get("width")))
+        self.generator: Generators = self.values.get("generator")
         self.steps = self._read_steps()
         self.has_callbacks = any(
             value is not None for name, value in self._given.items() if name.startswith("callback")
         )
-        self.latent_output = self._values.get("output_type") == "latent"
+        self.latent_output = self.values.get("output_type") == "latent"
 
     @property
     def device(self) -> torch.device:
@@ -65,21 +64,21 @@ class Call:
         return execution_device(self.pipe)
 
     def _read_prompts(self) -> tuple[list[str], int]:
-        prompt = self._values.get("prompt")
+        prompt = self.values.get("prompt")
         if isinstance(prompt, str):
             return [prompt], 1
         if isinstance(prompt, list | tuple) and prompt:
             return [str(p) for p in prompt], len(prompt)
-        embeddings = self._values.get("prompt_embeds")
+        embeddings = self.values.get("prompt_embeds")
         if isinstance(embeddings, Tensor):
             return [], len(embeddings)
-        return [], _whole(self._values.get("batch_size")) or 1
+        return [], _whole(self.values.get("batch_size")) or 1
 
     def _read_steps(self) -> int:
         for name in ("timesteps", "sigmas"):
-            if self._values.get(name) is not None:
-                return len(self._values[name])
-        return _whole(self._values.get("num_inference_steps")) or _STEPS
+            if self.values.get(name) is not None:
+                return len(self.values[name])
+        return _whole(self.values.get("num_inference_steps")) or _STEPS
 
     def run(self, lane_width: int) -> Any:
         """Call the pipeline with a batch `lane_width` times as large; at 1 exactly as asked."""
@@ -115,7 +114,7 @@ class Call:
         given.pop("latents", None)
         if self._count is not None:
             given[self._count] = 1
-        if "generator" in self._values:
+        if "generator" in self.values:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             given["generator"] = generators if len(generators) > 1 else generators[0]
         devices = [self.device] if self.device.type == "cuda" else []
@@ -129,7 +128,7 @@ class Call:
 
         Only for pipelines without `do_classifier_free_guidance` (PixArt, Flux); 1 for the others.
         """
-        given, tells = self._values, hasattr(type(self.pipe), "do_classifier_free_guidance")
+        given, tells = self.values, hasattr(type(self.pipe), "do_classifier_free_guidance")
         if tells or "negative_prompt" not in given:
             return 1
         apart = "true_cfg_scale" in given  # beside an embedded scale; needs a negative prompt
@@ -145,7 +144,7 @@ class Call:
         Sana, Lumina, LTX and others repeat embeddings prompt by prompt and masks image by image
         (diffusers 0.42, `prompt_attention_mask.repeat(num_images_per_prompt, 1)`).
         """
-        return self.prompts > 1 and any("attention_mask" in name for name in self._values)
+        return self.prompts > 1 and any("attention_mask" in name for name in self.values)
 
     def _is_per_prompt(self, name: str) -> bool:
         value = self._given[name]
@@ -179,7 +178,7 @@ class Call:
             window = getattr(tokenizer, "model_max_length", None)
             if encoder is None or not isinstance(window, int) or not callable(tokenizer):
                 continue
-            limit = _whole(self._values.get("max_sequence_length"))
+            limit = _whole(self.values.get("max_sequence_length"))
             clip = "CLIP" in type(tokenizer).__name__
             found.append((tokenizer, window if limit is None or clip else limit))
         return found

@@ -142,6 +142,11 @@ class Source:
             f"{wanted}); {AGAIN}"
         )
 
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """What the pipeline gave `prepare_latents` by name; empty before, and where it has none."""
+        return {} if self._bound is None else dict(self._bound.arguments)
+
     def draw(self, particles: Sequence[int], prompts: Sequence[int]) -> Population:
         """Initial latents of `particles` for each of `prompts`, prompt-major."""
         lane = self.lane

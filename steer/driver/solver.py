@@ -24,6 +24,7 @@ from steer.driver.solver_state import (
     row_tensors,
     step_parameters,
     take,
+    with_variance,
 )
 
 
@@ -126,7 +127,7 @@ class Solver:
                 `gather`.
         """
         self._validate(step, x, output, ids)
-        inner = self._at(step)
+        inner, output = self._at(step), with_variance(self._inner, output, x)
         slots = [self._slot(i) for i in ids]
         if slots == list(range(self.plain_rows)):
             result = self._run(inner, step, x, output, self._generator)

@@ -303,7 +303,7 @@ class Guided:
             ),
             seed=seeds[0],
             lane_width=lane_width,
-            size=call.size,
+            values=call.values,
             steps=call.steps,
             planned=planned,
             models=self.models,

@@ -124,7 +124,7 @@ def _lane(run: Run) -> str:
     """A lane in numbers."""
     rows = f"a lane of {run.rows * run.lane_width} rows ({len(run.texts)} prompts"
     rows += f" x {run.images} images x lane width {run.lane_width})"
-    height, width = run.size
+    height, width = run.values.get("height"), run.values.get("width")
     size = f", images of {height}x{width}" if height and width else ""
     lane = run.source.lane
     latents = "" if lane is None else f", latents of {'x'.join(map(str, lane.shape[1:]))}"

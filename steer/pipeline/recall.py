@@ -20,6 +20,7 @@ from steer.core.errors import UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.core.types import Name, Population, Query
 from steer.driver.call import Call
+from steer.driver.decoding.asked import Asked
 from steer.driver.facts import uses_guidance
 from steer.driver.grid import Schedule
 from steer.driver.model import Model
@@ -45,7 +46,7 @@ def recall(call: Call, run: Run) -> Any:
         steps=Schedule(()),
         images=run.images,
         lane_width=1,
-        model=Finished(run.pipe, run.size, calls=calls),
+        model=Finished(run.pipe, Asked(run.values, run.source.prepared), calls=calls),
         judging=Judging(run.reward, run.texts, run.ledger, run.trace, keeps_base=bool(run.judges)),
         draw_latents=_tickets,
         make_solver=_no_solver,
@@ -109,9 +110,12 @@ class Calls:
         """What a reward sees of a call's output, row by row."""
         first = first_of(output)
         device = self.call.device
-        if self.call.latent_output:
-            return Model(self.run.pipe, self.run.size).decode(first)
+        model = Model(self.run.pipe, Asked(self.run.values))
+        if self.call.latent_output and isinstance(first, Tensor):
+            return model.decode(first)
         images = images_of(first, device)
+        if images is not None and isinstance(first, Tensor):
+            images = model.returned(images)
         if images is None:
             items = first if isinstance(first, list | Tensor | np.ndarray) else [first]
             return Outputs(items) if len(items) == rows else Outputs([first])

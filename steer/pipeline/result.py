@@ -147,18 +147,27 @@ def _score_together(
 
 
 def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
-    """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1]."""
+    """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1].
+
+    Latents that the pipeline returns in another form than its loop's (Flux 2 Klein and LTX 2
+    unpack and scale them) are decoded as the loop had them. A pipeline that knows no
+    `output_type="latent"` (DeepFloyd IF) returns images all the same.
+    """
     if run.made is not None:
         return run.made(run.chosen)
     first = first_of(output)
-    if latent:
-        return ctx.decode(first)
+    if latent and isinstance(first, Tensor):
+        assert run.final is not None
+        same = first.shape == run.final.shape
+        return ctx.decode(first if same else run.final)
     images = images_of(first, ctx.model.device)
     if images is None:
         raise UnsupportedPipelineError(
             f"{type(run.pipe).__name__}: its output is no image that could be scored; {AGAIN}"
         )
-    return images if images.ndim == 4 or len(images) == len(run.chosen) else images[None]
+    if isinstance(first, Tensor):
+        images = ctx.model.returned(images)
+    return images if images.ndim == 5 or len(images) == len(run.chosen) else images[None]
 
 
 def _plain_rows(output: Any, run: Run) -> Any:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward
 from steer.driver.caches import check_caches
+from steer.driver.decoding.asked import Asked
 from steer.driver.facts import uses_guidance
 from steer.driver.model import Model
 from steer.driver.noise import Source
@@ -38,11 +40,12 @@ class Run:
         texts: One per prompt, for the reward.
         images: Returned images per prompt.
         lane_width: Particles per returned image in one denoiser call.
-        size: Image height and width, where the call names them.
+        values: Arguments of the pipeline's call by name, its defaults included.
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` was chosen for; chosen again where `steps` is wrong.
         seed: Of what lies beyond the plain call.
         chosen: The winners, once there are any.
+        final: Their latents as the pipeline's loop has them, `(rows, *latent)`.
         progress: What the pipeline's progress bar shows.
         made: Images by particle, where the pipeline was called again for each.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
@@ -57,13 +60,14 @@ class Run:
     source: Source
     seed: int
     lane_width: int = 1
-    size: tuple[int | None, int | None] = (None, None)
+    values: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
     planned: float | None = None
     ledger: Ledger = field(default_factory=Ledger)
     trace: Trace = field(default_factory=Trace)
     context: Context | None = None
     chosen: list[Name] = field(default_factory=list)
+    final: Tensor | None = None
     made: Callable[[Sequence[Name]], Any] | None = None
     models: Models | None = None
     progress: Progress = field(init=False)
@@ -97,6 +101,8 @@ class Run:
         if uses_guidance(self.pipe):
             self.ledger.cfg_rows = 2
         ctx = self.context = self._context(opening)
+        if self.method.cost(steps) > steps or self.values.get("output_type") == "latent":
+            ctx.model.check_decodes(opening.latents)
         check_caches(self.pipe, self._keeps_order(steps), self._who())
         size = self.method.populations[0] * self.images
         ctx.solver().check(size * len(self.texts))
@@ -108,6 +114,7 @@ class Run:
     def choose(self, winners: Population) -> None:
         """Note the winners."""
         self.chosen = list(winners.ids)
+        self.final = winners.x
         for prompt in winners.prompts:
             chosen = [k for p, k in winners.ids if p == prompt]
             self.trace.log("final", prompt=prompt, chosen=chosen)
@@ -126,7 +133,7 @@ class Run:
             steps=opening.schedule,
             images=self.images,
             lane_width=self.lane_width,
-            model=Model(self.pipe, self.size, opening.finish),
+            model=Model(self.pipe, Asked(self.values, self.source.prepared), opening.finish),
             judging=Judging(
                 self.reward, self.texts, self.ledger, self.trace, keeps_base=bool(self.judges)
             ),

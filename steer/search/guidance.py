@@ -29,9 +29,11 @@ def shift_output(step: Step, output: Tensor, shift: Tensor) -> Tensor:
 
     Args:
         step: Where the output was asked for; its prediction type is kept.
-        output: `(rows, *latent)`.
+        output: `(rows, *latent)`; a learned variance behind the prediction stays as it is.
         shift: In units of clean latents, same shape.
     """
+    if output.shape != shift.shape:
+        shift = torch.cat([shift, torch.zeros_like(output[:, shift.shape[1] :])], 1)
     sigma = max(step.sigma, 1e-8)
     match step.prediction:
         case "sample":

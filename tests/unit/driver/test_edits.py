@@ -19,7 +19,7 @@ from torch import Tensor
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.core.types import Query, Step
-from steer.driver.decode import decode
+from steer.driver.decoding.decode import decode
 from steer.driver.edits import Edits
 from steer.driver.noise import call_seeds
 from steer.methods import SMC, BestOfN, Guide, Method, NoiseSearch, Prune

@@ -51,9 +51,10 @@ def test_width_does_not_matter(family: str, scheduler: str) -> None:
         assert torch.allclose(out.images, outs[0].images, atol=2e-4)
         assert latents_of(out.report) == pytest.approx(latents_of(outs[0].report), abs=1e-5)
     plain = pipe(**arguments(family)).images
-    from steer.driver.decode import decode
+    from steer.driver.decoding.asked import Asked
+    from steer.driver.decoding.decode import decode
 
-    base = redness(decode(pipe, plain, height=16, width=16), [""])
+    base = redness(decode(pipe, plain, asked=Asked({"height": 16, "width": 16})), [""])
     assert outs[2].report.base_reward[0] == pytest.approx(float(base), abs=1e-5)
 
 
