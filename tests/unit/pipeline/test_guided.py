@@ -13,7 +13,7 @@ from families import arguments, build, redness, seeded, shared
 from torch import Tensor
 
 from steer.core.seeds import row_seed
-from steer.driver.noise import Source
+from steer.driver.noise import Source, call_seeds
 from steer.methods import BestOfN, Prune
 from steer.pipeline.guided import guided
 
@@ -78,14 +78,16 @@ def test_the_winner_is_the_plain_call_with_its_noise(family: str) -> None:
 def test_particles_come_from_the_pipelines_own_draw() -> None:
     """A particle beyond the plain call is `randn` from a generator of its own."""
     pipe = shared("sd")
-    source = Source(pipe, prompts=1, images=1, lane_width=2, seeds=(7,))
-    drawn = source(2, 4, 16, 16, torch.float32, torch.device("cpu"), seeded(0), None)
+    user = seeded(0)
+    (seed,) = seeds = call_seeds(user, 1, 1, "cpu")
+    source = Source(pipe, prompts=1, images=1, lane_width=2, seeds=seeds, generator=user)
+    drawn = source(2, 4, 16, 16, torch.float32, torch.device("cpu"), user, None)
     assert torch.equal(drawn[:1], torch.randn(1, 4, 8, 8, generator=seeded(0)))
-    own = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(7, 1)))
+    own = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(seed, 1)))
     assert torch.equal(drawn[1:], own)
     source.lane = drawn
     assert torch.equal(source.draw([1], [0]).x, own)
-    later = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(7, 9)))
+    later = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(seed, 9)))
     assert torch.equal(source.draw([0, 9], [0]).x, torch.cat([drawn[:1], later]))
 
 
