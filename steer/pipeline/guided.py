@@ -202,6 +202,7 @@ class Guided:
             planned = COMPUTE if compute is None else compute
             method = affordable(planned, call.steps, self.models, self.lane_width)
         lane_width = lane_width or self.lane_width or call.widest(method.populations)
+        lane_width = call.allowed(lane_width)
         if lane_width > 1 and not can_widen(call.pipe):
             raise UnsupportedPipelineError(
                 f"lane_width={lane_width}: {type(call.pipe).__name__} has no "
@@ -256,7 +257,8 @@ def guided(
         compute: Denoiser rows to spend at most, in plain calls (default 4).
         judge: One or more further rewards that nobody optimises, for the report.
         lane_width: Particles per returned image in one denoiser call; by default up to 4, such
-            that no row is padding. Results do not depend on it.
+            that no row is padding. Results do not depend on it. Where each of several prompts has
+            its own image, mask or the like, it is 1.
         keep_images: Keep small previews in the trace.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a UNet or
