@@ -36,6 +36,7 @@ class Call:
         generator: The user's generator, a list of them, or None.
         steps: Denoising steps asked for (second-order solvers make more denoiser calls).
         size: Image height and width asked for, None where not given.
+        output_type: The pipeline's `output_type`, None where it has none.
 
     Raises:
         UnsupportedPipelineError: Something that is no diffusers pipeline with a scheduler.
@@ -58,7 +59,8 @@ class Call:
         self.generator: Generators = self._values.get("generator")
         self.size = (_whole(self._values.get("height")), _whole(self._values.get("width")))
         self.steps = self._read_steps()
-        self.latent_output = self._values.get("output_type") == "latent"
+        self.output_type: str | None = self._values.get("output_type")
+        self.latent_output = self.output_type == "latent"
 
     @property
     def device(self) -> Any:

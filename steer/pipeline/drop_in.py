@@ -7,6 +7,7 @@ from typing import Any
 
 from steer.core.errors import SteerError
 from steer.driver.noise import Source, call_seeds
+from steer.driver.safety import check_of
 from steer.driver.scheduler import Driven, Opening, SteeredScheduler
 from steer.methods.default import for_compute
 from steer.pipeline.arguments import COMPUTE, check_effort, resolve_reward
@@ -66,6 +67,7 @@ def drop_in(
             method=chosen,
             source=source,
             seed=seeds[0],
+            check=check_of(pipe, None),
             ledger=ledger,
         )
         return run.search(opening)

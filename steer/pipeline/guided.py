@@ -16,6 +16,7 @@ from steer.core.trace import Trace
 from steer.driver.call import Call, check_pipeline
 from steer.driver.facts import is_interrupted
 from steer.driver.noise import Source, call_seeds, can_widen
+from steer.driver.safety import check_of
 from steer.driver.scheduler import SteeredScheduler
 from steer.pipeline.arguments import COMPUTE, check_effort, resolve_reward, reward_texts
 from steer.pipeline.memory import Randomness, with_room
@@ -116,7 +117,10 @@ class Guided:
 
         Returns:
             The pipeline's output (a tuple with `return_dict=False`) with `rewards` (one float per
-            image), `accepted` (one bool per image) and `report` (a `Report`) on it.
+            image), `accepted` (one bool per image) and `report` (a `Report`) on it. Candidates
+            that the pipeline's safety checker flags lose to all others; where nothing else is
+            left, the reward is that of what is returned (a black image), with `accepted=False`
+            and a warning.
 
         Raises:
             SteerError: Under `torch.inference_mode`; a loop that cannot be driven
@@ -226,6 +230,7 @@ class Guided:
             seed=seeds[0],
             lane_width=lane_width,
             size=call.size,
+            check=check_of(call.pipe, call.output_type),
             steps=call.steps,
             planned=planned,
             models=self.models,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +13,14 @@ import torch
 from torch import Tensor
 
 from steer.core.types import Name, Reward
+from steer.driver.safety import flags_of
 from steer.pipeline.report.call import Report
 from steer.pipeline.run import Run
 from steer.rewards.weights import unique
 from steer.search.context import Context
+
+
+_log = logging.getLogger("steer")
 
 
 def finish(
@@ -33,6 +39,7 @@ def finish(
         rewards, images = _scores(run, ctx, output, latent)
         flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
         accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
+        accepted = _passed(run, ctx, accepted)
     finals = {} if ctx is None else ctx.finals
     base = [finals.get((prompt, 0)) for prompt in range(len(run.texts))]
     judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
@@ -63,6 +70,21 @@ def finish(
     return output, report
 
 
+def _passed(run: Run, ctx: Context, accepted: list[bool]) -> list[bool]:
+    """What is accepted and not flagged by the safety checker; warns of what is."""
+    flagged = [name in ctx.judging.flagged for name in run.chosen]
+    prompts = [name[0] for name in run.chosen if name in ctx.judging.flagged]
+    for prompt in dict.fromkeys(prompts):
+        message = (
+            f"prompt {prompt} ({run.texts[prompt]!r}): the pipeline's safety checker flagged what "
+            "is returned, and no better candidate is left: accepted is False, and the reward is "
+            "that of the image which takes its place; use more particles or another seed"
+        )
+        warnings.warn(message, UserWarning, stacklevel=4)
+        _log.warning(message)
+    return [good and not flag for good, flag in zip(accepted, flagged, strict=True)]
+
+
 def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[float], Tensor | None]:
     """Rewards of the returned images, and the images where judges want them."""
     missing = any(name not in ctx.finals for name in run.chosen)
@@ -72,6 +94,7 @@ def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[flo
             images = _images(ctx, output, latent)
             if missing:
                 ctx.judging.record(images, run.chosen)
+                ctx.judging.flag(run.chosen, flags_of(output, len(run.chosen)))
     return [ctx.finals[name] for name in run.chosen], images
 
 

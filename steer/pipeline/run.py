@@ -12,6 +12,7 @@ from steer.driver.caches import check_caches
 from steer.driver.facts import uses_guidance
 from steer.driver.model import Model
 from steer.driver.noise import Source
+from steer.driver.safety import Check
 from steer.driver.scheduler import Driven, Opening
 from steer.driver.solver import Solver
 from steer.pipeline.plan import affordable, per_row
@@ -36,6 +37,7 @@ class Run:
         images: Returned images per prompt.
         lane_width: Particles per returned image in one denoiser call.
         size: Image height and width, where the call names them.
+        check: The pipeline's safety checker, where it asks one.
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` was chosen for; chosen again where `steps` is wrong.
         seed: Of what lies beyond the plain call.
@@ -54,6 +56,7 @@ class Run:
     seed: int
     lane_width: int = 1
     size: tuple[int | None, int | None] = (None, None)
+    check: Check | None = None
     steps: int = 0
     planned: float | None = None
     ledger: Ledger = field(default_factory=Ledger)
@@ -111,7 +114,12 @@ class Run:
             lane_width=self.lane_width,
             model=Model(self.pipe, self.size),
             judging=Judging(
-                self.reward, self.texts, self.ledger, self.trace, keeps_base=bool(self.judges)
+                self.reward,
+                self.texts,
+                self.ledger,
+                self.trace,
+                keeps_base=bool(self.judges),
+                check=self.check,
             ),
             draw_latents=self.source.draw,
             make_solver=lambda plain: self._solver(opening, plain),

@@ -146,11 +146,15 @@ class Context:
         return self.judging.evaluate(population, step, self.lane * len(self.prompts), self.decode)
 
     def top(self, population: Population, values: Tensor, count: int) -> list[int]:
-        """Rows of the `count` best of every prompt, best first; ties go to the earlier row."""
+        """Rows of the `count` best of every prompt, best first; ties go to the earlier row.
+
+        Particles that the pipeline's safety checker flagged come last.
+        """
         best: list[int] = []
-        scores = values.tolist()
-        for rows in rows_by_prompt(population.ids).values():
-            best += sorted(rows, key=lambda row: -scores[row])[:count]
+        flagged, ids = self.judging.flagged, population.ids
+        keys = [(name in flagged, -value) for name, value in zip(ids, values.tolist(), strict=True)]
+        for rows in rows_by_prompt(ids).values():
+            best += sorted(rows, key=keys.__getitem__)[:count]
         return best
 
     def winners(self, population: Population) -> Population:
