@@ -67,6 +67,7 @@ def drop_in(
             method=chosen,
             source=source,
             seed=seeds[0],
+            latent=True,
             check=check_of(pipe, None),
             ledger=ledger,
         )

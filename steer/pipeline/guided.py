@@ -230,6 +230,7 @@ class Guided:
             seed=seeds[0],
             lane_width=lane_width,
             size=call.size,
+            latent=call.latent_output,
             check=check_of(call.pipe, call.output_type),
             steps=call.steps,
             planned=planned,

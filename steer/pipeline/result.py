@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steer.core.types import Name, Reward
+from steer.core.types import Name, Population, Reward
 from steer.driver.safety import flags_of
 from steer.pipeline.report.call import Report
 from steer.pipeline.run import Run
@@ -91,7 +91,7 @@ def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[flo
     images = None
     if missing or run.judges:
         with torch.no_grad():
-            images = _images(ctx, output, latent)
+            images = _images(run, ctx, output, latent)
             if missing:
                 ctx.judging.record(images, run.chosen)
                 ctx.judging.flag(run.chosen, flags_of(output, len(run.chosen)))
@@ -133,11 +133,11 @@ def _score_together(
         return dict(zip(names, ctx.judging.combine(parts, names, judge).tolist(), strict=True))
 
 
-def _images(ctx: Context, output: Any, latent: bool) -> Tensor:
+def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
     """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1]."""
     first = output[0]
     if latent:
-        return ctx.decode(first)
+        return ctx.show(Population(first, tuple(run.chosen)))
     if isinstance(first, Tensor):
         return first.float()
     if not isinstance(first, np.ndarray):

@@ -37,6 +37,7 @@ class Run:
         images: Returned images per prompt.
         lane_width: Particles per returned image in one denoiser call.
         size: Image height and width, where the call names them.
+        latent: Whether the call returns latents.
         check: The pipeline's safety checker, where it asks one.
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` was chosen for; chosen again where `steps` is wrong.
@@ -56,6 +57,7 @@ class Run:
     seed: int
     lane_width: int = 1
     size: tuple[int | None, int | None] = (None, None)
+    latent: bool = False
     check: Check | None = None
     steps: int = 0
     planned: float | None = None
@@ -121,6 +123,7 @@ class Run:
                 keeps_base=bool(self.judges),
                 check=self.check,
             ),
+            keeps_clean=self.latent and opening.schedule[-1].ends_in_noise,
             draw_latents=self.source.draw,
             make_solver=lambda plain: self._solver(opening, plain),
             evaluations=lambda step: self.evaluations(step.index, step.count),

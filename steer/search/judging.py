@@ -103,7 +103,7 @@ class Judging:
         population: Population,
         step: Step | None,
         chunk: int,
-        decode: Callable[[Tensor], Tensor],
+        show: Callable[[Population], Tensor],
     ) -> Tensor:
         """Decode and score clean latents, `chunk` rows at a time; see `Context.evaluate`."""
         known = self.finals if step is None else {}
@@ -112,7 +112,7 @@ class Judging:
         for start in range(0, len(part), chunk):
             ids = part.ids[start : start + chunk]
             with torch.no_grad():
-                images = decode(part.x[start : start + chunk])
+                images = show(Population(part.x[start : start + chunk], ids))
                 if step is None and self.check is not None:
                     images, flags = self.check(images)
                     self.flag(ids, flags)
