@@ -13,12 +13,12 @@ import torch
 from steer.core.errors import SteerError, UnsupportedPipelineError
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
-from steer.driver.call import Call, check_pipeline
+from steer.driver.call import Call
 from steer.driver.facts import is_interrupted
 from steer.driver.noise import Source, call_seeds, can_widen
 from steer.driver.safety import check_of
 from steer.driver.scheduler import SteeredScheduler
-from steer.pipeline.arguments import COMPUTE, check_effort, resolve_reward, reward_texts
+from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
 from steer.pipeline.memory import Randomness, with_room
 from steer.pipeline.plan import affordable
 from steer.pipeline.report.call import Report
@@ -36,7 +36,8 @@ class Guided:
     """A pipeline with a search in its loop: call it as the pipeline, read it as the pipeline.
 
     Attributes that it does not have itself are the pipeline's (`guided.unet`,
-    `guided.enable_model_cpu_offload()`); assigning to them assigns to the pipeline.
+    `guided.enable_model_cpu_offload()`); assigning to them assigns to the pipeline. Its own are
+    checked and resolved where they are assigned, as `guided` does it.
 
     Attributes:
         pipe: The pipeline.
@@ -63,16 +64,10 @@ class Guided:
         blend: Blend | str | None = None,
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
-        check_pipeline(self.pipe)
-        self.reward = resolve_reward(reward, self.pipe)
-        judges = judge if isinstance(judge, list | tuple) else [] if judge is None else [judge]
-        self.judges = [resolve_reward(j, self.pipe) for j in judges]
+        self.reward, self.judges = reward, judge
         self.method, self.compute = method, compute
         self.report: Report | None = None
         self.lane_width, self.keep_images = lane_width, keep_images
-        check_effort(method, compute)
-        if lane_width is not None and (type(lane_width) is not int or lane_width < 1):
-            raise ValueError(f"lane_width={lane_width!r}: particles per denoiser call, at least 1")
         self.models: Models | None = None
         if tuned is not None or blend is not None:
             from steer.driver.denoisers.models import models_for
@@ -86,7 +81,7 @@ class Guided:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._own:
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, fitting(name, value, self.__dict__))
         else:
             setattr(self.pipe, name, value)
 
