@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steer.core.types import Name, Population, Reward
+from steer.core.types import Name, Reward
 from steer.driver.safety import flags_of
 from steer.pipeline.report.call import Report
 from steer.pipeline.run import Run
@@ -135,9 +135,10 @@ def _score_together(
 
 def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
     """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1]."""
-    first = output[0]
     if latent:
-        return ctx.show(Population(first, tuple(run.chosen)))
+        assert run.winners is not None  # what the pipeline returns may be unpacked and unscaled
+        return ctx.show(run.winners)
+    first = output[0]
     if isinstance(first, Tensor):
         return first.float()
     if not isinstance(first, np.ndarray):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
-from steer.core.types import Name, Reward
+from steer.core.types import Name, Population, Reward
 from steer.driver.caches import check_caches
 from steer.driver.facts import uses_guidance
 from steer.driver.model import Model
@@ -42,7 +42,8 @@ class Run:
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` was chosen for; chosen again where `steps` is wrong.
         seed: Of what lies beyond the plain call.
-        chosen: The winners, once there are any.
+        chosen: The winners' names, once there are any.
+        winners: The winners, with the latents of the pipeline's loop.
         progress: What the pipeline's progress bar shows.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
@@ -65,6 +66,7 @@ class Run:
     trace: Trace = field(default_factory=Trace)
     context: Context | None = None
     chosen: list[Name] = field(default_factory=list)
+    winners: Population | None = None
     models: Models | None = None
     progress: Progress = field(init=False)
 
@@ -95,7 +97,7 @@ class Run:
         ctx.solver().check(size * len(self.texts))
         self.progress.planned = self.method.cost(steps) * self.rows * per_row(self.models, steps)
         winners = yield from self.progress.follow(self.method(ctx, ctx.draw(range(size))))
-        self.chosen = list(winners.ids)
+        self.chosen, self.winners = list(winners.ids), winners
         for prompt in winners.prompts:
             ctx.log("final", prompt=prompt, chosen=[k for p, k in winners.ids if p == prompt])
         return winners.x

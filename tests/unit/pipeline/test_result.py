@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -119,3 +120,26 @@ def test_each_prompt_has_its_own_flags() -> None:
 def test_latents_are_not_checked() -> None:
     out = call(prudish(-1.0), BestOfN(2), output_type="latent")
     assert out.accepted == [True] and not out.report.trace.of("flagged")
+
+
+class Unscaling(StableDiffusionPipeline):
+    """Returns latents otherwise than its loop has them, as Flux 2 and DeepFloyd IF do."""
+
+    @functools.wraps(StableDiffusionPipeline.__call__)
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *args: Any, **kwargs: Any
+    ) -> Any:
+        out = super().__call__(*args, **kwargs)
+        if kwargs.get("output_type") == "latent":
+            assert not isinstance(out, tuple)
+            out.images = 3 * out.images.movedim(1, -1) + 1  # pyright: ignore
+        return out
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_latents_are_judged_as_the_loop_has_them(n: int) -> None:
+    pipe = Unscaling(**build("sd").components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    images, latents = (call(pipe, BestOfN(n), output_type=kind) for kind in ("pt", "latent"))
+    assert latents.images.shape == (1, 8, 8, 4)
+    assert latents.rewards == pytest.approx(images.rewards, abs=1e-6)
