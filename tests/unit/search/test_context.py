@@ -126,7 +126,7 @@ def test_only_a_last_step_with_much_noise_left_ends_in_noise() -> None:
 
 
 def test_particles_that_are_made_after_the_last_step_are_refused(base: Any) -> None:
-    class Late(BestOfN):
+    class Late(SMC):
         def __call__(self, ctx: Any, start: Any) -> Any:
             done = yield from ctx.sample(start)
             return ctx.winners(ctx.starts.adopt(done.x, [prompt for prompt, _ in done.ids]))
