@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 
+_MUCH_NOISE = 0.1
+
 Prediction: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 
@@ -41,6 +43,15 @@ class Step:
     def noise_share(self) -> float:
         """`sigma / sqrt(alpha^2 + sigma^2)`: one measure for VP, VE and flow grids, in [0, 1]."""
         return self.sigma / math.hypot(self.alpha, self.sigma)
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether the run stops after this step although much noise is left (`denoising_end`).
+
+        What some schedulers leave, `sigma_min` or the first training step's noise, is not much.
+        """
+        share = self.sigma_next / math.hypot(self.alpha_next, self.sigma_next)
+        return self.index + 1 == self.count and share > _MUCH_NOISE
 
     def x0(self, x: Tensor, output: Tensor) -> Tensor:
         """The clean sample (`pred_original_sample`) that `output` implies at `x`; same shape.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,9 @@ from steer.driver.solver_state import Generators
 
 _log = logging.getLogger("steer")
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+_PROMPT = re.compile(r"(negative_)?prompt(_\d)?")
+_EMBEDDING = re.compile(r"(?!.*ip_adapter).*(embeds|attention_mask|seqlens).*")  # of prompts
+_NOT_INPUTS = ("latents", "generator", "timesteps", "sigmas", "ip_adapter", "callback")
 _STEPS = 50  # where a pipeline names no number of steps
 
 
@@ -32,6 +37,7 @@ class Call:
         generator: The user's generator, a list of them, or None.
         steps: Denoising steps asked for (second-order solvers make more denoiser calls).
         values: All arguments by name, defaults included.
+        output_type: The pipeline's `output_type`, None where it has none.
 
     Raises:
         UnsupportedPipelineError: Something that is no diffusers pipeline with a scheduler.
@@ -56,7 +62,8 @@ class Call:
         self.has_callbacks = any(
             value is not None for name, value in self._given.items() if name.startswith("callback")
         )
-        self.latent_output = self.values.get("output_type") == "latent"
+        self.output_type: str | None = self.values.get("output_type")
+        self.latent_output = self.output_type == "latent"
 
     @property
     def device(self) -> torch.device:
@@ -69,9 +76,13 @@ class Call:
             return [prompt], 1
         if isinstance(prompt, list | tuple) and prompt:
             return [str(p) for p in prompt], len(prompt)
-        embeddings = self.values.get("prompt_embeds")
-        if isinstance(embeddings, Tensor):
-            return [], len(embeddings)
+        embeddings = [name for name in self._given if name.startswith("prompt_embeds")]
+        without = () if "prompt" in self.values else ("class_labels", "image")
+        for name in (*embeddings, "image_embeds", *without):
+            value = self.values.get(name)
+            one = name == "image" and getattr(value, "ndim", 4) < 4
+            if isinstance(value, Tensor | np.ndarray | list) and len(value) and not one:
+                return [], len(value)
         return [], _whole(self.values.get("batch_size")) or 1
 
     def _read_steps(self) -> int:
@@ -86,19 +97,12 @@ class Call:
             return self.pipe(*self._bound.args, **self._bound.kwargs)
         bound = inspect.BoundArguments(self._bound.signature, self._given.copy())
         given = bound.arguments
-        embeddings = [name for name in given if self._is_per_prompt(name)]
         rows = self.images * lane_width
-        if self._count is not None and not embeddings and not self._mixes_masks:
+        if self._count is not None and not self._needs_repeats:
             given[self._count] = rows
             return self.pipe(*bound.args, **bound.kwargs)
-        # not every pipeline repeats embeddings that it is given, so repeat all inputs here
-        for name in embeddings:
-            given[name] = given[name].repeat_interleave(rows, 0)
-        for name in [n for n in given if "prompt" in n and n not in embeddings]:
-            if isinstance(given[name], list | tuple):
-                given[name] = [text for text in given[name] for _ in range(rows)]
-            elif name == "prompt" and isinstance(given[name], str):
-                given[name] = [given[name]] * rows
+        for name in given:
+            given[name] = self._repeated(name, rows)
         if self._count is not None:
             given[self._count] = 1
         return self.pipe(*bound.args, **bound.kwargs)
@@ -121,6 +125,71 @@ class Call:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seeds[0])
             return self.pipe(*bound.args, **bound.kwargs)
+
+    @property
+    def _needs_repeats(self) -> bool:
+        """Whether prompts are repeated here, because the pipeline might not, or in another order.
+
+        Not every pipeline repeats embeddings that it is given (SD3, Flux).
+        """
+        embeddings = self._embeddings
+        return self._mixes_masks or (
+            bool(embeddings) and all(self._is_per_prompt(name) for name in embeddings)
+        )
+
+    @property
+    def _embeddings(self) -> list[str]:
+        """Embeddings of prompts that the call gives, and what belongs to them."""
+        given = self._given
+        return [n for n in given if _EMBEDDING.fullmatch(n) and given[n] is not None]
+
+    def _repeated(self, name: str, rows: int) -> Any:
+        """An argument with what it has for each prompt repeated `rows` times, prompt by prompt."""
+        value = self._given[name]
+        text = _PROMPT.fullmatch(name) is not None
+        if text and isinstance(value, str):
+            return [value] * (self.prompts * rows)
+        if not (text or _EMBEDDING.fullmatch(name)) or not self._is_per_prompt(name):
+            return value
+        if isinstance(value, Tensor):
+            return value.repeat_interleave(rows, 0)
+        return [own for own in value for _ in range(rows)]
+
+    @property
+    def _own_inputs(self) -> list[str]:
+        """Arguments with something for each of several prompts that cannot be repeated here.
+
+        Pipelines repeat images, masks and the like image by image (A B A B) or prompt by prompt
+        (A A B B), encode them with random draws before or after, and take lists of them for
+        several prompts, several ControlNets or several references.
+        """
+        if self.prompts == 1:
+            return []
+        return [
+            name
+            for name, value in self._given.items()
+            if not any(word in name for word in _NOT_INPUTS)
+            and not _PROMPT.fullmatch(name)
+            and (
+                value is not None and not self._is_per_prompt(name)
+                if _EMBEDDING.fullmatch(name)
+                else _has_rows(value, self.prompts)
+            )
+        ]
+
+    def allowed(self, lane_width: int) -> int:
+        """The lane width, or 1 with a warning where several prompts have inputs of their own."""
+        own = self._own_inputs
+        if lane_width == 1 or not own:
+            return lane_width
+        message = (
+            f"lane_width={lane_width}: each of {self.prompts} prompts has its own {own[0]}, which "
+            "pipelines repeat in orders of their own; the call runs with lane_width=1, with the "
+            "same results"
+        )
+        warnings.warn(message, UserWarning, stacklevel=4)
+        _log.warning(message)
+        return 1
 
     @property
     def guidance_rows(self) -> int:
@@ -148,13 +217,11 @@ class Call:
 
     def _is_per_prompt(self, name: str) -> bool:
         value = self._given[name]
-        if not ("embeds" in name or "attention_mask" in name) or "ip_adapter" in name:
-            return False
-        return isinstance(value, Tensor) and len(value) == self.prompts
+        return isinstance(value, Tensor | list | tuple) and len(value) == self.prompts
 
     def widest(self, populations: Sequence[int]) -> int:
         """The default lane width: at most 4, and such that no lane needs padding."""
-        if not can_widen(self.pipe):
+        if not can_widen(self.pipe) or self._own_inputs:
             return 1
         return max(w for w in range(1, 5) if all(size % w == 0 for size in populations))
 
@@ -207,6 +274,17 @@ def check_scheduler(pipe: Any) -> None:
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    """Whether there are as many images, arrays or tensors in a value, or in a list in it."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim > 1 and len(value) == rows
+    if not isinstance(value, list | tuple) or any(
+        isinstance(item, str | int | float | None) for item in value
+    ):
+        return False
+    return len(value) == rows or any(_has_rows(item, rows) for item in value)
 
 
 def _cut(tokenizer: Any, text: str, window: int) -> str:

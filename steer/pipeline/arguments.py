@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steer.core.types import Reward
-from steer.driver.call import Call
+from steer.driver.call import Call, check_pipeline
 from steer.driver.facts import execution_device, makes_videos, names_device
 from steer.methods.default import for_compute
 from steer.rewards.registry import resolve
@@ -37,6 +37,27 @@ def check_effort(method: Any, compute: Any) -> None:
         )
     if compute is not None:
         for_compute(compute, 1)
+
+
+def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
+    """A value for an attribute of `Guided`, resolved and checked; `own` are those that it has.
+
+    Raises:
+        ValueError, UnsupportedPipelineError, CheckpointError: As `guided`.
+    """
+    if name == "pipe":
+        check_pipeline(value)
+    if name == "reward":
+        return resolve_reward(value, own["pipe"])
+    if name == "judges":
+        judges = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        return [resolve_reward(judge, own["pipe"]) for judge in judges]
+    if name in ("method", "compute"):
+        effort = {"method": own.get("method"), "compute": own.get("compute"), name: value}
+        check_effort(effort["method"], effort["compute"])
+    if name == "lane_width" and value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"lane_width={value!r}: particles per denoiser call, at least 1")
+    return value
 
 
 def reward_texts(call: Call, rewards: list[Reward], given: str | Sequence[str] | None) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from steer.core.errors import SteerError
 from steer.driver.counting import counting
 from steer.driver.noise import Source, call_seeds
+from steer.driver.safety import check_of
 from steer.driver.scheduler import Driven, Opening, SteeredScheduler
 from steer.methods.default import for_compute
 from steer.pipeline.arguments import COMPUTE, check_effort, resolve_reward
@@ -68,6 +69,8 @@ def drop_in(
             method=chosen,
             source=source,
             seed=seeds[0],
+            latent=True,
+            check=check_of(pipe, None),
             ledger=ledger,
         )
         return run.search(opening)

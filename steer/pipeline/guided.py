@@ -22,13 +22,14 @@ from steer.core.errors import (
 )
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
-from steer.driver.call import Call, check_pipeline, check_scheduler
+from steer.driver.call import Call, check_scheduler
 from steer.driver.counting import counting
 from steer.driver.facts import edits_latents, is_interrupted
 from steer.driver.noise import Source, call_seeds, can_widen
+from steer.driver.safety import check_of
 from steer.driver.scheduler import SteeredScheduler
 from steer.methods.selection.best_of_n import BestOfN
-from steer.pipeline.arguments import COMPUTE, check_effort, resolve_reward, reward_texts
+from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
 from steer.pipeline.memory import Randomness, is_shortage, with_room
 from steer.pipeline.plan import affordable
 from steer.pipeline.recall import recall
@@ -50,7 +51,8 @@ class Guided:
     """A pipeline with a search in its loop: call it as the pipeline, read it as the pipeline.
 
     Attributes that it does not have itself are the pipeline's (`guided.unet`,
-    `guided.enable_model_cpu_offload()`); assigning to them assigns to the pipeline.
+    `guided.enable_model_cpu_offload()`); assigning to them assigns to the pipeline. Its own are
+    checked and resolved where they are assigned, as `guided` does it.
 
     Attributes:
         pipe: The pipeline.
@@ -77,18 +79,12 @@ class Guided:
         blend: Blend | str | None = None,
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
-        check_pipeline(self.pipe)
-        self.reward = resolve_reward(reward, self.pipe)
-        judges = judge if isinstance(judge, list | tuple) else [] if judge is None else [judge]
-        self.judges = [resolve_reward(j, self.pipe) for j in judges]
+        self.reward, self.judges = reward, judge
         self.method, self.compute = method, compute
         self.report: Report | None = None
         self.lane_width, self.keep_images = lane_width, keep_images
         self._narrow: set[type] = set()  # pipelines that do not bear a wider batch
         self._refused: dict[type, str] = {}  # and those whose loop no search can sit in
-        check_effort(method, compute)
-        if lane_width is not None and (type(lane_width) is not int or lane_width < 1):
-            raise ValueError(f"lane_width={lane_width!r}: particles per denoiser call, at least 1")
         self.models: Models | None = None
         if tuned is not None or blend is not None:
             from steer.driver.denoisers.models import models_for
@@ -102,7 +98,7 @@ class Guided:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._own:
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, fitting(name, value, self.__dict__))
         else:
             setattr(self.pipe, name, value)
 
@@ -133,7 +129,10 @@ class Guided:
 
         Returns:
             The pipeline's output (a tuple with `return_dict=False`) with `rewards` (one float per
-            image), `accepted` (one bool per image) and `report` (a `Report`) on it.
+            image), `accepted` (one bool per image) and `report` (a `Report`) on it. Candidates
+            that the pipeline's safety checker flags lose to all others; where nothing else is
+            left, the reward is that of what is returned (a black image), with `accepted=False`
+            and a warning.
 
         Raises:
             SteerError: Under `torch.inference_mode`; a loop that cannot be driven
@@ -279,7 +278,7 @@ class Guided:
         if method is None:
             planned = COMPUTE if compute is None else compute
             method = affordable(planned, call.steps, self.models, self.lane_width)
-        lane_width = lane_width or self._lane_width(call, method)
+        lane_width = call.allowed(lane_width or self._lane_width(call, method))
         if lane_width > 1 and not can_widen(call.pipe):
             raise UnsupportedPipelineError(
                 f"lane_width={lane_width}: {type(call.pipe).__name__} has no "
@@ -304,6 +303,8 @@ class Guided:
             seed=seeds[0],
             lane_width=lane_width,
             values=call.values,
+            latent=call.latent_output,
+            check=check_of(call.pipe, call.output_type),
             steps=call.steps,
             planned=planned,
             models=self.models,
@@ -340,7 +341,8 @@ def guided(
         compute: Denoiser rows to spend at most, in plain calls (default 4).
         judge: One or more further rewards that nobody optimises, for the report.
         lane_width: Particles per returned image in one denoiser call; by default up to 4, such
-            that no row is padding. Results do not depend on it.
+            that no row is padding. Results do not depend on it. Where each of several prompts has
+            its own image, mask or the like, it is 1.
         keep_images: Keep small previews in the trace.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a UNet or

@@ -24,6 +24,7 @@ from steer.driver.decoding.asked import Asked
 from steer.driver.facts import uses_guidance
 from steer.driver.grid import Schedule
 from steer.driver.model import Model
+from steer.driver.safety import flags_of
 from steer.driver.solver import Solver
 from steer.pipeline.images import fields, first_of, images_of, is_per_row
 from steer.pipeline.run import Run
@@ -101,10 +102,11 @@ class Calls:
         if uses_guidance(self.run.pipe):
             ledger.cfg_rows = 2
         made = self._read(output, prompts * count)
-        for prompt in range(prompts):
-            for k in range(count):
-                self.rows[prompt, first + k] = made[prompt * count + k]
-                self.outputs[first + k] = output
+        names = [(p, first + k) for p in range(prompts) for k in range(count)]
+        assert self.run.context is not None
+        self.run.context.judging.flag(names, flags_of(output, len(names)))
+        self.rows |= dict(zip(names, made, strict=True))
+        self.outputs |= {k: output for _, k in names}
 
     def _read(self, output: Any, rows: int) -> Any:
         """What a reward sees of a call's output, row by row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Sequence
@@ -14,12 +15,16 @@ from torch import Tensor
 
 from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.types import Name, Reward
+from steer.driver.safety import flags_of
 from steer.pipeline.images import first_of, images_of
 from steer.pipeline.report.call import Report
 from steer.pipeline.run import Run
 from steer.rewards.inputs import Outputs
 from steer.rewards.weights import unique
 from steer.search.context import Context
+
+
+_log = logging.getLogger("steer")
 
 
 def finish(
@@ -38,6 +43,7 @@ def finish(
         rewards, images = _scores(run, ctx, output, latent)
         flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
         accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
+        accepted = _passed(run, ctx, accepted)
     finals = {} if ctx is None else ctx.finals
     base = [finals.get((prompt, 0)) for prompt in range(len(run.texts))]
     judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
@@ -69,6 +75,21 @@ def finish(
     return output, report
 
 
+def _passed(run: Run, ctx: Context, accepted: list[bool]) -> list[bool]:
+    """What is accepted and not flagged by the safety checker; warns of what is."""
+    flagged = [name in ctx.judging.flagged for name in run.chosen]
+    prompts = [name[0] for name in run.chosen if name in ctx.judging.flagged]
+    for prompt in dict.fromkeys(prompts):
+        message = (
+            f"prompt {prompt} ({run.texts[prompt]!r}): the pipeline's safety checker flagged what "
+            "is returned, and no better candidate is left: accepted is False, and the reward is "
+            "that of the image which takes its place; use more particles or another seed"
+        )
+        warnings.warn(message, UserWarning, stacklevel=4)
+        _log.warning(message)
+    return [good and not flag for good, flag in zip(accepted, flagged, strict=True)]
+
+
 def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[float], Tensor | None]:
     """Rewards of the returned images, and the images where judges want them."""
     missing = any(name not in ctx.finals for name in run.chosen)
@@ -76,16 +97,14 @@ def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[flo
     with torch.no_grad():
         if missing or run.judges or not latent:
             images = _images(run, ctx, output, latent)
-        if (
-            images is not None
-            and not missing
-            and not ctx.judging.agrees(images, run.chosen, run.exact)
-        ):
-            _mend(run, ctx)
-            missing = True
+        if images is not None and not missing:
+            missing = not ctx.judging.agrees(images, run.chosen, run.exact)
+            if missing:
+                _mend(run, ctx)
         if missing:
             assert images is not None
             ctx.judging.record(images, run.chosen)
+            ctx.judging.flag(run.chosen, flags_of(output, len(run.chosen)))
     return [ctx.finals[name] for name in run.chosen], images
 
 
@@ -149,17 +168,15 @@ def _score_together(
 def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
     """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1].
 
-    Latents that the pipeline returns in another form than its loop's (Flux 2 Klein and LTX 2
-    unpack and scale them) are decoded as the loop had them. A pipeline that knows no
-    `output_type="latent"` (DeepFloyd IF) returns images all the same.
+    Latents that are returned may be unpacked and unscaled (Flux 2 Klein, LTX 2): those of the loop
+    are decoded. A pipeline that knows no `output_type="latent"` (DeepFloyd IF) returns images.
     """
     if run.made is not None:
         return run.made(run.chosen)
     first = first_of(output)
     if latent and isinstance(first, Tensor):
-        assert run.final is not None
-        same = first.shape == run.final.shape
-        return ctx.decode(first if same else run.final)
+        assert run.winners is not None
+        return ctx.show(run.winners)
     images = images_of(first, ctx.model.device)
     if images is None:
         raise UnsupportedPipelineError(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
@@ -17,6 +16,7 @@ from steer.driver.decoding.asked import Asked
 from steer.driver.facts import uses_guidance
 from steer.driver.model import Model
 from steer.driver.noise import Source
+from steer.driver.safety import Check
 from steer.driver.scheduler import Driven, Opening
 from steer.driver.solver import Solver
 from steer.pipeline.plan import affordable, per_row
@@ -41,11 +41,13 @@ class Run:
         images: Returned images per prompt.
         lane_width: Particles per returned image in one denoiser call.
         values: Arguments of the pipeline's call by name, its defaults included.
+        latent: Whether the call returns latents.
+        check: The pipeline's safety checker, where it asks one.
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` was chosen for; chosen again where `steps` is wrong.
         seed: Of what lies beyond the plain call.
-        chosen: The winners, once there are any.
-        final: Their latents as the pipeline's loop has them, `(rows, *latent)`.
+        chosen: The winners' names, once there are any.
+        winners: The winners, with the latents of the pipeline's loop.
         progress: What the pipeline's progress bar shows.
         made: Images by particle, where the pipeline was called again for each.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
@@ -61,13 +63,15 @@ class Run:
     seed: int
     lane_width: int = 1
     values: Mapping[str, Any] = field(default_factory=dict)
+    latent: bool = False
+    check: Check | None = None
     steps: int = 0
     planned: float | None = None
     ledger: Ledger = field(default_factory=Ledger)
     trace: Trace = field(default_factory=Trace)
     context: Context | None = None
     chosen: list[Name] = field(default_factory=list)
-    final: Tensor | None = None
+    winners: Population | None = None
     made: Callable[[Sequence[Name]], Any] | None = None
     models: Models | None = None
     progress: Progress = field(init=False)
@@ -114,7 +118,7 @@ class Run:
     def choose(self, winners: Population) -> None:
         """Note the winners."""
         self.chosen = list(winners.ids)
-        self.final = winners.x
+        self.winners = winners
         for prompt in winners.prompts:
             chosen = [k for p, k in winners.ids if p == prompt]
             self.trace.log("final", prompt=prompt, chosen=chosen)
@@ -135,8 +139,14 @@ class Run:
             lane_width=self.lane_width,
             model=Model(self.pipe, Asked(self.values, self.source.prepared), opening.finish),
             judging=Judging(
-                self.reward, self.texts, self.ledger, self.trace, keeps_base=bool(self.judges)
+                self.reward,
+                self.texts,
+                self.ledger,
+                self.trace,
+                keeps_base=bool(self.judges),
+                check=self.check,
             ),
+            keeps_clean=self.latent and opening.schedule[-1].ends_in_noise,
             draw_latents=self.source.draw,
             make_solver=lambda plain: self._solver(opening, plain),
             evaluations=lambda step: self.evaluations(step.index, step.count),

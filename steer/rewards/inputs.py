@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from steer.core.errors import NotFiniteError
@@ -32,8 +32,9 @@ def as_batches(images: Images) -> list[Tensor]:
     """Images as checked float batches `(b, 3, H, W)` in [0, 1], in order.
 
     One batch, unless a list holds several sizes: then one batch per image. PIL images, uint8 and
-    channels-last numpy arrays are converted; grayscale is repeated, alpha dropped (as PIL's
-    `convert("RGB")`). Tensors keep their graph; half precision is raised to float32.
+    channels-last numpy arrays are converted; PIL images are turned as their EXIF says, grayscale is
+    repeated, alpha dropped (as PIL's `convert("RGB")`). Tensors keep their graph; half precision is
+    raised to float32.
 
     Raises:
         ValueError: Wrong type, shape, channel count or range, or no image at all.
@@ -106,7 +107,7 @@ def _from_pil(image: Image.Image) -> Tensor:
         )
     if 0 in image.size:
         raise ValueError(f"a PIL image has size {image.size}: it has no pixels; leave it out")
-    array = np.array(image.convert("RGB"))
+    array = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     return _check(torch.from_numpy(array).permute(2, 0, 1)[None])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer.core.errors import UnsupportedPipelineError
 from steer.core.rows import rows_by_prompt
 from steer.core.types import Name, Population, Query, Reward, Step
 from steer.driver.grid import Schedule
@@ -35,6 +36,8 @@ class Context:
         draw_latents: The pipeline's own draw: `(particles, prompts) -> Population`.
         make_solver: A fresh `Solver`, with or without the plain call's rows.
         evaluations: Denoisers that answer one row at a step; more than one for a blend of models.
+        keeps_clean: Final latents are judged by their x0, since the loop ends before the noise
+            does, and they go to another pipeline.
         accepted: Per prompt, one bool per returned image; missing means accepted.
     """
 
@@ -47,7 +50,9 @@ class Context:
     draw_latents: Callable[[Sequence[int], Sequence[int]], Population]
     make_solver: Callable[[bool], Solver]
     evaluations: Callable[[Step], int] = lambda step: 1
+    keeps_clean: bool = False
     accepted: dict[int, list[bool]] = field(default_factory=dict)
+    _clean: dict[Name, Tensor] = field(default_factory=dict)
     _limits: list[Callable[[], float]] = field(default_factory=list)
     _lanes: tuple[tuple[Name, ...], list[Lane]] | None = None
 
@@ -105,6 +110,9 @@ class Context:
             self._lanes = (names, lanes_of(names, len(self.prompts), self.lane))
         lanes = self._lanes[1]
         answer = yield from ask(lanes, population, step, grad)
+        if self.keeps_clean and step.index + 1 == step.count:
+            x0 = step.x0(population.x.detach(), answer.detach())
+            self._clean |= dict(zip(population.ids, x0, strict=True))
         if grad:
             rows = sum(len(lane.rows) for lane in lanes)
             self.ledger.backward_rows += rows * self.evaluations(step)
@@ -123,6 +131,22 @@ class Context:
         self.ledger.decodes += len(latents)
         with self.ledger.clock("decode"):
             return self.model.decode(latents, grad)
+
+    def show(self, population: Population) -> Tensor:
+        """Final latents decoded, or their x0 where they are noisy.
+
+        Raises:
+            UnsupportedPipelineError: Noisy latents that were made after the last denoiser call.
+        """
+        if not self.keeps_clean:
+            return self.decode(population.x)
+        if not all(name in self._clean for name in population.ids):
+            raise UnsupportedPipelineError(
+                "the pipeline's loop ends before the noise does (denoising_end), and the method "
+                "makes new particles after its last step, whose images cannot be seen: use BestOfN "
+                "or Prune"
+            )
+        return self.decode(torch.stack([self._clean[name] for name in population.ids]))
 
     def score(self, images: Tensor, ids: Sequence[Name], reward: Reward | None = None) -> Tensor:
         """The reward of images for their particles' prompts, `(rows,)` float32.
@@ -143,14 +167,19 @@ class Context:
             step: The step that previews belong to; `None` for final latents, whose rewards are
                 kept in `finals` and not asked twice.
         """
-        return self.judging.evaluate(population, step, self.lane * len(self.prompts), self.decode)
+        show = self.show if step is None else lambda part: self.decode(part.x)
+        return self.judging.evaluate(population, step, self.lane * len(self.prompts), show)
 
     def top(self, population: Population, values: Tensor, count: int) -> list[int]:
-        """Rows of the `count` best of every prompt, best first; ties go to the earlier row."""
+        """Rows of the `count` best of every prompt, best first; ties go to the earlier row.
+
+        Particles that the pipeline's safety checker flagged come last.
+        """
         best: list[int] = []
-        scores = values.tolist()
-        for rows in rows_by_prompt(population.ids).values():
-            best += sorted(rows, key=lambda row: -scores[row])[:count]
+        flagged, ids = self.judging.flagged, population.ids
+        keys = [(name in flagged, -value) for name, value in zip(ids, values.tolist(), strict=True)]
+        for rows in rows_by_prompt(ids).values():
+            best += sorted(rows, key=keys.__getitem__)[:count]
         return best
 
     def winners(self, population: Population) -> Population:

@@ -16,6 +16,7 @@ from steer.core.ledger import Ledger
 from steer.core.rows import rows_by_prompt
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward, Step
+from steer.driver.safety import Check
 from steer.rewards.frames import count_images
 from steer.rewards.parts import Parts, combine_parts, is_relative, parts_of
 
@@ -34,8 +35,10 @@ class Judging:
         prompts: One text per prompt, for the reward.
         ledger, trace: The books.
         keeps_base: Whether the final image of particle 0 is kept, for judges.
+        check: The pipeline's safety checker; final images are scored as it shows them.
         finals: Final reward per particle, where it was scored; of a reward that compares
             candidates, among all finished ones of the prompt so far.
+        flagged: Particles whose final image the safety checker flagged; they rank last.
         base: Final image or video of particle 0 per prompt, where it was decoded.
         asked: The step of the latest denoiser call, for errors.
     """
@@ -45,7 +48,9 @@ class Judging:
     ledger: Ledger
     trace: Trace
     keeps_base: bool = False
+    check: Check | None = None
     finals: dict[Name, float] = field(default_factory=dict)
+    flagged: set[Name] = field(default_factory=set)
     base: dict[int, Tensor] = field(default_factory=dict)
     asked: Step | None = None
     _glimpses: dict[Name, Tensor] = field(default_factory=dict)
@@ -101,7 +106,7 @@ class Judging:
         population: Population,
         step: Step | None,
         chunk: int,
-        decode: Callable[[Tensor], Tensor],
+        show: Callable[[Population], Tensor],
     ) -> Tensor:
         """Decode and score clean latents, `chunk` rows at a time; see `Context.evaluate`."""
         known = self.finals if step is None else {}
@@ -110,7 +115,10 @@ class Judging:
         for start in range(0, len(part), chunk):
             ids = part.ids[start : start + chunk]
             with torch.no_grad():
-                images = decode(part.x[start : start + chunk])
+                images = show(Population(part.x[start : start + chunk], ids))
+                if step is None and self.check is not None:
+                    images, flags = self.check(images)
+                    self.flag(ids, flags)
                 pieces.append(self.parts(images, ids))
             self._keep(images, ids, step)
         if pieces:
@@ -131,6 +139,17 @@ class Judging:
             yield
         finally:
             self._watchers.remove(follow)
+
+    def flag(self, ids: Sequence[Name], flags: Sequence[bool]) -> None:
+        """Note whose final images the safety checker flagged."""
+        found = [name for name, flag in zip(ids, flags, strict=True) if flag]
+        for prompt, rows in rows_by_prompt(found).items():
+            self.trace.log("flagged", prompt=prompt, particle=[found[row][1] for row in rows])
+        self.flagged.update(found)
+
+    def rank(self, name: Name) -> tuple[bool, float]:
+        """Sort key of a finished particle, best first: those that were flagged come last."""
+        return name in self.flagged, -self.finals[name]
 
     def record(self, images: Tensor, ids: Sequence[Name]) -> None:
         """Score finished images and remember it."""

@@ -32,7 +32,8 @@ Grid: TypeAlias = tuple[Step, ...]
 def short_grid(steps: Sequence[Step], through: int | None) -> Grid:
     """`through` of the steps, evenly spread with the first among them, each leading to the next.
 
-    All of them for `None` or where there are fewer. Steps that do not lower the noise (second-order
+    All of them for `None` or where there are fewer. The last one leads to clean data also where the
+    run ends in noise. Steps that do not lower the noise (second-order
     solvers ask twice at one point) are left out.
     """
     falling: list[Step] = []
@@ -42,7 +43,8 @@ def short_grid(steps: Sequence[Step], through: int | None) -> Grid:
     count = len(falling) if through is None else min(through, len(falling))
     chosen = [falling[i * len(falling) // count] for i in range(count)]
     ends = [(step.alpha, step.sigma) for step in chosen[1:]]
-    ends.append((steps[-1].alpha_next, steps[-1].sigma_next))
+    last = steps[-1]
+    ends.append((1.0, 0.0) if last.ends_in_noise else (last.alpha_next, last.sigma_next))
     return tuple(
         replace(step, alpha_next=alpha, sigma_next=sigma)
         for step, (alpha, sigma) in zip(chosen, ends, strict=True)

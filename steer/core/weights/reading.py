@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,12 @@ def _read(path: Path) -> Any:
             raise CheckpointError(
                 f"checkpoint {str(path)!r} is corrupt or truncated ({error}): {way_out}"
             ) from error
+    if _is_torchscript(path):
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is a TorchScript archive, a program that steer does not "
+            "run: where you trust it, save its weights with "
+            "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'weights.pt')"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -144,6 +151,15 @@ def _read(path: Path) -> Any:
         raise CheckpointError(
             f"checkpoint {str(path)!r} is corrupt or truncated ({first_line(error)}): {way_out}"
         ) from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is what `torch.jit.save` writes: a zip file with code in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:

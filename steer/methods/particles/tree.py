@@ -207,7 +207,7 @@ class Tree(Method):
     def _leaves(self, ctx: Context, grove: Grove) -> list[Node]:
         """The answer for one prompt."""
         if self.choose == "best":
-            ranked = sorted(grove.leaves, key=lambda leaf: -ctx.finals[leaf.name])
+            ranked = sorted(grove.leaves, key=lambda leaf: ctx.judging.rank(leaf.name))
             return ranked[: ctx.images]
         seed = row_seed(ctx.starts.seeds[grove.prompt], _CHOOSING)
         generator = torch.Generator().manual_seed(seed)

@@ -161,7 +161,7 @@ class Finished:
         for name, x in zip(population.ids, population.x.unbind(), strict=True):
             self.rows.setdefault(name[0], {})[name] = x
         for prompt, own in self.rows.items():
-            names = sorted(own, key=lambda name: -self.ctx.finals[name])
+            names = sorted(own, key=self.ctx.judging.rank)
             self.rows[prompt] = {name: own[name] for name in names[: self.ctx.images]}
 
     def complete(self, prompts: Sequence[int]) -> bool:

@@ -201,6 +201,8 @@ def _verdict(ctx: Context, best: Population, prompt: int, threshold: Any) -> boo
         level, flags = threshold.at(text), [threshold.accept(r, text) for r in rewards]
     else:
         flags = [bool(threshold.accept(reward)) for reward in rewards]
+    flagged = ctx.judging.flagged
+    flags = [flag and name not in flagged for flag, name in zip(flags, names, strict=True)]
     ctx.accept(prompt, flags)
     accepted = all(flags) and len(flags) >= ctx.images
     highest = max(rewards, default=None)

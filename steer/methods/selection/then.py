@@ -78,7 +78,7 @@ class Then(Method):
         chosen: list[Name] = []
         for prompt in prompts:
             names = [name for name in ctx.finals if name[0] == prompt and name not in known]
-            names.sort(key=lambda name: -ctx.finals[name])
+            names.sort(key=ctx.judging.rank)
             if len(names) < wanted:
                 raise ValueError(
                     f"second={self.second!r} starts from {wanted} noises per prompt, and "

@@ -42,7 +42,7 @@ def _prompt_text(report: Report, prompt: int, words: str) -> list[str]:
     """The rewards of a prompt's images, where they come from, and how the population did."""
     rows = [row for row, (own, _) in enumerate(report.chosen) if own == prompt]
     best = ", ".join(number(report.rewards[row]) for row in rows)
-    rejected = " (below the threshold)" if not all(report.accepted[row] for row in rows) else ""
+    rejected = " (not accepted)" if not all(report.accepted[row] for row in rows) else ""
     base = f"{number(report.base_reward[prompt])} → " if report.base_reward else ""
     lines = [f"Prompt {prompt}, {words!r}: {base}{best}{rejected}"]
     found = genealogy.blocks(report.trace.events, prompt, report.steps)

@@ -183,6 +183,9 @@ def notes(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
         if event["event"] == "memory":
             width, rows = event["lane_width"], event["rows"]
             found.append(f"Memory was short: begun again at lane width {width}, after {rows} rows.")
+        if event["event"] == "flagged":
+            names = ", ".join(map(str, event["particle"]))
+            found.append(f"Prompt {event['prompt']}: the safety checker flagged particle {names}.")
     return tuple(found)
 
 

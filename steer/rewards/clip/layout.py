@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 
+OPENAI_SIZES = frozenset(("input_resolution", "context_length", "vocab_size"))
+"""What the state dicts of OpenAI's own archives hold besides weights."""
+
 _TRANSPOSED = {
     "text_projection.weight": "text_projection",
     "visual_projection.weight": "visual.proj",
@@ -47,10 +50,11 @@ def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A `CLIPModel` state dict under open_clip's names; any other is returned as it is.
 
     Names without a counterpart are kept, so that strict loading reports them. The index buffers
-    `position_ids` of old files hold no weights and are left out.
+    `position_ids` of old files, and the sizes in OpenAI's, are no weights and are left out.
     """
     if not is_transformers(state):
-        return state
+        sized = state.keys() >= OPENAI_SIZES
+        return {k: v for k, v in state.items() if k not in OPENAI_SIZES} if sized else state
     mapped: dict[str, Tensor] = {}
     thirds: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():

@@ -5,6 +5,8 @@ Radford et al. 2021 (arXiv:2103.00020); as a score, Hessel et al. 2021 (arXiv:21
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,14 @@ from steer.core.checks import did_you_mean
 from steer.core.errors import CheckpointError
 from steer.core.weights.reading import read_json
 from steer.rewards.base import BaseReward, check_batch
+from steer.rewards.clip.activation import trained_with_quick_gelu
 from steer.rewards.clip.encoder import Encoder, Source, load_encoder, quiet
 from steer.rewards.clip.fused import Fused, choose_tower, cosines
 from steer.rewards.clip.preprocess import Preprocess
 
 
+_log = logging.getLogger("steer")
+_QUICK = "-quickgelu"
 _FOLDER, _HUB = "local-dir:", "hf-hub:"
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -116,7 +121,8 @@ def clip(
     """CLIP score by an open_clip model, with that model's own preprocessing.
 
     The reward `"clip:ViT-B-32:laion2b_s34b_b79k"` is `clip("ViT-B-32:laion2b_s34b_b79k")`. Where a
-    tag says that its weights were trained with QuickGELU, the model is built so.
+    tag says that its weights were trained with QuickGELU, the model is built so; for a file without
+    a tag, where its names or a `config.json` beside it say so, and with a warning where none does.
 
     Args:
         model: `"<open_clip name>:<pretrained tag or file>"`, `"local-dir:<folder>"` or
@@ -221,8 +227,26 @@ def _locate_named_model(
         )
     if "quick_gelu" in pretrained:
         config["quick_gelu"] = pretrained["quick_gelu"]
+    if weights and not pretrained and f"{name}{_QUICK}" in open_clip.list_models():
+        config["quick_gelu"] = _quick_gelu(name, weights, tags)
     weights = weights or _download(download_pretrained, pretrained, model)
     return config, pretrained, str(weights), name
+
+
+def _quick_gelu(name: str, weights: str | Path, tags: Sequence[str]) -> bool:
+    """Whether a file of no known tag was trained with QuickGELU; warns where nothing tells."""
+    weights = Path(weights).expanduser()
+    told = trained_with_quick_gelu(weights) if weights.is_file() else False
+    if told is None:
+        message = (
+            f"clip:{name}:{weights}: the file does not tell whether it was trained with QuickGELU "
+            f"(OpenAI's, MetaCLIP's and DFN's were), and is computed without: write "
+            f"'clip:{name}{_QUICK}:{weights}' if it was, or name the tag that the file is of, as "
+            f"in steer.reward('clip:{name}:{tags[-1] if tags else 'openai'}', checkpoint=FILE)"
+        )
+        warnings.warn(message, UserWarning, stacklevel=2)
+        _log.warning(message)
+    return bool(told)
 
 
 def _folder_config(

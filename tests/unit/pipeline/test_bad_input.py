@@ -234,3 +234,28 @@ def test_a_part_of_a_reward_that_throws() -> None:
     (note,) = caught.value.__notes__
     assert "redness=0.5,picky=0.5" in note
     assert "particle 0, 1, 2, 3, 4, 5, 6, 7 and 4 more" in note
+
+
+def test_assigned_attributes_are_resolved_or_refused() -> None:
+    pipe = shared("sd")
+    call: Any = guided(pipe, redness, method=BestOfN(2))
+    call.reward = call.judges = {redness: 2.0}
+    out = call(**arguments("sd"))
+    assert out.report.judges[call.judges[0].name] == pytest.approx(out.rewards)
+    call.reward, call.judges = redness, None
+    assert call(**arguments("sd")).rewards == pytest.approx([out.rewards[0] / 2])
+    refused = {
+        "reward": ("nonsense", "reward='nonsense' is unknown"),
+        "judges": ([redness, "nonsense"], "reward='nonsense' is unknown"),
+        "method": ("BestOfN(4)", r"method='BestOfN\(4\)'.*steer\.BestOfN"),
+        "compute": (4, "give one"),
+        "lane_width": (0, "lane_width=0"),
+        "pipe": (None, "pass a diffusers pipeline"),
+    }
+    for name, (value, message) in refused.items():
+        before = getattr(call, name)
+        with pytest.raises((ValueError, errors.UnsupportedPipelineError), match=message):
+            setattr(call, name, value)
+        assert getattr(call, name) is before
+    call.method, call.compute = None, 2
+    assert call(**arguments("sd")).report.ledger.denoiser_rows == 2 * 4

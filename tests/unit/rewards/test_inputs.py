@@ -155,3 +155,16 @@ def test_pil_modes_that_convert(reward, mode):
 def test_refused_prompts(reward, prompts, message):
     with pytest.raises(ValueError, match=message):
         reward(torch.rand(2, 3, 4, 4), prompts)
+
+
+def test_pictures_are_turned_as_their_exif_says():
+    top_red = np.zeros((4, 6, 3), np.uint8)
+    top_red[:2, :, 0] = 255
+    turned, exif = Image.fromarray(top_red), Image.Exif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise
+    turned.getexif().update(exif)
+    for form in (turned, [turned]):
+        (batch,) = as_batches(form)
+        assert batch.shape == (1, 3, 6, 4)
+        assert batch[0, 0, :, 2:].min() == 1 and not batch[0, 0, :, :2].any()
+    assert turned.size == (6, 4)

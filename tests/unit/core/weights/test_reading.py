@@ -101,3 +101,19 @@ def test_read_json(tmp_path):
     path.write_text("[]")
     with pytest.raises(CheckpointError, match="not a JSON object"):
         read_json(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_torchscript_archive_is_named_as_what_it_is(tmp_path):
+    class Tiny(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.weight
+
+    path = tmp_path / "archive.pt"
+    torch.jit.save(torch.jit.script(Tiny()), path)
+    with pytest.raises(CheckpointError, match=r"is a TorchScript archive.*state_dict"):
+        load_state_dict(path)

@@ -165,7 +165,7 @@ def test_the_page(name: str, tmp_path: Path) -> None:
         ("evolution", "short runs"),
         ("climb", "iteration 3"),
         ("lookahead", "short runs"),
-        ("gate", r"\(below the threshold\)"),
+        ("gate", r"\(not accepted\)"),
         ("budget", "Ended by its budget of 2 plain calls, after 24 rows"),
         ("then", "round 3"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import numpy as np
 import open_clip
@@ -11,6 +12,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch.nn.functional import normalize
+from transformers_clip import random_transformers_clip, unit
 
 import steer
 from steer.core.errors import CheckpointError
@@ -147,3 +149,55 @@ def test_logging_is_left_alone(folder_model, capsys):
     clip(f"local-dir:{folder_model[0]}", device="cpu", dtype=torch.bfloat16)
     assert (list(root.handlers), root.manager.disable) == before
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def twins(models):
+    """`tiny-vit` and `tiny-quick`, the latter also as `tiny-vit-quickgelu`."""
+    import json
+
+    path = models / "tiny-vit-quickgelu.json"
+    path.write_text(json.dumps(CONFIGS["tiny-quick"]))
+    open_clip.add_model_config(models)
+    yield
+    path.unlink()
+    open_clip.factory._MODEL_CONFIGS.pop("tiny-vit-quickgelu")
+    open_clip.factory._MODEL_CONFIG_PATHS.remove(models)
+
+
+def test_a_file_that_does_not_tell_its_gelu_warns(twins, tmp_path, monkeypatch):
+    path = tmp_path / "weights.pt"
+    torch.save(open_clip.create_model("tiny-vit").state_dict(), path)
+    with pytest.warns(UserWarning, match="write 'clip:tiny-vit-quickgelu:.*if it was"):
+        assert "QuickGELU" not in str(clip(f"tiny-vit:{path}", device="cpu").encoder.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        named = clip(f"tiny-vit-quickgelu:{path}", device="cpu")
+        assert "QuickGELU" in str(named.encoder.model)
+        monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"quick_gelu": True})
+        tagged = clip("tiny-vit:openai", checkpoint=path, device="cpu")
+        assert "QuickGELU" in str(tagged.encoder.model)
+
+
+def test_openais_own_state_dict_is_known_by_its_sizes(twins, tmp_path):
+    state = open_clip.create_model("tiny-vit").state_dict()
+    sizes = {"input_resolution": 64, "context_length": 77, "vocab_size": 49408}
+    torch.save(state | {k: torch.tensor(v) for k, v in sizes.items()}, tmp_path / "weights.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        made = clip(f"tiny-vit:{tmp_path / 'weights.pt'}", device="cpu")
+    assert "QuickGELU" in str(made.encoder.model)
+
+
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-quick"])
+def test_a_transformers_folder_names_its_gelu(twins, name, tmp_path):
+    theirs = random_transformers_clip(CONFIGS[name])
+    theirs.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        made = clip(f"tiny-vit:{tmp_path / 'model.safetensors'}", device="cpu")
+    assert ("QuickGELU" in str(made.encoder.model)) == (name == "tiny-quick")
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = unit(theirs.get_image_features(pixels))
+    torch.testing.assert_close(made.encoder.images(pixels), expected, rtol=1e-4, atol=1e-5)
