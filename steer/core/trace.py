@@ -76,6 +76,13 @@ class Trace:
             particles = [names[row][1] for row in own]
             self.log(event, step=step, prompt=prompt, particle=particles, **mine)
 
+    def tell_choice(self, names: Sequence[Name], kept: Sequence[int], step: int) -> None:
+        """Say which particles of every prompt go on and which are dropped, by row."""
+        for prompt, own in rows_by_prompt(names).items():
+            going = [names[row][1] for row in own if row in kept]
+            ended = [names[row][1] for row in own if row not in kept]
+            self.log("select", step=step, prompt=prompt, kept=going, dropped=ended)
+
     def of(self, event: str, prompt: int | None = None) -> list[dict[str, Any]]:
         """The rows of one kind, of one prompt if given."""
         return [

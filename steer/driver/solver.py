@@ -22,6 +22,7 @@ from steer.driver.solver_state import (
     map_rows,
     negative_variance,
     row_tensors,
+    step_arguments,
     step_parameters,
     take,
     with_variance,
@@ -253,7 +254,7 @@ class Solver:
 
     def _run(self, inner: Any, step: Step, x: Tensor, output: Tensor, noise: Generators) -> Tensor:
         """One call of the inner scheduler's own `step`."""
-        kwargs = self._kwargs(len(x))
+        kwargs = step_arguments(self.name, self._arguments, self._accepted, len(x))
         if step.index + self.offset in self._mended:
             kwargs["eta"] = 0.0
             clean = inner.step(output, step.t, x, **kwargs).pred_original_sample
@@ -262,25 +263,6 @@ class Solver:
         if self._takes_generator:
             kwargs["generator"] = noise
         return inner.step(output, step.t, x, **kwargs, return_dict=False)[0]
-
-    def _kwargs(self, rows: int) -> dict[str, Any]:
-        """What the pipeline passed to `step` with the latest denoiser call, for so many rows.
-
-        Raises:
-            UnsupportedSchedulerError: An argument that differs from row to row.
-        """
-        kwargs = {k: v for k, v in self._arguments.items() if k in self._accepted}
-        for name, value in kwargs.items():
-            per_row = isinstance(value, Tensor) and value.ndim > 1 and len(value) != rows
-            if not per_row:
-                continue
-            if not torch.equal(value[1:], value[:-1]):
-                raise UnsupportedSchedulerError(
-                    f"{self.name}.step gets {name} of {len(value)} different rows, which other "
-                    "particles have none of; use a method of one particle, such as BestOfN(1)"
-                )
-            kwargs[name] = value[:1].expand(rows, *value.shape[1:])
-        return kwargs
 
     def _mixed(
         self,

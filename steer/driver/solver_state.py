@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -64,6 +64,33 @@ def fork(generator: Generators, device: torch.device) -> Generators:
         current = torch.cuda.current_device() if device.index is None else device.index
         generator = torch.cuda.default_generators[current]
     return (generator or torch.default_generator).clone_state()
+
+
+def step_arguments(
+    scheduler: str, given: Mapping[str, Any], accepted: set[str], rows: int
+) -> dict[str, Any]:
+    """What the pipeline passes to `scheduler.step`, for so many rows.
+
+    Args:
+        scheduler: Its name, for errors.
+        given: What was passed with the latest denoiser call.
+        accepted: What `step` takes.
+        rows: Rows to step; the pipeline's own batch may have another number.
+
+    Raises:
+        UnsupportedSchedulerError: An argument that differs from row to row.
+    """
+    kwargs = {name: value for name, value in given.items() if name in accepted}
+    for name, value in kwargs.items():
+        if not isinstance(value, Tensor) or value.ndim < 2 or len(value) == rows:
+            continue
+        if not torch.equal(value[1:], value[:-1]):
+            raise UnsupportedSchedulerError(
+                f"{scheduler}.step gets {name} of {len(value)} different rows, which other "
+                "particles have none of; use a method of one particle, such as BestOfN(1)"
+            )
+        kwargs[name] = value[:1].expand(rows, *value.shape[1:])
+    return kwargs
 
 
 def step_parameters(scheduler: Any) -> set[str]:

@@ -6,15 +6,13 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from steer.core.errors import (
-    AGAIN,
     LaneWidthError,
     SteerError,
     UnsupportedPipelineError,
@@ -22,15 +20,14 @@ from steer.core.errors import (
 )
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
-from steer.driver.call import Call, check_scheduler
-from steer.driver.counting import counting
-from steer.driver.facts import edits_latents, is_interrupted
+from steer.driver.call import Call
+from steer.driver.facts import edits_latents
 from steer.driver.noise import Source, call_seeds, can_widen
 from steer.driver.safety import check_of
-from steer.driver.scheduler import SteeredScheduler
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
-from steer.pipeline.memory import Randomness, is_shortage, with_room
+from steer.pipeline.drive import drive
+from steer.pipeline.memory import Randomness, with_room
 from steer.pipeline.plan import affordable
 from steer.pipeline.recall import recall
 from steer.pipeline.report.call import Report
@@ -180,7 +177,9 @@ class Guided:
 
         Begins again where memory is short, and where the pipeline does not bear a wider batch.
         """
-        attempt = partial(self._drive, call)
+        if type(self.pipe) in self._refused and not run.method.needs_loop:
+            raise UnsupportedPipelineError(self._refused[type(self.pipe)])
+        attempt = partial(drive, call)
         wasted: list[Run] = []
         try:
             run, (output, ended), failed = with_room(attempt, run, again)
@@ -213,50 +212,6 @@ class Guided:
     def _tell(self, message: str) -> None:
         warnings.warn(message, UserWarning, stacklevel=4)
         _log.warning(message)
-
-    def _drive(self, call: Call, run: Run) -> tuple[Any, bool]:
-        """The pipeline's output with a search in its loop, and whether the search came to its end.
-
-        Raises:
-            UnsupportedPipelineError: The loop was not driven.
-        """
-        if type(self.pipe) in self._refused and not run.method.needs_loop:
-            raise UnsupportedPipelineError(self._refused[type(self.pipe)])
-        check_scheduler(self.pipe)
-        scheduler = SteeredScheduler(self.pipe.scheduler, run.search, run.ledger)
-        loop = scheduler.loop
-        loop.noises, loop.callbacks = run.source.noises, call.has_callbacks
-        stand_ins: dict[str, Any] = {"scheduler": scheduler}
-        if run.source.prepare is not None:
-            stand_ins["prepare_latents"] = run.source
-        if hasattr(self.pipe, "progress_bar"):
-            stand_ins["progress_bar"] = run.progress_bar
-        models = nullcontext()
-        if run.models is not None:
-            loop.evaluations = run.evaluations
-            from steer.driver.denoisers.forward import answering
-
-            models = answering(run.models, loop.asked, run.rows * run.lane_width)
-        with models, counting(self.pipe), _standing_in(self.pipe, stand_ins):
-            try:
-                output = call.run(run.lane_width)
-            except Exception as error:
-                within = loop.failed or (loop.started and not loop.finished)
-                if run.lane_width == 1 or within or is_ours(error):
-                    raise
-                raise LaneWidthError(
-                    f"{type(self.pipe).__name__} raised {type(error).__name__} for a batch "
-                    f"{run.lane_width} times as wide ({error})"
-                ) from error
-            finally:
-                loop.close()
-        interrupted = loop.interrupted or is_interrupted(self.pipe)
-        if not loop.finished and not interrupted:
-            raise UnsupportedPipelineError(
-                f"{type(self.pipe).__name__}: its loop cannot be driven (it does not iterate over "
-                f"scheduler.timesteps and call scheduler.step); {AGAIN}"
-            )
-        return output, loop.finished
 
     def _lane_width(self, call: Call, method: Method) -> int:
         if type(self.pipe) in self._narrow or edits_latents(self.pipe):
@@ -313,11 +268,6 @@ class Guided:
         )
 
 
-def is_ours(error: Exception) -> bool:
-    """Whether an error says what is wrong already: steer's own, or memory that is short."""
-    return isinstance(error, SteerError) or is_shortage(error)
-
-
 def guided(
     pipe: Any,
     reward: Any,
@@ -371,20 +321,3 @@ def guided(
         tuned=tuned,
         blend=blend,
     )
-
-
-@contextmanager
-def _standing_in(pipe: Any, stand_ins: Mapping[str, Any]) -> Iterator[None]:
-    """Attributes of `pipe` replaced for a while, past its config; put back whatever happens."""
-    before = {name: pipe.__dict__[name] for name in stand_ins if name in pipe.__dict__}
-    try:
-        for name, value in stand_ins.items():
-            object.__setattr__(pipe, name, value)
-        yield
-    finally:
-        for name in stand_ins:
-            if name in before:
-                object.__setattr__(pipe, name, before[name])
-            else:
-                with suppress(AttributeError):
-                    object.__delattr__(pipe, name)

@@ -14,13 +14,14 @@ from steer.core.types import Name, Population, Reward
 from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.facts import uses_guidance
+from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
 from steer.driver.noise import Source
 from steer.driver.safety import Check
-from steer.driver.scheduler import Driven, Opening
 from steer.driver.solver import Solver
 from steer.pipeline.plan import affordable, per_row
 from steer.pipeline.progress import Progress
+from steer.search.clean import Clean
 from steer.search.context import Context
 from steer.search.judging import Judging
 from steer.search.method import Method
@@ -146,7 +147,7 @@ class Run:
                 keeps_base=bool(self.judges),
                 check=self.check,
             ),
-            keeps_clean=self.latent and opening.schedule[-1].ends_in_noise,
+            clean=Clean() if self.latent and opening.schedule[-1].ends_in_noise else None,
             draw_latents=self.source.draw,
             make_solver=lambda plain: self._solver(opening, plain),
             evaluations=lambda step: self.evaluations(step.index, step.count),

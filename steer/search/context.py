@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steer.core.errors import UnsupportedPipelineError
-from steer.core.rows import rows_by_prompt
 from steer.core.types import Name, Population, Query, Reward, Step
 from steer.driver.grid import Schedule
 from steer.driver.model import Model
 from steer.driver.solver import Solver
+from steer.search.clean import Clean
 from steer.search.judging import Judging
 from steer.search.lanes import Lane, ask, in_pieces, lanes_of
 from steer.search.starts import Starts
@@ -36,8 +35,7 @@ class Context:
         draw_latents: The pipeline's own draw: `(particles, prompts) -> Population`.
         make_solver: A fresh `Solver`, with or without the plain call's rows.
         evaluations: Denoisers that answer one row at a step; more than one for a blend of models.
-        keeps_clean: Final latents are judged by their x0, since the loop ends before the noise
-            does, and they go to another pipeline.
+        clean: The x0 of final latents, where the loop ends before the noise does.
         accepted: Per prompt, one bool per returned image; missing means accepted.
     """
 
@@ -50,9 +48,8 @@ class Context:
     draw_latents: Callable[[Sequence[int], Sequence[int]], Population]
     make_solver: Callable[[bool], Solver]
     evaluations: Callable[[Step], int] = lambda step: 1
-    keeps_clean: bool = False
+    clean: Clean | None = None
     accepted: dict[int, list[bool]] = field(default_factory=dict)
-    _clean: dict[Name, Tensor] = field(default_factory=dict)
     _limits: list[Callable[[], float]] = field(default_factory=list)
     _lanes: tuple[tuple[Name, ...], list[Lane]] | None = None
 
@@ -110,9 +107,8 @@ class Context:
             self._lanes = (names, lanes_of(names, len(self.prompts), self.lane))
         lanes = self._lanes[1]
         answer = yield from ask(lanes, population, step, grad)
-        if self.keeps_clean and step.index + 1 == step.count:
-            x0 = step.x0(population.x.detach(), answer.detach())
-            self._clean |= dict(zip(population.ids, x0, strict=True))
+        if self.clean is not None:
+            self.clean.note(population, step, answer)
         if grad:
             rows = sum(len(lane.rows) for lane in lanes)
             self.ledger.backward_rows += rows * self.evaluations(step)
@@ -133,20 +129,8 @@ class Context:
             return self.model.decode(latents, grad)
 
     def show(self, population: Population) -> Tensor:
-        """Final latents decoded, or their x0 where they are noisy.
-
-        Raises:
-            UnsupportedPipelineError: Noisy latents that were made after the last denoiser call.
-        """
-        if not self.keeps_clean:
-            return self.decode(population.x)
-        if not all(name in self._clean for name in population.ids):
-            raise UnsupportedPipelineError(
-                "the pipeline's loop ends before the noise does (denoising_end), and the method "
-                "makes new particles after its last step, whose images cannot be seen: use BestOfN "
-                "or Prune"
-            )
-        return self.decode(torch.stack([self._clean[name] for name in population.ids]))
+        """Final latents decoded, or their x0 where they are noisy."""
+        return self.decode(population.x if self.clean is None else self.clean.of(population))
 
     def score(self, images: Tensor, ids: Sequence[Name], reward: Reward | None = None) -> Tensor:
         """The reward of images for their particles' prompts, `(rows,)` float32.
@@ -175,12 +159,7 @@ class Context:
 
         Particles that the pipeline's safety checker flagged come last.
         """
-        best: list[int] = []
-        flagged, ids = self.judging.flagged, population.ids
-        keys = [(name in flagged, -value) for name, value in zip(ids, values.tolist(), strict=True)]
-        for rows in rows_by_prompt(ids).values():
-            best += sorted(rows, key=keys.__getitem__)[:count]
-        return best
+        return self.judging.top(population.ids, values.tolist(), count)
 
     def winners(self, population: Population) -> Population:
         """The `images` best finished particles of every prompt; all of them, unjudged, if fewer."""
@@ -201,17 +180,9 @@ class Context:
         finally:
             self._limits.remove(left)
 
-    def watch(self, follow: Callable[[Population, Tensor], None]) -> AbstractContextManager[None]:
-        """`follow(population, rewards)` is called for a while with all that `evaluate` finishes."""
-        return self.judging.watch(follow)
-
     def accept(self, prompt: int, flags: Sequence[bool]) -> None:
         """Whether each winner of a prompt is good enough."""
         self.accepted[prompt] = list(flags)
-
-    def freeze(self) -> AbstractContextManager[None]:
-        """No gradients for the pipeline's weights for a while: only latents need them."""
-        return self.model.frozen()
 
     def log(self, event: str, **values: Any) -> None:
         """Add one row to the trace."""
@@ -226,10 +197,3 @@ class Context:
     ) -> None:
         """Say who descends from whom, `"select"` or `"branch"`."""
         self.tell(event, names, step, ancestors=[parent for _, parent in parents])
-
-    def tell_choice(self, names: Sequence[Name], kept: Sequence[int], step: Step) -> None:
-        """Say which particles of every prompt go on and which are dropped, by row."""
-        for prompt, own in rows_by_prompt(names).items():
-            going = [names[row][1] for row in own if row in kept]
-            ended = [names[row][1] for row in own if row not in kept]
-            self.log("select", step=step.index, prompt=prompt, kept=going, dropped=ended)

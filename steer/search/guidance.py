@@ -117,7 +117,7 @@ def reward_gradient(ctx: Context, clean: Population) -> tuple[Tensor, Tensor]:
         GradientError: A gradient that is not finite.
     """
     chunk, rewards, gradients = ctx.lane * len(ctx.prompts), [], []
-    with ctx.freeze():
+    with ctx.model.frozen():
         for first in range(0, len(clean), chunk):
             part = clean.take(range(first, min(first + chunk, len(clean))))
             reward, gradient, size = scaled_gradient(ctx, part)

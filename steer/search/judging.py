@@ -151,6 +151,14 @@ class Judging:
         """Sort key of a finished particle, best first: those that were flagged come last."""
         return name in self.flagged, -self.finals[name]
 
+    def top(self, ids: Sequence[Name], values: Sequence[float], count: int) -> list[int]:
+        """Rows of the `count` best of every prompt, best first; flagged particles come last."""
+        keys = [(name in self.flagged, -value) for name, value in zip(ids, values, strict=True)]
+        best: list[int] = []
+        for rows in rows_by_prompt(ids).values():
+            best += sorted(rows, key=keys.__getitem__)[:count]
+        return best
+
     def record(self, images: Tensor, ids: Sequence[Name]) -> None:
         """Score finished images and remember it."""
         parts = self.parts(images, ids)

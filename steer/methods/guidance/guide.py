@@ -117,7 +117,7 @@ class Guide(Around):
             return (yield from self.method(ctx, start))
         check_gradient(ctx, type(self).__name__)
         search = self.method(ctx, leave_plain_names(ctx, start))
-        with ctx.freeze():
+        with ctx.model.frozen():
             try:
                 query = next(search)
                 while True:

@@ -128,7 +128,7 @@ class Mover:
 
     def keep(self, population: Population, rows: Sequence[int], step: Step) -> Population:
         """These rows only, with the solver's history; the trace is told."""
-        self.ctx.tell_choice(population.ids, rows, step)
+        self.ctx.trace.tell_choice(population.ids, rows, step.index)
         self.solver.gather(rows)
         return population.take(rows)
 

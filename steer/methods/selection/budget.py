@@ -73,7 +73,7 @@ class Budget(Around):
         def reserve() -> int:
             return 0 if fits or best.complete(start.prompts) else plain
 
-        with ctx.limit(lambda: (purse.limit - purse.spent) / dearest), ctx.watch(best.see):
+        with ctx.limit(lambda: (purse.limit - purse.spent) / dearest), ctx.judging.watch(best.see):
             winners = yield from purse.spend(self.method(ctx, start), reserve)
         if winners is not None:
             return winners

@@ -55,5 +55,5 @@ def _survivors(
         ranked = sorted(own, key=lambda row: (doomed[row], -values[row]))
         alive = max(sum(not doomed[row] for row in own), lacking[prompt])
         kept += ranked[:alive]
-    ctx.tell_choice(previews.ids, kept, step)
+    ctx.trace.tell_choice(previews.ids, kept, step.index)
     return sorted(kept)

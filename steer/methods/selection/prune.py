@@ -192,7 +192,7 @@ def _best(ctx: Context, previews: Population, step: Step, count: int) -> list[in
     if count * len(previews.prompts) >= len(previews):
         return list(range(len(previews)))
     rows = sorted(ctx.top(previews, ctx.evaluate(previews, step), count))
-    ctx.tell_choice(previews.ids, rows, step)
+    ctx.trace.tell_choice(previews.ids, rows, step.index)
     return rows
 
 

@@ -16,7 +16,8 @@ import steer
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.ledger import Ledger
 from steer.core.types import Population, Query
-from steer.driver.scheduler import Driven, Opening, SteeredScheduler
+from steer.driver.loop import Driven, Opening
+from steer.driver.scheduler import SteeredScheduler
 from steer.driver.timeline import Timeline
 from steer.methods import BestOfN
 from steer.pipeline.guided import guided

@@ -1,0 +1,81 @@
+"""One call of the pipeline with a search in its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+from steer.core.errors import AGAIN, LaneWidthError, SteerError, UnsupportedPipelineError
+from steer.driver.call import Call, check_scheduler
+from steer.driver.counting import counting
+from steer.driver.facts import is_interrupted
+from steer.driver.scheduler import SteeredScheduler
+from steer.pipeline.memory import is_shortage
+from steer.pipeline.run import Run
+
+
+def drive(call: Call, run: Run) -> tuple[Any, bool]:
+    """The pipeline's output with a search in its loop, and whether the search came to its end.
+
+    Raises:
+        UnsupportedPipelineError: The loop was not driven.
+    """
+    pipe = call.pipe
+    check_scheduler(pipe)
+    scheduler = SteeredScheduler(pipe.scheduler, run.search, run.ledger)
+    loop = scheduler.loop
+    loop.noises, loop.callbacks = run.source.noises, call.has_callbacks
+    stand_ins: dict[str, Any] = {"scheduler": scheduler}
+    if run.source.prepare is not None:
+        stand_ins["prepare_latents"] = run.source
+    if hasattr(pipe, "progress_bar"):
+        stand_ins["progress_bar"] = run.progress_bar
+    models = nullcontext()
+    if run.models is not None:
+        loop.evaluations = run.evaluations
+        from steer.driver.denoisers.forward import answering
+
+        models = answering(run.models, loop.asked, run.rows * run.lane_width)
+    with models, counting(pipe), _standing_in(pipe, stand_ins):
+        try:
+            output = call.run(run.lane_width)
+        except Exception as error:
+            within = loop.failed or (loop.started and not loop.finished)
+            if run.lane_width == 1 or within or _is_ours(error):
+                raise
+            raise LaneWidthError(
+                f"{type(pipe).__name__} raised {type(error).__name__} for a batch "
+                f"{run.lane_width} times as wide ({error})"
+            ) from error
+        finally:
+            loop.close()
+    interrupted = loop.interrupted or is_interrupted(pipe)
+    if not loop.finished and not interrupted:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__}: its loop cannot be driven (it does not iterate over "
+            f"scheduler.timesteps and call scheduler.step); {AGAIN}"
+        )
+    return output, loop.finished
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error says what is wrong already: steer's own, or memory that is short."""
+    return isinstance(error, SteerError) or is_shortage(error)
+
+
+@contextmanager
+def _standing_in(pipe: Any, stand_ins: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes of `pipe` replaced for a while, past its config; put back whatever happens."""
+    before = {name: pipe.__dict__[name] for name in stand_ins if name in pipe.__dict__}
+    try:
+        for name, value in stand_ins.items():
+            object.__setattr__(pipe, name, value)
+        yield
+    finally:
+        for name in stand_ins:
+            if name in before:
+                object.__setattr__(pipe, name, before[name])
+            else:
+                with suppress(AttributeError):
+                    object.__delattr__(pipe, name)
