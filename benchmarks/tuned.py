@@ -218,7 +218,7 @@ def work(runs: list[Training]) -> None:
     for run in runs:
         with common.claimed(RUNS / f"{run.name}.lock") as mine:
             if mine and not is_finished(run):
-                tune(run.config())
+                tune(run.config(), progress=True)
                 choose(run)
             if mine:
                 judge(run.name, run.out / "best")

@@ -135,7 +135,7 @@ def pixels_of(preprocess: Preprocess, device: torch.device) -> Callable[[Tensor]
 
     def pixels(images: Tensor) -> Tensor:
         images = images.to(torch.promote_types(images.dtype, torch.float32))
-        return (preprocess._fitted(preprocess._resized(images)) - mean) / std
+        return (preprocess._fit(preprocess._resize(images)) - mean) / std
 
     return pixels
 

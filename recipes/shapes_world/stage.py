@@ -32,4 +32,6 @@ def train(
 ) -> None:
     """`loop.train`, with a checkpoint every `CHECKPOINT_EVERY` steps."""
     every = CHECKPOINT_EVERY
-    loop.train(name, module, loss, recipe, folder, seed, names=names, checkpoint_every=every)
+    loop.train(
+        name, module, loss, recipe, folder, seed, names=names, checkpoint_every=every, progress=True
+    )

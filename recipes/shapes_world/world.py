@@ -146,8 +146,29 @@ def run_export(recipe: Recipe, folder: Path, device: str) -> None:
     pipe.unet.half()
     pipe.vae.half()
     pipe.save_pretrained(target / "pipeline")
+    suit_transformers_4(target / "pipeline")
     for name in ("clip", "scorer"):
         shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
+
+
+def suit_transformers_4(pipeline: Path) -> None:
+    """Write a saved pipeline's text encoder and tokenizer anew, for transformers 4 and 5 alike.
+
+    transformers 5 saves a text encoder of its own without the `text_model.` before each name, and a
+    tokenizer as `tokenizer.json` alone. transformers 4 would read both in silence: random weights,
+    and another tokenizer.
+    """
+    weights = pipeline / "text_encoder" / "model.safetensors"
+    prefix = "text_model."
+    state = {f"{prefix}{k.removeprefix(prefix)}": v for k, v in load_file(weights).items()}
+    save_file(state, weights, {"format": "pt"})
+    folder = pipeline / "tokenizer"
+    if not (folder / "tokenizer.json").is_file():  # saved by transformers 4
+        return
+    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+    merges = (" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
 
 
 def load_clip(folder: Path) -> open_clip.CLIP:

@@ -56,13 +56,13 @@ def compare(config: Config, out: Out = None, check: Check = False) -> None:
 
 def _plan(comparison: Comparison, folder: Path) -> str:
     from steer.jobs.compare.job import check
-    from steer.jobs.compare.scoring import reported
+    from steer.jobs.compare.scoring import reported_rewards
 
     prompts = check(comparison)
     return (
         f"{len(comparison.arms)} arms x {len(prompts.prompts)} prompts ({prompts.name}) x "
         f"{len(comparison.seeds)} seeds = {len(prompts.prompts) * comparison.images} images, "
-        f"scored by {', '.join(reported(comparison))}, into {folder}"
+        f"scored by {', '.join(reported_rewards(comparison))}, into {folder}"
     )
 
 

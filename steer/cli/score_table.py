@@ -9,7 +9,7 @@ from itertools import takewhile
 from rich.markup import escape
 from rich.table import Table
 
-from steer.core.files.score_log import Row, mean_scores, ranked, score_text
+from steer.core.files.score_log import Row, mean_scores, rank_rows, score_text
 
 
 MAX_ROWS = 40
@@ -22,7 +22,7 @@ def ranking(rows: Sequence[Row], rewards: Sequence[str]) -> Table:
     Files are named within the folder that they share, prompts are shown where they differ.
     """
     folder = _shared_folder(rows)
-    rows, means = ranked(rows, rewards[0]), mean_scores(rows, rewards)
+    rows, means = rank_rows(rows, rewards[0]), mean_scores(rows, rewards)
     show_prompts = len({row.prompt for row in rows}) > 1
     table = Table(box=None, pad_edge=False, header_style="dim", show_footer=True)
     table.add_column("", justify="right", style="dim")

@@ -25,20 +25,20 @@ def escape(text: object) -> str:
 def progress(what: str, counts: Iterable[int], total: int, shown: bool = True) -> None:
     """Go through the work under a bar of images on stderr that is gone at the end.
 
+    There is no bar where stderr is no terminal.
+
     Args:
         what: What is done to the images.
         counts: The work: as it goes on, how many more images are done.
         total: Images in all.
         shown: Whether there is a bar.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from tqdm.auto import tqdm
 
-    columns = (what, BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
-        task = bar.add_task("", total=total)
+    hidden = None if shown else True  # None: only on a terminal
+    with tqdm(desc=what, total=total, unit="image", leave=False, disable=hidden) as bar:
         for count in counts:
-            bar.advance(task, count)
+            bar.update(count)
 
 
 def command() -> str:

@@ -35,7 +35,7 @@ def data(
         from steer.tune.data.make import make
 
         try:
-            folder = make(job)
+            folder = make(job, progress=True)
         except KeyboardInterrupt:
             typer.echo(f"Interrupted: finished shards are in {job.out}; the same command continues")
             raise typer.Exit(INTERRUPTED) from None

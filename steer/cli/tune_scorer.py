@@ -35,7 +35,7 @@ def scorer(
         from steer.tune.scorer.fit import fit
 
         try:
-            result = fit(job)
+            result = fit(job, progress=True)
         except KeyboardInterrupt:
             typer.echo(f"Interrupted: its checkpoint is in {job.out}; the same command continues")
             raise typer.Exit(INTERRUPTED) from None

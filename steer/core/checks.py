@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -69,15 +69,22 @@ def plain_calls(compute: object) -> None:
         raise ValueError(f"compute={compute!r}: a plain call costs 1; give 1 or more, such as 4")
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` where a known name is close, else nothing."""
+def did_you_mean(name: str, known: Sequence[str] | Mapping[str, str]) -> str:
+    """`did you mean ...? ` where a known name is close, else nothing.
+
+    Args:
+        name: As it was written.
+        known: Names; or names as `name` is to be compared with them, and as they are to be shown.
+    """
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    if not found:
+        return ""
+    return f"did you mean {(known[found[0]] if isinstance(known, Mapping) else found[0])!r}? "
 
 
 def near(name: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` where a known name is close, and all of them."""
-    return did_you_mean(name, known) + f" There are {', '.join(known)}"
+    """The end of an error: `; did you mean ...?` where a known name is close, and all of them."""
+    return f"; {did_you_mean(name, known)}there are {', '.join(known)}"
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+AGAIN = "use BestOfN or a Gate around it, which call the pipeline again for every image"
+"""The way out where no search can sit in a pipeline's loop."""
+
+
 class SteerError(Exception):
     """Base class of steer's errors."""
 
 
 class UnsupportedPipelineError(SteerError, TypeError):
     """steer cannot run a search in this pipeline, or not in its present state."""
+
+
+class LaneWidthError(UnsupportedPipelineError):
+    """The pipeline does not bear a batch that is wider than the call's own."""
 
 
 class UnsupportedSchedulerError(SteerError, ValueError):
@@ -97,3 +105,12 @@ class FolderError(SteerError, ValueError):
 
 class PipelineNotFoundError(SteerError, ValueError):
     """The pipeline's name leads nowhere."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's error, to be told inside one of steer's.
+
+    Without its full stop, 300 characters at most; the error's class where it says nothing.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from steer.core.checks import did_you_mean
 
 
 _JOINS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -46,7 +47,7 @@ class Grammar:
             ValueError: An unknown name, something that is not a literal, or arguments that do not
                 fit; the message says which and what there is.
         """
-        node = self._parsed(text)
+        node = self._parse(text)
         if not isinstance(node, ast.Call) or getattr(node.func, "id", None) not in self.outermost:
             raise ValueError(f"{self.what}={text!r}: not a {self.what}; {self.hint}")
         return self._build(node, text)
@@ -89,7 +90,7 @@ class Grammar:
                 "{name: {argument: value}}"
             )
         if isinstance(value, str) and _WRITTEN_CALL.fullmatch(value):
-            return self._value(self._parsed(value), value)
+            return self._value(self._parse(value), value)
         return value
 
     def name(self, written: str, text: str) -> str:
@@ -97,12 +98,11 @@ class Grammar:
         names = {_plain(name): name for name in self.known}
         found = names.get(_plain(written))
         if found is None:
-            near = difflib.get_close_matches(_plain(written), names, n=1, cutoff=0.5)
-            guess = f"did you mean {names[near[0]]}? " if near else ""
+            guess = did_you_mean(_plain(written), names)
             raise ValueError(f"{self.what}={text!r}: {written!r} is unknown; {guess}{self.hint}")
         return found
 
-    def _parsed(self, text: str) -> ast.expr:
+    def _parse(self, text: str) -> ast.expr:
         """The syntax tree of an expression, every name in it spelled as it is known."""
         source = _CALLED.sub(lambda m: m[0] if m[0][0] in "'\"" else self.name(m[0], text), text)
         try:

@@ -30,7 +30,7 @@ from steer.core.types import Step
 _HUNDREDTHS = 100  # the published tempering schedule counts steps of 100
 
 
-def tempered(step: Step, rate: float | None) -> float:
+def tempering(step: Step, rate: float | None) -> float:
     """The share of the inverse temperature that is used at a step: min((1 + rate)^i - 1, 1).
 
     i is the share of steps done, in hundredths (DAS, Kim et al. 2025, arXiv:2501.05803, with

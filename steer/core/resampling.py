@@ -23,25 +23,25 @@ Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 Selector: TypeAlias = Callable[[Tensor, int, Generators], Tensor]
 
 
-def normalised(log_weights: Tensor) -> Tensor:
+def normalise(log_weights: Tensor) -> Tensor:
     """Weights `(P, N)` float64 that sum to one per prompt; all equal where every weight is zero.
 
     Raises:
         ValueError: Not `(P, N)` with N >= 1, or a weight that is NaN or +inf.
     """
-    logs = _checked(log_weights)
+    logs = _check(log_weights)
     dead = torch.isneginf(logs).all(1, keepdim=True)
     return logs.masked_fill(dead, 0.0).softmax(1)
 
 
 def ess(log_weights: Tensor) -> Tensor:
     """Effective sample size 1 / sum W^2 per prompt, `(P,)` float64 in [1, N]."""
-    return 1 / normalised(log_weights).square().sum(1)
+    return 1 / normalise(log_weights).square().sum(1)
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
     """Log of the mean weight per prompt, `(P,)` float64; -inf where every weight is zero."""
-    logs = _checked(log_weights)
+    logs = _check(log_weights)
     return logs.logsumexp(1) - torch.tensor(logs.shape[1], dtype=torch.float64).log()
 
 
@@ -50,27 +50,27 @@ def systematic(log_weights: Tensor, count: int, generator: Generators = None) ->
 
     Carpenter, Clifford & Fearnhead 1999.
     """
-    weights = normalised(log_weights)
+    weights = normalise(log_weights)
     start = _uniforms(weights, 1, generator)
     return _invert(weights, (torch.arange(count, dtype=torch.float64) + start) / count)
 
 
 def stratified(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
     """One uniform in each of `count` equal strata (Kitagawa 1996)."""
-    weights = normalised(log_weights)
+    weights = normalise(log_weights)
     within = _uniforms(weights, count, generator)
     return _invert(weights, (torch.arange(count, dtype=torch.float64) + within) / count)
 
 
 def multinomial(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
     """Independent draws (Gordon, Salmond & Smith 1993): the noisiest scheme, for reference."""
-    weights = normalised(log_weights)
+    weights = normalise(log_weights)
     return _invert(weights, _uniforms(weights, count, generator).sort(1).values)
 
 
 def residual(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
     """floor(count * W) children each, the rest by independent draws (Liu & Chen 1998)."""
-    mass = normalised(log_weights) * count
+    mass = normalise(log_weights) * count
     whole = _floor(mass)
     left = count - whole.sum(1).long()
     drawn = _uniforms(mass, count, generator)
@@ -91,7 +91,7 @@ def ssp(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor
     methods" (arXiv:1707.01845): fractional parts are paired, and one of a pair takes
     from the other what makes either of them whole, with the odds that keep both means.
     """
-    mass = normalised(log_weights) * count
+    mass = normalise(log_weights) * count
     whole = _floor(mass)
     fractions = (mass - whole).clamp(min=0).tolist()
     drawn = _uniforms(mass, mass.shape[1], generator).tolist()
@@ -103,7 +103,7 @@ def ssp(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor
 
 def greedy(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
     """Every child from the heaviest particle; ties go to the earlier one. Not unbiased."""
-    return _checked(log_weights).argmax(1, keepdim=True).expand(-1, count).clone()
+    return _check(log_weights).argmax(1, keepdim=True).expand(-1, count).clone()
 
 
 def top_k(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
@@ -112,7 +112,7 @@ def top_k(log_weights: Tensor, count: int, generator: Generators = None) -> Tens
     Raises:
         ValueError: `count` is more than there are.
     """
-    logs = _checked(log_weights)
+    logs = _check(log_weights)
     if count > logs.shape[1]:
         raise ValueError(f"count={count}: there are {logs.shape[1]} particles; ask for fewer")
     return logs.argsort(dim=1, descending=True, stable=True)[:, :count]
@@ -127,7 +127,7 @@ def without_replacement(log_weights: Tensor, count: int, generator: Generators =
     Raises:
         ValueError: `count` is more than there are.
     """
-    logs = normalised(log_weights).log()
+    logs = normalise(log_weights).log()
     noise = _uniforms(logs, logs.shape[1], generator).clamp(min=1e-300)
     return top_k(logs - (-noise.log()).log(), count)
 
@@ -164,7 +164,7 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
-def _checked(log_weights: Tensor) -> Tensor:
+def _check(log_weights: Tensor) -> Tensor:
     logs = log_weights.detach().to("cpu", torch.float64)
     if logs.ndim != 2 or logs.shape[1] == 0:
         raise ValueError(f"log_weights {tuple(logs.shape)}: must be (prompts, particles)")

@@ -56,11 +56,13 @@ class Step:
     def x0(self, x: Tensor, output: Tensor) -> Tensor:
         """The clean sample (`pred_original_sample`) that `output` implies at `x`; same shape.
 
-        Computed in float32 at least. With s = sqrt(alpha^2 + sigma^2) the v-prediction rule
-        `x0 = (alpha x / s - sigma v) / s` holds on VP and VE grids alike (Salimans & Ho 2022,
-        arXiv:2202.00512; Karras et al. 2022, arXiv:2206.00364 for the VE scaling).
+        Computed in float32 at least. An output with a learned variance behind the prediction has
+        twice the channels; the variance is left out. With s = sqrt(alpha^2 + sigma^2) the
+        v-prediction rule `x0 = (alpha x / s - sigma v) / s` holds on VP and VE grids alike
+        (Salimans & Ho 2022, arXiv:2202.00512; Karras et al. 2022, arXiv:2206.00364 for the VE
+        scaling).
         """
-        x32, out32 = wide(x), wide(output)
+        x32, out32 = wide(x), wide(without_variance(output, x))
         match self.prediction:
             case "sample":
                 x0 = out32
@@ -192,6 +194,17 @@ class Reward(Protocol):
 def wide(x: Tensor) -> Tensor:
     """`x` in float32, or as it is where it is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_variance(output: Tensor, x: Tensor) -> Tensor:
+    """The prediction alone, of an output that may have a learned variance behind it.
+
+    Args:
+        output: `(rows, C, ...)`, or `(rows, 2 C, ...)` (Nichol & Dhariwal 2021, arXiv:2102.09672).
+        x: `(rows, C, ...)`.
+    """
+    learned = output.ndim > 1 and output.shape[1] == 2 * x.shape[1]
+    return output[:, : x.shape[1]] if learned else output
 
 
 def by_prompt(values: Tensor, prompts: int) -> Tensor:

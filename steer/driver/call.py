@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from steer.core.errors import UnsupportedPipelineError
+from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.driver.facts import execution_device
 from steer.driver.noise import can_widen
 from steer.driver.solver_state import Generators
@@ -35,7 +36,7 @@ class Call:
         texts: The prompts as text; empty where the call gives embeddings only.
         generator: The user's generator, a list of them, or None.
         steps: Denoising steps asked for (second-order solvers make more denoiser calls).
-        size: Image height and width asked for, None where not given.
+        values: All arguments by name, defaults included.
         output_type: The pipeline's `output_type`, None where it has none.
 
     Raises:
@@ -52,41 +53,43 @@ class Call:
         defaults = {
             name: p.default for name, p in signature.parameters.items() if p.default is not p.empty
         }
-        self._values = {**defaults, **self._given}
+        self.values = {**defaults, **self._given}
         self._count = next((name for name in _COUNTS if name in signature.parameters), None)
-        self.images: int = (self._values.get(self._count) if self._count else 1) or 1
+        self.images: int = (self.values.get(self._count) if self._count else 1) or 1
         self.texts, self.prompts = self._read_prompts()
-        self.generator: Generators = self._values.get("generator")
-        self.size = (_whole(self._values.get("height")), _whole(self._values.get("width")))
+        self.generator: Generators = self.values.get("generator")
         self.steps = self._read_steps()
-        self.output_type: str | None = self._values.get("output_type")
+        self.has_callbacks = any(
+            value is not None for name, value in self._given.items() if name.startswith("callback")
+        )
+        self.output_type: str | None = self.values.get("output_type")
         self.latent_output = self.output_type == "latent"
 
     @property
-    def device(self) -> Any:
+    def device(self) -> torch.device:
         """Where the pipeline computes."""
         return execution_device(self.pipe)
 
     def _read_prompts(self) -> tuple[list[str], int]:
-        prompt = self._values.get("prompt")
+        prompt = self.values.get("prompt")
         if isinstance(prompt, str):
             return [prompt], 1
         if isinstance(prompt, list | tuple) and prompt:
             return [str(p) for p in prompt], len(prompt)
         embeddings = [name for name in self._given if name.startswith("prompt_embeds")]
-        without = () if "prompt" in self._values else ("class_labels", "image")
+        without = () if "prompt" in self.values else ("class_labels", "image")
         for name in (*embeddings, "image_embeds", *without):
-            value = self._values.get(name)
+            value = self.values.get(name)
             one = name == "image" and getattr(value, "ndim", 4) < 4
             if isinstance(value, Tensor | np.ndarray | list) and len(value) and not one:
                 return [], len(value)
-        return [], _whole(self._values.get("batch_size")) or 1
+        return [], _whole(self.values.get("batch_size")) or 1
 
     def _read_steps(self) -> int:
         for name in ("timesteps", "sigmas"):
-            if self._values.get(name) is not None:
-                return len(self._values[name])
-        return _whole(self._values.get("num_inference_steps")) or _STEPS
+            if self.values.get(name) is not None:
+                return len(self.values[name])
+        return _whole(self.values.get("num_inference_steps")) or _STEPS
 
     def run(self, lane_width: int) -> Any:
         """Call the pipeline with a batch `lane_width` times as large; at 1 exactly as asked."""
@@ -103,6 +106,25 @@ class Call:
         if self._count is not None:
             given[self._count] = 1
         return self.pipe(*bound.args, **bound.kwargs)
+
+    def again(self, seeds: Sequence[int]) -> Any:
+        """Call the pipeline once more with other randomness, one image per prompt.
+
+        Args:
+            seeds: One per prompt. The global generator is seeded by the first, and put back.
+        """
+        bound = inspect.BoundArguments(self._bound.signature, self._given.copy())
+        given = bound.arguments
+        given.pop("latents", None)
+        if self._count is not None:
+            given[self._count] = 1
+        if "generator" in self.values:
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            given["generator"] = generators if len(generators) > 1 else generators[0]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seeds[0])
+            return self.pipe(*bound.args, **bound.kwargs)
 
     @property
     def _needs_repeats(self) -> bool:
@@ -175,7 +197,7 @@ class Call:
 
         Only for pipelines without `do_classifier_free_guidance` (PixArt, Flux); 1 for the others.
         """
-        given, tells = self._values, hasattr(type(self.pipe), "do_classifier_free_guidance")
+        given, tells = self.values, hasattr(type(self.pipe), "do_classifier_free_guidance")
         if tells or "negative_prompt" not in given:
             return 1
         apart = "true_cfg_scale" in given  # beside an embedded scale; needs a negative prompt
@@ -191,7 +213,7 @@ class Call:
         Sana, Lumina, LTX and others repeat embeddings prompt by prompt and masks image by image
         (diffusers 0.42, `prompt_attention_mask.repeat(num_images_per_prompt, 1)`).
         """
-        return self.prompts > 1 and any("attention_mask" in name for name in self._values)
+        return self.prompts > 1 and any("attention_mask" in name for name in self.values)
 
     def _is_per_prompt(self, name: str) -> bool:
         value = self._given[name]
@@ -223,21 +245,30 @@ class Call:
             window = getattr(tokenizer, "model_max_length", None)
             if encoder is None or not isinstance(window, int) or not callable(tokenizer):
                 continue
-            limit = _whole(self._values.get("max_sequence_length"))
+            limit = _whole(self.values.get("max_sequence_length"))
             clip = "CLIP" in type(tokenizer).__name__
             found.append((tokenizer, window if limit is None or clip else limit))
         return found
 
 
 def check_pipeline(pipe: Any) -> None:
-    """Raise UnsupportedPipelineError unless `pipe` is callable and has a steppable scheduler."""
-    scheduler = getattr(pipe, "scheduler", None)
-    if callable(pipe) and all(hasattr(scheduler, name) for name in ("step", "set_timesteps")):
+    """Raise UnsupportedPipelineError unless `pipe` is callable."""
+    if callable(pipe):
         return
-    what = "has no scheduler with step and set_timesteps" if callable(pipe) else "is not callable"
     raise UnsupportedPipelineError(
-        f"pipe={type(pipe).__name__}: {what}, so its loop cannot be driven; pass a diffusers "
-        "pipeline such as StableDiffusionPipeline.from_pretrained(...)"
+        f"pipe={type(pipe).__name__}: is not callable; pass a diffusers pipeline such as "
+        "StableDiffusionPipeline.from_pretrained(...)"
+    )
+
+
+def check_scheduler(pipe: Any) -> None:
+    """Raise UnsupportedPipelineError unless the pipeline has a scheduler that can be stepped."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if all(hasattr(scheduler, name) for name in ("step", "set_timesteps")):
+        return
+    raise UnsupportedPipelineError(
+        f"{type(pipe).__name__}: has no scheduler with step and set_timesteps, so its loop cannot "
+        f"be driven; {AGAIN}"
     )
 
 

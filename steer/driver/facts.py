@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,16 @@ def uses_guidance(pipe: Any) -> bool:
 def is_interrupted(pipe: Any) -> bool:
     """Whether somebody told the pipeline to stop (`pipe._interrupt = True`)."""
     return bool(getattr(pipe, "_interrupt", False))
+
+
+def edits_latents(pipe: Any) -> bool:
+    """Whether the pipeline's loop noises a given image and puts it into the latents (inpainting).
+
+    Read off the names that its `__call__` uses.
+    """
+    call = inspect.unwrap(type(pipe).__call__)
+    names = getattr(getattr(call, "__code__", None), "co_names", ())
+    return bool({"add_noise", "scale_noise"} & set(names))
 
 
 def parts(pipe: Any) -> dict[str, nn.Module]:

@@ -35,7 +35,9 @@ def check_resident(pipe: Any) -> None:
     Only denoiser and VAE are checked: text encoders may be offloaded.
     """
     for name, part in parts(pipe).items():
-        if name.startswith(("unet", "transformer", "vae")) and any(map(_wanders, part.modules())):
+        if name.startswith(("unet", "transformer", "vae")) and any(
+            map(is_offloaded, part.modules())
+        ):
             raise UnsupportedPipelineError(
                 f"pipe.{name} is offloaded, so its weights are gone when gradients need them: move "
                 "the pipeline to the device (pipe.to('cuda'), after pipe.remove_all_hooks() where "
@@ -43,7 +45,7 @@ def check_resident(pipe: Any) -> None:
             )
 
 
-def _wanders(module: nn.Module) -> bool:
+def is_offloaded(module: nn.Module) -> bool:
     """Whether hooks of accelerate or diffusers move the module's weights."""
     hook: Any = getattr(module, "_hf_hook", None)
     for one in getattr(hook, "hooks", None) or (hook,):

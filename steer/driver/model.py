@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steer.driver.decode import decode
+from steer.driver.decoding.asked import Asked
+from steer.driver.decoding.decode import check, decode, returned
 from steer.driver.facts import execution_device, makes_videos
 from steer.driver.freeze import check_resident, frozen
 
@@ -19,11 +21,14 @@ class Model:
     """A pipeline as a search sees it.
 
     Attributes:
-        size: Image height and width that the call asked for, where it did.
+        asked: What the call asked the pipeline for, and what it prepared its latents for.
+        finish: What the pipeline makes of clean latents before it decodes them (inpainting puts
+            the given image back).
     """
 
     _pipe: Any
-    size: tuple[int | None, int | None] = (None, None)
+    asked: Asked = field(default_factory=Asked)
+    finish: Callable[[Tensor], Tensor] = lambda latents: latents
 
     @property
     def name(self) -> str:
@@ -42,8 +47,17 @@ class Model:
 
     def decode(self, latents: Tensor, grad: bool = False) -> Tensor:
         """Latents to images `(B, 3, H, W)` or videos `(B, F, 3, H, W)`, float32 in [0, 1]."""
-        height, width = self.size
-        return decode(self._pipe, latents, grad=grad, height=height, width=width)
+        with torch.set_grad_enabled(grad):
+            latents = self.finish(latents)
+        return decode(self._pipe, latents, grad=grad, asked=self.asked)
+
+    def check_decodes(self, latents: Tensor) -> None:
+        """Raise UnsupportedPipelineError where `decode` would, without running the VAE."""
+        check(self._pipe, latents, self.asked)
+
+    def returned(self, images: Tensor) -> Tensor:
+        """What the pipeline returned with `output_type="pt"`, in [0, 1], float32."""
+        return returned(self._pipe, images)
 
     def frozen(self) -> AbstractContextManager[None]:
         """Set `requires_grad=False` on all weights of the pipeline; restored afterwards."""

@@ -11,9 +11,10 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from steer.core.errors import UnsupportedPipelineError
+from steer.core.errors import AGAIN, LaneWidthError, UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.core.types import Population
+from steer.driver.facts import execution_device
 from steer.driver.solver_state import Generators
 
 
@@ -54,17 +55,28 @@ class Source:
         pipe: The pipeline.
         prompts, images, lane_width: The batch is prompts x (images x lane_width) rows.
         seeds: One per prompt.
+        generator: The user's.
     """
 
     def __init__(
-        self, pipe: Any, *, prompts: int, images: int, lane_width: int, seeds: tuple[int, ...]
+        self,
+        pipe: Any,
+        *,
+        prompts: int,
+        images: int,
+        lane_width: int,
+        seeds: tuple[int, ...],
+        generator: Generators = None,
     ) -> None:
         self.prompts, self.images, self.lane_width, self.seeds = prompts, images, lane_width, seeds
+        self.generator, self._device = generator, execution_device(pipe)
         self.pipe_name = type(pipe).__name__
         self.prepare = pipe.prepare_latents if can_widen(pipe) else None
         self.scheduler: Any = None
         self.lane: Tensor | None = None
         self._bound: inspect.BoundArguments | None = None
+        self._plain: Any = None
+        self._noises: dict[int, Tensor] = {}
         self._refills = "strength" in inspect.signature(type(pipe).__call__).parameters
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,8 +85,10 @@ class Source:
         signature = inspect.signature(self.prepare)
         self._bound = signature.bind(*args, **kwargs)
         if self.lane_width == 1:
-            return self.prepare(*args, **kwargs)
-        plain = self._prepare(self.prompts * self.images)
+            self._plain = self.prepare(*args, **kwargs)
+            return self._plain
+        self._check_width()
+        plain = self._plain = self._prepare(self.prompts * self.images)
         further = [
             self._prepare(self.prompts, self._generators(k), fresh=True)
             for k in range(self.images, self.images * self.lane_width)
@@ -89,6 +103,49 @@ class Source:
             else part
             for i, part in enumerate(plain)
         )
+
+    def _check_width(self) -> None:
+        """Raise LaneWidthError where the pipeline asks for other rows than the lane has.
+
+        Also where it has drawn from the user's generator before: for a wider batch it drew more
+        than the plain call does.
+        """
+        assert self._bound is not None
+        given = {**_defaults(self._bound.signature), **self._bound.arguments}
+        rows = given["batch_size"] * (given.get("num_images_per_prompt") or 1)
+        wanted = self.prompts * self.images * self.lane_width
+        if rows != wanted:
+            raise LaneWidthError(
+                f"{self.pipe_name} draws latents of {rows} rows, where its batch should have "
+                f"{wanted}"
+            )
+        if call_seeds(self.generator, self.prompts, self.images, self._device) != self.seeds:
+            raise LaneWidthError(
+                f"{self.pipe_name} draws from the generator before it draws latents, and more for "
+                "a wider batch"
+            )
+
+    def check_lane(self, latents: Tensor) -> None:
+        """Raise an error unless the pipeline's batch has the rows that were asked for.
+
+        Raises:
+            LaneWidthError: Of a batch that was widened.
+            UnsupportedPipelineError: Of the plain call.
+        """
+        wanted = self.prompts * self.images * self.lane_width
+        if len(latents) == wanted:
+            return
+        kind = LaneWidthError if self.lane_width > 1 else UnsupportedPipelineError
+        raise kind(
+            f"{self.pipe_name}: its loop cannot be driven (it steps {len(latents)} rows, where "
+            f"{self.prompts} prompts x {self.images} images x lane width {self.lane_width} make "
+            f"{wanted}); {AGAIN}"
+        )
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """What the pipeline gave `prepare_latents` by name; empty before, and where it has none."""
+        return {} if self._bound is None else dict(self._bound.arguments)
 
     def draw(self, particles: Sequence[int], prompts: Sequence[int]) -> Population:
         """Initial latents of `particles` for each of `prompts`, prompt-major."""
@@ -109,7 +166,7 @@ class Source:
         generators = self._generators(particle)
         if self._bound is not None:
             drawn = self._prepare(self.prompts, generators, fresh=True)
-            return (drawn[0] if isinstance(drawn, tuple) else drawn).to(self.lane)
+            return self._fitting(drawn[0] if isinstance(drawn, tuple) else drawn)
         if self._refills:
             raise UnsupportedPipelineError(
                 f"{self.pipe_name} starts from an image and has no prepare_latents(batch_size, "
@@ -118,6 +175,61 @@ class Source:
         shape = (self.prompts, *self.lane.shape[1:])
         noise = randn_tensor(shape, generators, self.lane.device, self.lane.dtype)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def _fitting(self, drawn: Tensor) -> Tensor:
+        """Drawn latents like the lane's.
+
+        Raises:
+            UnsupportedPipelineError: The loop steps latents of another shape.
+        """
+        assert self.lane is not None
+        if drawn.shape[1:] == self.lane.shape[1:]:
+            return drawn.to(self.lane)
+        raise UnsupportedPipelineError(
+            f"{self.pipe_name}: its loop cannot be driven (it draws latents "
+            f"{tuple(drawn.shape[1:])} and steps {tuple(self.lane.shape[1:])} of them); {AGAIN}"
+        )
+
+    def noises(self, names: Sequence[tuple[int, int]], noise: Tensor) -> Tensor:
+        """The noise that each particle was drawn with, where the pipeline noises an image by it.
+
+        Args:
+            names: (prompt, particle) per row.
+            noise: Of the plain rows, as the pipeline has it.
+
+        Returns:
+            `(len(names), *latent)`.
+        """
+        place = self._place_of(noise)
+        rows = []
+        for prompt, particle in names:
+            row = prompt * self.images + particle
+            if particle < self.images and row < len(noise):
+                rows.append(noise[row])
+            else:
+                rows.append(self._noise(particle, place, noise)[prompt])
+        return torch.stack(rows).to(noise)
+
+    def _place_of(self, noise: Tensor) -> int | None:
+        """Where `prepare_latents` returns this noise, if it does."""
+        parts = self._plain if isinstance(self._plain, tuple) else ()
+        for place, part in enumerate(parts):
+            if part is noise:
+                return place
+            if isinstance(part, Tensor) and part.shape == noise.shape and torch.equal(part, noise):
+                return place
+        return None
+
+    def _noise(self, particle: int, place: int | None, like: Tensor) -> Tensor:
+        """The noise of one particle for every prompt."""
+        if particle not in self._noises:
+            generators = self._generators(particle)
+            if place is None:
+                shape = (self.prompts, *like.shape[1:])
+                self._noises[particle] = randn_tensor(shape, generators, like.device, like.dtype)
+            else:
+                self._noises[particle] = self._prepare(self.prompts, generators, fresh=True)[place]
+        return self._noises[particle]
 
     def _generators(self, particle: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(row_seed(s, particle)) for s in self.seeds]
@@ -143,6 +255,10 @@ class Source:
         rows = [plain.unflatten(0, (self.prompts, self.images))]
         rows += [drawn.to(plain)[:, None] for drawn in further]
         return torch.cat(rows, 1).flatten(0, 1)
+
+
+def _defaults(signature: inspect.Signature) -> dict[str, Any]:
+    return {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
 
 
 def can_widen(pipe: Any) -> bool:

@@ -12,6 +12,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,12 +20,17 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from steer.core.errors import UnsupportedPipelineError
+from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.ledger import Ledger
 from steer.core.types import Query
+from steer.driver.counting import Number, running
+from steer.driver.edits import Edits, Noises
 from steer.driver.grid import Schedule
 from steer.driver.solver_state import clone
-from steer.driver.timeline import Levels, Timeline
+from steer.driver.timeline import Timeline
+
+
+_WATCHED = 3  # queries whose latents are compared with what the pipeline evaluates
 
 
 Driven: TypeAlias = Generator[Query, Tensor, Tensor]
@@ -39,13 +45,16 @@ class Opening:
         latents: The pipeline's own first latents, `(lane rows, *latent)`, scaled and packed.
         schedule: The steps that the pipeline runs.
         scheduler: A copy of the user's scheduler after `set_timesteps`, never stepped.
-        step_kwargs: What the pipeline passes to `step` besides the three tensors.
+        step_kwargs: What the pipeline passes to `step` besides the three tensors. Always those of
+            the latest denoiser call.
+        finish: What the pipeline makes of clean latents at its end, of any rows.
     """
 
     latents: Tensor
     schedule: Schedule
     scheduler: Any
     step_kwargs: dict[str, Any]
+    finish: Callable[[Tensor], Tensor] = lambda latents: latents
 
 
 class Loop:
@@ -57,7 +66,11 @@ class Loop:
             for a blend of tuned and untuned models.
         started, finished: Whether the search has begun, and returned.
         interrupted: The pipeline stopped calling `step` (`pipe._interrupt`).
-        reusable: Whether `set_timesteps` begins another run.
+        reusable: Whether `set_timesteps` begins another run, and then `around` is entered until
+            the search returns.
+        noises: The noise of particles, where the pipeline noises a given image.
+        callbacks: Whether a callback of the user's may change latents between steps.
+        failed: The search itself raised an error (a reward, say).
     """
 
     def __init__(self, scheduler: Any, search: Callable[[Opening], Driven], ledger: Ledger) -> None:
@@ -65,18 +78,25 @@ class Loop:
         self.search_of = search
         self.ledger = ledger
         self.reusable = False
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._around = ExitStack()
+        self.callbacks = True
+        self.noises: Noises = lambda names, noise: noise
         self.evaluations: Callable[[int, int], int] = lambda index, count: 1
         self._clear()
 
     def _clear(self) -> None:
         self.begin: int | None = None
-        self.finished = self.interrupted = False
+        self.finished = self.interrupted = self.failed = False
+        self.edits: Edits | None = None
+        self._item: Any = None
+        self._arguments: dict[str, Any] = {}
         self._search: Driven | None = None
         self._query: Query | None = None
         self._grid: Tensor | None = None
         self._offset = 0
-        self._asked = False
-        self._iterations = 0
+        self._asked = self._thinking = False
+        self._moves = 0
         self._outer = self._inner = False
 
     @property
@@ -85,70 +105,104 @@ class Loop:
 
     def iterate(self, grid: Tensor) -> Iterator[Tensor]:
         """What the pipeline iterates over: the timestep of each query, one at a time."""
-        if self.started or not len(grid):
+        if not len(grid):
             return
+        if self.started:
+            raise UnsupportedPipelineError(
+                "this pipeline's loop cannot be driven: it runs more than one loop in a call; "
+                f"{AGAIN}."
+            )
         items = grid.unbind()
         self._grid = grid
-        self._ask(items[0])
-        yield items[0]
-        if self._search is None:  # nobody stepped: the pipeline is only reading the numbers
-            yield from items[1:]
-            return
-        while self._query is not None:
-            self._ask(self._query.step.t, self._query.grad)
-            yield self._query.step.t
-            if self._asked:
-                self.interrupted = True
+        token = running.set(self)
+        try:
+            yield self._ask(items[0])
+            if self._search is None:  # nobody stepped: the pipeline is only reading the numbers
+                self._item = None
+                yield from items[1:]
                 return
+            while self._query is not None:
+                yield self._ask(self._query.step.t, self._query.grad)
+                if self._asked:
+                    self.interrupted = True
+                    return
+        finally:
+            self._item = None
+            with suppress(ValueError):  # closed in another context
+                running.reset(token)
 
-    def _ask(self, t: Tensor, grad: bool = False) -> None:
+    def _ask(self, t: Tensor, grad: bool = False) -> Tensor:
         self._asked = True
-        self._iterations += 1
+        self._item = t
         self._outer = torch.is_grad_enabled()
         if grad:
             torch.set_grad_enabled(True)
+        return t
+
+    def number(self, item: Any, start: int = 0) -> int | None:
+        """The loop's number while `item` is its newest timestep: the index of its step."""
+        if item is not self._item:
+            return None
+        index = self.asked()[0] + start
+        if self.edits is None:
+            return index
+        return Number.of(index, lambda: self._number_now() + start)
+
+    def _number_now(self) -> int:
+        """The number of the step that is evaluated, or that led to what `step` returned."""
+        if self._asked:
+            return self.asked()[0]
+        assert self._grid is not None
+        return (len(self._grid) if self._query is None else self._query.step.index) - 1
 
     def answer(self, output: Tensor, sample: Tensor, step_kwargs: dict[str, Any]) -> Tensor:
         """Send the model output at `sample` to the search; returns its next latents, or winners."""
         if not self._asked:
             raise UnsupportedPipelineError(
                 "this pipeline's loop cannot be driven: it calls scheduler.step other than once "
-                "per item of scheduler.timesteps; call the pipeline itself, without steer."
+                f"per item of scheduler.timesteps; {AGAIN}."
             )
         self._asked = False
         torch.set_grad_enabled(self._outer)
         self.ledger.denoiser_calls += 1
         self.ledger.denoiser_rows += len(sample) * self.evaluations(*self.asked())
+        self._arguments.clear()
+        self._arguments |= step_kwargs
         if self._search is None:
-            self._open(sample, step_kwargs)
+            self._open(sample)
             opening = self._resume(None)
             if isinstance(opening, Tensor) or not _is_opening(opening, sample):
                 return opening if isinstance(opening, Tensor) else opening.latents
         elif self._query is not None:
-            _absorb(self._query, sample)
+            self._absorb(self._query, sample)
         following = self._resume(output)
         return following if isinstance(following, Tensor) else following.latents
 
-    def _open(self, sample: Tensor, step_kwargs: dict[str, Any]) -> None:
+    def _open(self, sample: Tensor) -> None:
         self._inner = self._outer
         schedule = Schedule.from_scheduler(self.scheduler, self._grid)
         self._offset = schedule.offset
-        opening = Opening(sample, schedule, clone(self.scheduler), step_kwargs)
+        scheduler = clone(self.scheduler)
+        opening = Opening(sample, schedule, scheduler, self._arguments, self._finish)
         self._search = self.search_of(opening)
 
     def _resume(self, output: Tensor | None) -> Query | Tensor:
         """The search's next query, or its winners. The search keeps a grad mode of its own."""
         assert self._search is not None
-        outer = torch.is_grad_enabled()
+        outer, self._thinking = torch.is_grad_enabled(), True
         torch.set_grad_enabled(self._inner)
         try:
             self._query = next(self._search) if output is None else self._search.send(output)
             return self._query
         except StopIteration as stop:
             self._query, self.finished = None, True
+            self._around.close()
             return stop.value
+        except BaseException:
+            self.failed = True
+            raise
         finally:
-            self._inner = torch.is_grad_enabled()
+            self._inner, self._thinking = torch.is_grad_enabled(), False
             torch.set_grad_enabled(outer)
 
     def scale(self, sample: Tensor, timestep: Any) -> Tensor:
@@ -171,24 +225,56 @@ class Loop:
             return 0, 1 if self._grid is None else len(self._grid)
         return self._query.step.index, self._query.step.count
 
-    def place(self, number: int) -> int:
-        """The index into `sigmas` for a pipeline that reads `sigmas[number]` by its loop counter.
+    def noised(self, name: str, args: Any, kwargs: Any) -> Tensor:
+        """`scheduler.add_noise` or `scale_noise`, where the pipeline calls it."""
+        if self._asked or self._thinking or not self.started:
+            return getattr(self.scheduler, name)(*args, **kwargs)
+        if self.edits is None:
+            self.edits = Edits(self.noises)
+        self._thinking = True  # drawing a particle's noise may come back here
+        try:
+            return self.edits.noised(self.scheduler, name, args, kwargs, self._query, self._offset)
+        finally:
+            self._thinking = False
 
-        In the pipeline's iteration i, `number = i` gives the query's own sigma, `i + 1` the next.
+    def _finish(self, latents: Tensor) -> Tensor:
+        return latents if self.edits is None else self.edits.finish(latents)
+
+    def _absorb(self, query: Query, sample: Tensor) -> None:
+        """Copy latents that a callback or the pipeline changed after `step` into the query.
+
+        Raises:
+            UnsupportedPipelineError: They were changed, and neither a callback nor an edit that is
+                understood did it.
         """
-        if self._query is None:
-            return number
-        found = self._query.step.index + self._offset + number - (self._iterations - 1)
-        return min(max(found, 0), len(self.scheduler.sigmas) - 1)
+        self._moves += 1
+        if sample is query.latents:
+            return
+        if self.edits is not None:
+            self.edits.learn(sample.detach())
+        elif not self.callbacks and self._moves <= _WATCHED and not _same(sample, query.latents):
+            raise UnsupportedPipelineError(
+                "this pipeline's loop cannot be driven: it changes the latents after "
+                f"scheduler.step, which a search cannot follow; {AGAIN}."
+            )
+        if sample.shape != query.latents.shape:
+            return
+        with torch.no_grad():
+            if not query.grad:
+                query.latents.copy_(sample)
+            elif self.edits is not None:
+                query.latents.data.copy_(sample)
 
     def rewind(self) -> None:
         """Prepare for the next call of the pipeline, if the scheduler stays in it (`drop_in`)."""
         if self.reusable:
             self.close()
             self._clear()
+            self._around.enter_context(self.around())
 
     def close(self) -> None:
         """Close a search that has not returned."""
+        self._around.close()
         if self._search is not None:
             self._search.close()
 
@@ -201,10 +287,11 @@ def _is_opening(query: Query, sample: Tensor) -> bool:
     return x is sample or torch.equal(x, sample)
 
 
-def _absorb(query: Query, sample: Tensor) -> None:
-    """Copy latents that a callback or the pipeline changed after `step` into the query."""
-    if sample is not query.latents and not query.grad and sample.shape == query.latents.shape:
-        query.latents.copy_(sample)
+def _same(sample: Tensor, latents: Tensor) -> bool:
+    """Whether these are the same latents, but for a cast."""
+    if sample.shape != latents.shape:
+        return False
+    return torch.allclose(sample.float(), latents.float(), rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 class SteeredScheduler:
@@ -247,8 +334,6 @@ class SteeredScheduler:
             return value
         if name == "timesteps":
             return Timeline.of(value, self.loop.iterate) if isinstance(value, Tensor) else value
-        if name == "sigmas":
-            return Levels.of(value, self.loop.place) if isinstance(value, Tensor) else value
         if name not in self._made:
             self._made[name] = functools.wraps(value)(functools.partial(own, self))
         return self._made[name]
@@ -293,11 +378,20 @@ def _set_begin_index(scheduler: SteeredScheduler, begin_index: int = 0) -> None:
     scheduler.loop.begin = begin_index  # positions come from the query, not from counting
 
 
+def _add_noise(scheduler: SteeredScheduler, *args: Any, **kwargs: Any) -> Tensor:
+    return scheduler.loop.noised("add_noise", args, kwargs)
+
+
+def _scale_noise(scheduler: SteeredScheduler, *args: Any, **kwargs: Any) -> Tensor:
+    return scheduler.loop.noised("scale_noise", args, kwargs)
+
+
 _OWN: dict[str, Callable[..., Any]] = {
     "step": _step,
     "set_timesteps": _set_timesteps,
     "timesteps": Timeline.of,
-    "sigmas": Levels.of,
+    "add_noise": _add_noise,
+    "scale_noise": _scale_noise,
     "scale_model_input": _scale_model_input,
     "set_begin_index": _set_begin_index,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from steer.driver.solver_state import (
     row_tensors,
     step_parameters,
     take,
+    with_variance,
 )
 
 
@@ -51,7 +52,7 @@ class Solver:
         plain_rows: Rows of the plain pipeline call (prompts x images).
         images: `num_images_per_prompt` of that call.
         step_kwargs: What the pipeline passes to `scheduler.step` (`generator`, `eta`, ...); names
-            that the scheduler's `step` does not take are ignored.
+            that the scheduler's `step` does not take are ignored. Read anew at every step.
         seed: Seeds the rows beyond the plain ones: one number, or one per prompt (prompts
             with seeds of their own draw the same noise together as apart).
         offset: `Schedule.offset`.
@@ -76,10 +77,12 @@ class Solver:
         self.name = type(scheduler).__name__
         self.plain_rows, self.images, self.seed, self.offset = plain_rows, images, seed, offset
         accepted = step_parameters(scheduler)
-        kwargs = {k: v for k, v in (step_kwargs or {}).items() if k in accepted}
-        self._generator: Generators = kwargs.pop("generator", None)
-        self._kwargs = kwargs
+        self._arguments: Mapping[str, Any] = {} if step_kwargs is None else step_kwargs
+        self._accepted = accepted - {"generator"}
         self._takes_generator = "generator" in accepted
+        self._generator: Generators = None
+        if self._takes_generator:
+            self._generator = self._arguments.get("generator")
         self._inner = clone(scheduler)
         if hasattr(scheduler, "is_scale_input_called"):
             self._inner.is_scale_input_called = True
@@ -90,7 +93,7 @@ class Solver:
         self._device = torch.device(scheduler.timesteps.device)
         self._plan: tuple[Any, ...] = ()
         self._own: dict[tuple[int, int], torch.Generator] = {}
-        self._mended = negative_variance(scheduler, float(kwargs.get("eta", 0.0)))
+        self._mended = negative_variance(scheduler, float(self._arguments.get("eta", 0.0)))
 
     def check(self, rows: int) -> None:
         """Raise an error, before any denoiser call, if this scheduler cannot step `rows` rows.
@@ -124,7 +127,7 @@ class Solver:
                 `gather`.
         """
         self._validate(step, x, output, ids)
-        inner = self._at(step)
+        inner, output = self._at(step), with_variance(self._inner, output, x)
         slots = [self._slot(i) for i in ids]
         if slots == list(range(self.plain_rows)):
             result = self._run(inner, step, x, output, self._generator)
@@ -250,15 +253,34 @@ class Solver:
 
     def _run(self, inner: Any, step: Step, x: Tensor, output: Tensor, noise: Generators) -> Tensor:
         """One call of the inner scheduler's own `step`."""
-        kwargs = dict(self._kwargs)
+        kwargs = self._kwargs(len(x))
         if step.index + self.offset in self._mended:
             kwargs["eta"] = 0.0
             clean = inner.step(output, step.t, x, **kwargs).pred_original_sample
-            move = ddim(step, x, clean, float(self._kwargs["eta"]))
+            move = ddim(step, x, clean, float(self._arguments["eta"]))
             return move.sample(randn_tensor(x.shape, noise, x.device, output.dtype))
         if self._takes_generator:
             kwargs["generator"] = noise
         return inner.step(output, step.t, x, **kwargs, return_dict=False)[0]
+
+    def _kwargs(self, rows: int) -> dict[str, Any]:
+        """What the pipeline passed to `step` with the latest denoiser call, for so many rows.
+
+        Raises:
+            UnsupportedSchedulerError: An argument that differs from row to row.
+        """
+        kwargs = {k: v for k, v in self._arguments.items() if k in self._accepted}
+        for name, value in kwargs.items():
+            per_row = isinstance(value, Tensor) and value.ndim > 1 and len(value) != rows
+            if not per_row:
+                continue
+            if not torch.equal(value[1:], value[:-1]):
+                raise UnsupportedSchedulerError(
+                    f"{self.name}.step gets {name} of {len(value)} different rows, which other "
+                    "particles have none of; use a method of one particle, such as BestOfN(1)"
+                )
+            kwargs[name] = value[:1].expand(rows, *value.shape[1:])
+        return kwargs
 
     def _mixed(
         self,

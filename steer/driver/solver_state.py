@@ -116,3 +116,14 @@ def negative_variance(scheduler: Any, eta: float) -> frozenset[int]:
         if not bool(1 - alpha - std**2 >= 0):
             bad.add(i)
     return frozenset(bad)
+
+
+def with_variance(scheduler: Any, output: Tensor, x: Tensor) -> Tensor:
+    """An output for a scheduler that reads a learned variance behind the prediction.
+
+    A prediction alone, of what only asks how the scheduler steps, gets the middle of its range.
+    """
+    learned = getattr(scheduler.config, "variance_type", None) in ("learned", "learned_range")
+    if not learned or output.shape[1] != x.shape[1]:
+        return output
+    return torch.cat([output, torch.zeros_like(output)], 1)

@@ -1,4 +1,4 @@
-"""Tensor subclasses that stand for `scheduler.timesteps` and `scheduler.sigmas` during a search."""
+"""A tensor that stands for `scheduler.timesteps` during a search."""
 
 from __future__ import annotations
 
@@ -41,32 +41,3 @@ class Timeline(Tensor):
             return result
         timely = isinstance(result, Tensor) and result.ndim == 1
         return Timeline.of(result, source.follow) if timely else result
-
-
-class Levels(Tensor):
-    """`scheduler.sigmas` during a search, for pipelines that look it up by their loop's counter.
-
-    Wan reads `sigmas[i]` in iteration i of its loop. A search makes more iterations than there are
-    timesteps, and in another order. So `sigmas[i]` in iteration i is the sigma of the query that is
-    evaluated, and `sigmas[i + 1]` the next one. All else is the plain tensor.
-    """
-
-    place: Callable[[int], int]
-
-    @staticmethod
-    def of(sigmas: Tensor, place: Callable[[int], int]) -> Levels:
-        """`sigmas`, whose entry k is read at `place(k)`."""
-        levels = sigmas.as_subclass(Tensor).as_subclass(Levels)
-        levels.place = place
-        return levels
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            if getattr(func, "__name__", "") == "__getitem__" and isinstance(args[0], Levels):
-                levels, key = args
-                plain = levels.as_subclass(Tensor)
-                return plain[levels.place(key) if type(key) is int and key >= 0 else key]
-            return func(*args, **(kwargs or {}))

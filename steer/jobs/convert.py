@@ -150,14 +150,14 @@ def _save(state: Mapping[str, Tensor], target: Path, metadata: dict[str, str]) -
     """Write beside the name, then rename over it."""
     try:
         with replacement(target) as temporary:
-            save_file(_unshared(state), temporary, metadata)
+            save_file(_unshare(state), temporary, metadata)
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(
             f"cannot be written as safetensors ({error}): only dense tensors can"
         ) from error
 
 
-def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unshare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, each with memory of its own, which the format asks for; copied where needed."""
     seen: set[int] = set()
     made = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from steer.core.errors import first_line
+
 
 def usable_device(name: str) -> str:
     """`name` itself, or the accelerator if there is one and the CPU otherwise for `"auto"`.
@@ -18,9 +20,3 @@ def usable_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r}: not usable here ({first_line(error)})") from error
     return name
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, without its full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -80,7 +80,7 @@ def by_file(images: Sequence[ImageFile], path: Path) -> tuple[list[str], int]:
     return [table[key] for key in used], len(table) - len(set(used))
 
 
-def carried(images: Sequence[ImageFile]) -> list[str | None]:
+def prompts_of(images: Sequence[ImageFile]) -> list[str | None]:
     """The prompts that images written by `steer sample` carry."""
     return [image.prompt for image in images]
 

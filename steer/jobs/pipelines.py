@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-from steer.core.errors import PipelineNotFoundError
-from steer.jobs.device import first_line
+from steer.core.errors import PipelineNotFoundError, first_line
 from steer.shapes import pipeline as shapes_pipeline
 
 

@@ -58,9 +58,9 @@ class RewardLoader:
             device=usable_device(self.device),
             dtype=None if self.dtype == "auto" else self.dtype,
         )
-        return self._sized(reward)
+        return self._set_batch(reward)
 
-    def _sized(self, reward: Any) -> Reward:
+    def _set_batch(self, reward: Any) -> Reward:
         """A copy that takes `images_per_batch` images at once, where it counts them."""
         from steer.rewards.base import BaseReward
 

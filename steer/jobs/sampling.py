@@ -119,7 +119,7 @@ class Sampler:
             same = report.chosen == [(0, 0)] and not self.blended
             image = out.images[0] if same else self._plain(prompt, seed)
             name = f"{IMAGES}/{index:04d}-plain.png"
-            entry["base"] = {"image": name, **self._judged(image, prompt, report)}
+            entry["base"] = {"image": name, **self._judge(image, prompt, report)}
             reward = entry["base"]["reward"]
             save_png(folder / name, image, self._metadata(entry, reward=reward, method=None))
         entry["previews"] = _save_previews(folder, index, report.trace.images)
@@ -140,7 +140,7 @@ class Sampler:
         with quiet(self.pipe):
             return self._call(self.pipe, prompt, seed, 1).images[0]
 
-    def _judged(self, image: Image.Image, prompt: str, report: Report) -> dict[str, Any]:
+    def _judge(self, image: Image.Image, prompt: str, report: Report) -> dict[str, Any]:
         """The plain image's scores: those of particle 0 where the search finished it untuned."""
         verdicts, judges = self._verdicts([image], prompt), {}
         for judge in self.judges:

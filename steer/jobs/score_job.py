@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from steer.core.files.score_log import Key, Row, ScoreLog, stamped
+from steer.core.files.score_log import Key, Row, ScoreLog, stamp_path
 from steer.core.files.versions import versions
 from steer.jobs.image_files import ImageFile, find_images
-from steer.jobs.image_prompts import by_file, carried
+from steer.jobs.image_prompts import by_file, prompts_of
 from steer.jobs.reward_loader import reward_parts
 
 
@@ -79,7 +79,7 @@ class ScoreJob:
     def _setup(self, name: str) -> str:
         parts = reward_parts(name) if self.checkpoints else []
         weights = [self.checkpoints[part] for part in parts if part in self.checkpoints]
-        return ", ".join([f"steer {versions()['steer']}", self.dtype, *map(stamped, weights)])
+        return ", ".join([f"steer {versions()['steer']}", self.dtype, *map(stamp_path, weights)])
 
 
 def make_score_job(
@@ -113,14 +113,14 @@ def make_score_job(
     """
     if prompt is not None and prompts_file is not None:
         raise ValueError("--prompt and --prompts-file: give one of them, not both")
-    names = checked_rewards(rewards)
+    names = check_rewards(rewards)
     weights = _checkpoints(checkpoints, names)
     images, unused = find_images(paths, leave_out), 0
     prompts: Sequence[str | None] = [prompt] * len(images)
     if prompts_file is not None:
         prompts, unused = by_file(images, prompts_file)
     elif prompt is None:
-        prompts = carried(images)
+        prompts = prompts_of(images)
     return ScoreJob(
         names,
         images,
@@ -134,7 +134,7 @@ def make_score_job(
     )
 
 
-def checked_rewards(texts: Sequence[str]) -> list[str]:
+def check_rewards(texts: Sequence[str]) -> list[str]:
     """The rewards, each once; ValueError where there is none, or one that no column can hold."""
     names = [text.strip() for text in texts if text.strip()]
     if not names:

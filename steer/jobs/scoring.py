@@ -125,7 +125,7 @@ def score_tasks(
         RewardError: A reward does not return one score per image.
     """
     where = usable_device(device)
-    with closing(_decoded(batches(tasks, size))) as decoded:
+    with closing(_decode(batches(tasks, size))) as decoded:
         for done, images in decoded:
             for rows in _by_shape(images):
                 pixels = torch.from_numpy(np.stack([images[row] for row in rows])).to(where)
@@ -158,7 +158,7 @@ def decode(path: str) -> np.ndarray:
         raise ValueError(reason(error, path)) from error
 
 
-def _decoded(
+def _decode(
     chunks: Iterator[list[Task]],
 ) -> Generator[tuple[ScoredBatch, dict[int, np.ndarray]]]:
     """Batches with their images by row, the next ones being decoded meanwhile."""

@@ -42,7 +42,7 @@ def parse_method(method: Written, compute: float = 4.0, steps: int = 20) -> Meth
         ValueError: An unknown method, something that is not a literal, or arguments that do not
             fit; the message says which and what there is.
     """
-    methods, parts = _known()
+    methods, parts = _known_methods()
     grammar = _grammar(methods, parts)
     if not isinstance(method, str):
         return grammar.of_mapping(method)
@@ -107,7 +107,7 @@ def read_yaml(path: Path) -> Written:
     )
 
 
-def _known() -> tuple[dict[str, type[Method]], dict[str, Any]]:
+def _known_methods() -> tuple[dict[str, type[Method]], dict[str, Any]]:
     """All methods by name, and what may stand inside them."""
     import steer.methods as exported
     from steer.core import when

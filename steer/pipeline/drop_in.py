@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from steer.core.errors import SteerError
+from steer.driver.counting import counting
 from steer.driver.noise import Source, call_seeds
 from steer.driver.safety import check_of
 from steer.driver.scheduler import Driven, Opening, SteeredScheduler
@@ -74,5 +76,5 @@ def drop_in(
         return run.search(opening)
 
     steered = SteeredScheduler(pipe.scheduler, search)
-    steered.loop.reusable = True
+    steered.loop.reusable, steered.loop.around = True, partial(counting, pipe)
     return steered

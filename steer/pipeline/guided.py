@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from steer.core.errors import SteerError, UnsupportedPipelineError
+from steer.core.errors import (
+    AGAIN,
+    LaneWidthError,
+    SteerError,
+    UnsupportedPipelineError,
+    UnsupportedSchedulerError,
+)
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
-from steer.driver.call import Call
-from steer.driver.facts import is_interrupted
+from steer.driver.call import Call, check_scheduler
+from steer.driver.counting import counting
+from steer.driver.facts import edits_latents, is_interrupted
 from steer.driver.noise import Source, call_seeds, can_widen
 from steer.driver.safety import check_of
 from steer.driver.scheduler import SteeredScheduler
+from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
-from steer.pipeline.memory import Randomness, with_room
+from steer.pipeline.memory import Randomness, is_shortage, with_room
 from steer.pipeline.plan import affordable
+from steer.pipeline.recall import recall
 from steer.pipeline.report.call import Report
 from steer.pipeline.result import finish
 from steer.pipeline.run import Run
@@ -30,6 +42,9 @@ from steer.search.method import Method
 if TYPE_CHECKING:
     from steer.driver.denoisers.blend import Blend
     from steer.driver.denoisers.models import Models
+
+
+_log = logging.getLogger("steer")
 
 
 class Guided:
@@ -48,7 +63,7 @@ class Guided:
 
     _own = frozenset(
         ("pipe", "reward", "method", "compute", "judges", "lane_width", "keep_images")
-    ) | {"models", "report"}
+    ) | {"models", "report", "_narrow", "_refused"}
 
     def __init__(
         self,
@@ -68,6 +83,8 @@ class Guided:
         self.method, self.compute = method, compute
         self.report: Report | None = None
         self.lane_width, self.keep_images = lane_width, keep_images
+        self._narrow: set[type] = set()  # pipelines that do not bear a wider batch
+        self._refused: dict[type, str] = {}  # and those whose loop no search can sit in
         self.models: Models | None = None
         if tuned is not None or blend is not None:
             from steer.driver.denoisers.models import models_for
@@ -137,21 +154,65 @@ class Guided:
         call.warn_of_cut_prompts()
         before = Randomness.of(call.generator, call.device)
 
-        def again(run: Run) -> Run:
+        def again(run: Run, lane_width: int) -> Run:
             before.restore()
-            half = self._prepare(call, run.method, None, reward_prompt, run.lane_width // 2)
-            half.planned = None if run.context is not None else run.planned
-            half.trace.log("memory", lane_width=half.lane_width, rows=run.ledger.denoiser_rows)
-            return half
+            narrow = self._prepare(call, run.method, None, reward_prompt, lane_width)
+            narrow.planned = None if run.context is not None else run.planned
+            return narrow
 
         first = self._prepare(call, method, compute, reward_prompt)
-        run, (output, ended), failed = with_room(partial(self._drive, call), first, again)
-        output, self.report = finish(
+        try:
+            run, output, self.report = self._search(call, first, again, start)
+        except (UnsupportedPipelineError, UnsupportedSchedulerError) as error:
+            run = self._recalled(call, first, reward_prompt, error)
+            before.restore()
+            output = recall(call, run)
+            output, self.report = finish(
+                run, output, interrupted=False, latent=call.latent_output, start=start
+            )
+            run.ledger.add(first.ledger)
+        return output
+
+    def _search(
+        self, call: Call, run: Run, again: Callable[[Run, int], Run], start: float
+    ) -> tuple[Run, Any, Report]:
+        """The output and report of a search in the pipeline's loop.
+
+        Begins again where memory is short, and where the pipeline does not bear a wider batch.
+        """
+        attempt = partial(self._drive, call)
+        wasted: list[Run] = []
+        try:
+            run, (output, ended), failed = with_room(attempt, run, again)
+        except LaneWidthError as error:
+            if run.lane_width == 1:
+                raise
+            self._tell(f"{error}: lanes are as wide as the call itself; give lane_width=1")
+            self._narrow.add(type(self.pipe))
+            wasted.append(run)
+            run, (output, ended), failed = with_room(attempt, again(run, 1), again)
+        output, report = finish(
             run, output, interrupted=not ended, latent=call.latent_output, start=start
         )
-        if failed is not None:
-            run.ledger.add(failed.ledger)
-        return output
+        for other in (*wasted, *([failed] if failed is not None else [])):
+            run.ledger.add(other.ledger)
+        return run, output, report
+
+    def _recalled(self, call: Call, first: Run, reward_prompt: Any, error: SteerError) -> Run:
+        """A run that calls the pipeline again for every particle; raises `error` where none can."""
+        method = first.method
+        if first.planned is not None:
+            method = BestOfN(max(1, math.floor(first.planned)))
+        if method.needs_loop or self.models is not None:
+            raise error
+        if type(self.pipe) not in self._refused:
+            self._tell(f"every particle is a call of the pipeline, since no search fits: {error}")
+            self._refused[type(self.pipe)] = str(error)
+        return self._prepare(call, method, None, reward_prompt, 1)
+
+    def _tell(self, message: str) -> None:
+        warnings.warn(message, UserWarning, stacklevel=4)
+        _log.warning(message)
 
     def _drive(self, call: Call, run: Run) -> tuple[Any, bool]:
         """The pipeline's output with a search in its loop, and whether the search came to its end.
@@ -159,8 +220,12 @@ class Guided:
         Raises:
             UnsupportedPipelineError: The loop was not driven.
         """
+        if type(self.pipe) in self._refused and not run.method.needs_loop:
+            raise UnsupportedPipelineError(self._refused[type(self.pipe)])
+        check_scheduler(self.pipe)
         scheduler = SteeredScheduler(self.pipe.scheduler, run.search, run.ledger)
         loop = scheduler.loop
+        loop.noises, loop.callbacks = run.source.noises, call.has_callbacks
         stand_ins: dict[str, Any] = {"scheduler": scheduler}
         if run.source.prepare is not None:
             stand_ins["prepare_latents"] = run.source
@@ -172,18 +237,31 @@ class Guided:
             from steer.driver.denoisers.forward import answering
 
             models = answering(run.models, loop.asked, run.rows * run.lane_width)
-        with models, _standing_in(self.pipe, stand_ins):
+        with models, counting(self.pipe), _standing_in(self.pipe, stand_ins):
             try:
                 output = call.run(run.lane_width)
+            except Exception as error:
+                within = loop.failed or (loop.started and not loop.finished)
+                if run.lane_width == 1 or within or is_ours(error):
+                    raise
+                raise LaneWidthError(
+                    f"{type(self.pipe).__name__} raised {type(error).__name__} for a batch "
+                    f"{run.lane_width} times as wide ({error})"
+                ) from error
             finally:
                 loop.close()
         interrupted = loop.interrupted or is_interrupted(self.pipe)
         if not loop.finished and not interrupted:
             raise UnsupportedPipelineError(
                 f"{type(self.pipe).__name__}: its loop cannot be driven (it does not iterate over "
-                "scheduler.timesteps and call scheduler.step); call it without steer"
+                f"scheduler.timesteps and call scheduler.step); {AGAIN}"
             )
         return output, loop.finished
+
+    def _lane_width(self, call: Call, method: Method) -> int:
+        if type(self.pipe) in self._narrow or edits_latents(self.pipe):
+            return 1
+        return self.lane_width or call.widest(method.populations)
 
     def _prepare(
         self,
@@ -200,8 +278,7 @@ class Guided:
         if method is None:
             planned = COMPUTE if compute is None else compute
             method = affordable(planned, call.steps, self.models, self.lane_width)
-        lane_width = lane_width or self.lane_width or call.widest(method.populations)
-        lane_width = call.allowed(lane_width)
+        lane_width = call.allowed(lane_width or self._lane_width(call, method))
         if lane_width > 1 and not can_widen(call.pipe):
             raise UnsupportedPipelineError(
                 f"lane_width={lane_width}: {type(call.pipe).__name__} has no "
@@ -221,10 +298,11 @@ class Guided:
                 images=call.images,
                 lane_width=lane_width,
                 seeds=seeds,
+                generator=call.generator,
             ),
             seed=seeds[0],
             lane_width=lane_width,
-            size=call.size,
+            values=call.values,
             latent=call.latent_output,
             check=check_of(call.pipe, call.output_type),
             steps=call.steps,
@@ -233,6 +311,11 @@ class Guided:
             ledger=Ledger(cfg_rows=call.guidance_rows),
             trace=Trace(keep_images=self.keep_images),
         )
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an error says what is wrong already: steer's own, or memory that is short."""
+    return isinstance(error, SteerError) or is_shortage(error)
 
 
 def guided(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from steer.core.errors import OutOfMemoryError
+from steer.core.errors import OutOfMemoryError, first_line
 from steer.driver.facts import execution_device
 from steer.driver.solver_state import Generators
 from steer.pipeline.run import Run
@@ -58,14 +58,14 @@ class Randomness:
 
 
 def with_room(
-    attempt: Callable[[Run], T], run: Run, again: Callable[[Run], Run]
+    attempt: Callable[[Run], T], run: Run, again: Callable[[Run, int], Run]
 ) -> tuple[Run, T, Run | None]:
     """What `attempt` returns; where memory is short, of a second attempt with half the lane.
 
     Args:
         attempt: Runs the pipeline.
         run: The first attempt's.
-        again: Puts everything back as it was, and makes the run with half the lane.
+        again: Puts everything back as it was, and makes the run with another lane width.
 
     Returns:
         The run that succeeded, what came of it, and the run that failed, if one did.
@@ -81,14 +81,15 @@ def with_room(
         if run.lane_width == 1:
             raise OutOfMemoryError(_complaint(run, error, [])) from error
         message = (
-            f"out of memory with {_lane(run)} ({_line(error)}): the call begins again with half as "
-            f"wide a lane; callbacks see its steps a second time, and giving "
+            f"out of memory with {_lane(run)} ({first_line(error)}): the call begins again with "
+            f"half as wide a lane; callbacks see its steps a second time, and giving "
             f"lane_width={run.lane_width // 2} saves the first attempt"
         )
     warnings.warn(message, UserWarning, stacklevel=3)
     _log.warning(message)
     _free(run.pipe)
-    half = again(run)
+    half = again(run, run.lane_width // 2)
+    half.trace.log("memory", lane_width=half.lane_width, rows=run.ledger.denoiser_rows)
     try:
         return half, attempt(half), run
     except Exception as error:
@@ -112,9 +113,10 @@ def _complaint(run: Run, error: Exception, before: list[Run]) -> str:
     prompts = f"one prompt at a time instead of {len(run.texts)}, " if len(run.texts) > 1 else ""
     images = "fewer images per prompt, " if run.images > 1 else ""
     return (
-        f"out of memory with {_lane(run)}{tried} ({_line(error)}){_device(run.pipe)}: use {prompts}"
-        f"{images}a smaller image, pipe.vae.enable_slicing(), pipe.enable_model_cpu_offload(), or "
-        "a method that records no gradients through the denoiser"
+        f"out of memory with {_lane(run)}{tried} ({first_line(error)}){_device(run.pipe)}: use "
+        f"{prompts}{images}a smaller image, pipe.vae.enable_slicing(), "
+        "pipe.enable_model_cpu_offload(), or a method that records no gradients through the "
+        "denoiser"
     )
 
 
@@ -122,17 +124,11 @@ def _lane(run: Run) -> str:
     """A lane in numbers."""
     rows = f"a lane of {run.rows * run.lane_width} rows ({len(run.texts)} prompts"
     rows += f" x {run.images} images x lane width {run.lane_width})"
-    height, width = run.size
+    height, width = run.values.get("height"), run.values.get("width")
     size = f", images of {height}x{width}" if height and width else ""
     lane = run.source.lane
     latents = "" if lane is None else f", latents of {'x'.join(map(str, lane.shape[1:]))}"
     return rows + size + latents
-
-
-def _line(error: Exception) -> str:
-    """The first line of what the allocator said, which has the bytes it was asked for."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 def _device(pipe: Any) -> str:

@@ -6,16 +6,20 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.types import Name, Reward
 from steer.driver.safety import flags_of
+from steer.pipeline.images import first_of, images_of
 from steer.pipeline.report.call import Report
 from steer.pipeline.run import Run
+from steer.rewards.inputs import Outputs
 from steer.rewards.weights import unique
 from steer.search.context import Context
 
@@ -66,7 +70,8 @@ def finish(
         prompts=run.texts,
     )
     if not isinstance(output, tuple):
-        output.rewards, output.accepted, output.report = rewards, accepted, report
+        with suppress(AttributeError):  # a pipeline of a user's own that returns a bare tensor
+            output.rewards, output.accepted, output.report = rewards, accepted, report
     return output, report
 
 
@@ -89,13 +94,36 @@ def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[flo
     """Rewards of the returned images, and the images where judges want them."""
     missing = any(name not in ctx.finals for name in run.chosen)
     images = None
-    if missing or run.judges:
-        with torch.no_grad():
+    with torch.no_grad():
+        if missing or run.judges or not latent:
             images = _images(run, ctx, output, latent)
+        if images is not None and not missing:
+            missing = not ctx.judging.agrees(images, run.chosen, run.exact)
             if missing:
-                ctx.judging.record(images, run.chosen)
-                ctx.judging.flag(run.chosen, flags_of(output, len(run.chosen)))
+                _mend(run, ctx)
+        if missing:
+            assert images is not None
+            ctx.judging.record(images, run.chosen)
+            ctx.judging.flag(run.chosen, flags_of(output, len(run.chosen)))
     return [ctx.finals[name] for name in run.chosen], images
+
+
+def _mend(run: Run, ctx: Context) -> None:
+    """What to do where the returned images are not the ones that were scored.
+
+    Raises:
+        UnsupportedPipelineError: The method can do without the pipeline's loop.
+    """
+    what = f"{type(run.pipe).__name__} returns other images than the latents of its loop decode to"
+    if not run.method.needs_loop:
+        raise UnsupportedPipelineError(f"{what}; {AGAIN}")
+    warnings.warn(
+        f"{what} (it edits them afterwards): candidates were compared as the latents decode, and "
+        "rewards are those of the returned images",
+        UserWarning,
+        stacklevel=5,
+    )
+    ctx.judging.forget()
 
 
 def _judged(
@@ -109,7 +137,7 @@ def _judged(
     bases = [(prompt, 0) for prompt in ctx.judging.base if (prompt, 0) not in chosen]
     groups = [] if images is None else [(images, chosen)]
     if bases:
-        groups.append((torch.stack([ctx.judging.base[prompt] for prompt, _ in bases]), bases))
+        groups.append((_batch([ctx.judging.base[prompt] for prompt, _ in bases]), bases))
     judges: dict[str, list[float]] = {}
     base: dict[str, list[float | None]] = {}
     for name, judge in zip(unique([judge.name for judge in run.judges]), run.judges, strict=True):
@@ -118,6 +146,10 @@ def _judged(
         if images is not None:
             judges[name] = [found[particle] for particle in chosen]
     return judges, base
+
+
+def _batch(images: list[Any]) -> Any:
+    return torch.stack(images) if isinstance(images[0], Tensor) else Outputs(images)
 
 
 def _score_together(
@@ -134,25 +166,25 @@ def _score_together(
 
 
 def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
-    """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1]."""
-    if latent:
-        assert run.winners is not None  # what the pipeline returns may be unpacked and unscaled
+    """The returned images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, as floats in [0, 1].
+
+    Latents that are returned may be unpacked and unscaled (Flux 2 Klein, LTX 2): those of the loop
+    are decoded. A pipeline that knows no `output_type="latent"` (DeepFloyd IF) returns images.
+    """
+    if run.made is not None:
+        return run.made(run.chosen)
+    first = first_of(output)
+    if latent and isinstance(first, Tensor):
+        assert run.winners is not None
         return ctx.show(run.winners)
-    first = output[0]
+    images = images_of(first, ctx.model.device)
+    if images is None:
+        raise UnsupportedPipelineError(
+            f"{type(run.pipe).__name__}: its output is no image that could be scored; {AGAIN}"
+        )
     if isinstance(first, Tensor):
-        return first.float()
-    if not isinstance(first, np.ndarray):
-        first = np.stack([_pixels(image) for image in first]) / np.float32(255)
-    return (
-        torch.from_numpy(np.ascontiguousarray(first)).to(ctx.model.device).movedim(-1, -3).float()
-    )
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """A PIL image, or a list of frames, as `(H, W, 3)` or `(F, H, W, 3)` uint8."""
-    if isinstance(image, list):
-        return np.stack([_pixels(frame) for frame in image])
-    return np.asarray(image.convert("RGB"))
+        images = ctx.model.returned(images)
+    return images if images.ndim == 5 or len(images) == len(run.chosen) else images[None]
 
 
 def _plain_rows(output: Any, run: Run) -> Any:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward
 from steer.driver.caches import check_caches
+from steer.driver.decoding.asked import Asked
 from steer.driver.facts import uses_guidance
 from steer.driver.model import Model
 from steer.driver.noise import Source
@@ -36,7 +40,7 @@ class Run:
         texts: One per prompt, for the reward.
         images: Returned images per prompt.
         lane_width: Particles per returned image in one denoiser call.
-        size: Image height and width, where the call names them.
+        values: Arguments of the pipeline's call by name, its defaults included.
         latent: Whether the call returns latents.
         check: The pipeline's safety checker, where it asks one.
         steps: Denoiser calls that the plain call was thought to make.
@@ -45,6 +49,7 @@ class Run:
         chosen: The winners' names, once there are any.
         winners: The winners, with the latents of the pipeline's loop.
         progress: What the pipeline's progress bar shows.
+        made: Images by particle, where the pipeline was called again for each.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
 
@@ -57,7 +62,7 @@ class Run:
     source: Source
     seed: int
     lane_width: int = 1
-    size: tuple[int | None, int | None] = (None, None)
+    values: Mapping[str, Any] = field(default_factory=dict)
     latent: bool = False
     check: Check | None = None
     steps: int = 0
@@ -67,6 +72,7 @@ class Run:
     context: Context | None = None
     chosen: list[Name] = field(default_factory=list)
     winners: Population | None = None
+    made: Callable[[Sequence[Name]], Any] | None = None
     models: Models | None = None
     progress: Progress = field(init=False)
 
@@ -78,12 +84,19 @@ class Run:
         """Rows of the plain call."""
         return len(self.texts) * self.images
 
+    @property
+    def exact(self) -> bool:
+        """Whether the pipeline's latents are float32 at least."""
+        lane = self.source.lane
+        return lane is None or torch.finfo(lane.dtype).bits >= 32
+
     def evaluations(self, index: int, steps: int) -> int:
         """Denoisers that answer one row at a step."""
         return 1 if self.models is None else self.models.rows(index, steps)
 
     def search(self, opening: Opening) -> Driven:
         """The method as the pipeline's loop runs it; returns the winners' latents."""
+        self.source.check_lane(opening.latents)
         steps = len(opening.schedule)
         if self.planned is not None and steps != self.steps:
             self.method = affordable(self.planned, steps, self.models, self.lane_width)
@@ -92,15 +105,23 @@ class Run:
         if uses_guidance(self.pipe):
             self.ledger.cfg_rows = 2
         ctx = self.context = self._context(opening)
+        if self.method.cost(steps) > steps or self.values.get("output_type") == "latent":
+            ctx.model.check_decodes(opening.latents)
         check_caches(self.pipe, self._keeps_order(steps), self._who())
         size = self.method.populations[0] * self.images
         ctx.solver().check(size * len(self.texts))
         self.progress.planned = self.method.cost(steps) * self.rows * per_row(self.models, steps)
         winners = yield from self.progress.follow(self.method(ctx, ctx.draw(range(size))))
-        self.chosen, self.winners = list(winners.ids), winners
-        for prompt in winners.prompts:
-            ctx.log("final", prompt=prompt, chosen=[k for p, k in winners.ids if p == prompt])
+        self.choose(winners)
         return winners.x
+
+    def choose(self, winners: Population) -> None:
+        """Note the winners."""
+        self.chosen = list(winners.ids)
+        self.winners = winners
+        for prompt in winners.prompts:
+            chosen = [k for p, k in winners.ids if p == prompt]
+            self.trace.log("final", prompt=prompt, chosen=chosen)
 
     def _keeps_order(self, steps: int) -> bool:
         """Whether one lane runs once from the first step to the last, as in a plain call."""
@@ -116,7 +137,7 @@ class Run:
             steps=opening.schedule,
             images=self.images,
             lane_width=self.lane_width,
-            model=Model(self.pipe, self.size),
+            model=Model(self.pipe, Asked(self.values, self.source.prepared), opening.finish),
             judging=Judging(
                 self.reward,
                 self.texts,

@@ -15,7 +15,7 @@ from steer.rewards.parts import (
     Parts,
     as_scores,
     check_reward,
-    combined,
+    combine_parts,
     is_relative,
     score_all,
 )
@@ -160,7 +160,7 @@ class Composite(BaseReward):
             return parts[name]
         start = f"{name}/"
         inner = {key.removeprefix(start): v for key, v in parts.items() if key.startswith(start)}
-        return combined(reward, inner, groups)
+        return combine_parts(reward, inner, groups)
 
     def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
         """Score images, as `BaseReward` does; images of equal prompts are compared."""

@@ -16,7 +16,7 @@ from steer.rewards.inputs import Images, as_batches, as_prompts
 from steer.rewards.parts import (
     Parts,
     check_reward,
-    combined,
+    combine_parts,
     is_relative,
     parts_of,
     rewards_in,
@@ -107,7 +107,7 @@ class PerFrame(Composite):
         except NotFiniteError as error:
             raise NotFiniteError(error.index // len(chosen)) from error
         if not self.relative:
-            found[self.reward.name] = combined(self.reward, found, None)
+            found[self.reward.name] = combine_parts(self.reward, found, None)
         return {
             name: self._aggregate(scores.unflatten(0, (len(videos), len(chosen))))
             for name, scores in found.items()
@@ -118,7 +118,7 @@ class PerFrame(Composite):
     ) -> Tensor:
         """What `parts` returned as one score per video, `(B,)`."""
         if self.relative:
-            return combined(self.reward, parts, groups)
+            return combine_parts(self.reward, parts, groups)
         return parts[self.reward.name]
 
     def _aggregate(self, scores: Tensor) -> Tensor:
@@ -140,17 +140,17 @@ def for_videos(reward: Reward) -> Reward:
     return reward if takes_videos(reward) else PerFrame(reward)
 
 
-def images_scored(reward: Reward, images: Tensor) -> int:
+def count_images(reward: Reward, images: Tensor) -> int:
     """Images that a reward looks at in `(B, 3, H, W)` images or `(B, F, 3, H, W)` videos."""
-    if images.ndim == 4:
+    if images.ndim != 5:
         return len(images)
-    return len(images) * _frames_scored(reward, images.shape[1])
+    return len(images) * _count_frames(reward, images.shape[1])
 
 
-def _frames_scored(reward: Reward, count: int) -> int:
+def _count_frames(reward: Reward, count: int) -> int:
     if isinstance(reward, PerFrame):
         return len(reward.frames(count))
-    return max((_frames_scored(part, count) for part in rewards_in(reward).values()), default=1)
+    return max((_count_frames(part, count) for part in rewards_in(reward).values()), default=1)
 
 
 def as_videos(images: Any) -> Tensor:
@@ -165,7 +165,7 @@ def as_videos(images: Any) -> Tensor:
         ValueError: Wrong shape or range, or videos of different sizes; `NotFiniteError` for NaN.
     """
     if isinstance(images, Tensor | np.ndarray) and images.ndim == 5:
-        return _checked(
+        return _stack_videos(
             images.flatten(0, 1) if isinstance(images, Tensor) else _flat(images),
             images.shape[0],
             images.shape[1],
@@ -174,7 +174,9 @@ def as_videos(images: Any) -> Tensor:
         lengths = {len(video) for video in images}
         if len(lengths) > 1:
             raise ValueError(f"videos of {sorted(lengths)} frames: score those of a length at once")
-        return _checked([frame for video in images for frame in video], len(images), lengths.pop())
+        return _stack_videos(
+            [frame for video in images for frame in video], len(images), lengths.pop()
+        )
     return _one_size(as_batches(images))[:, None]
 
 
@@ -182,7 +184,7 @@ def _flat(videos: np.ndarray) -> np.ndarray:
     return videos.reshape(-1, *videos.shape[2:])
 
 
-def _checked(frames: Images, count: int, length: int) -> Tensor:
+def _stack_videos(frames: Images, count: int, length: int) -> Tensor:
     """All frames of `count` videos as `(count, length, 3, H, W)`."""
     try:
         return _one_size(as_batches(frames)).unflatten(0, (count, length))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steer.core.errors import RewardError
 from steer.rewards.base import BaseReward, check_batch
-from steer.rewards.inputs import Images, as_prompts
+from steer.rewards.inputs import Images, Outputs, as_prompts
 from steer.rewards.parts import as_scores
 
 
@@ -21,7 +21,9 @@ class FunctionReward(BaseReward):
     What the function does not declare is not guessed: attributes left out here are read off the
     function (`f.differentiable = True`), else it counts as not differentiable, unbounded and
     depending on the prompt. It may return a tensor or a sequence of B numbers. One that declares
-    `f.videos = True` is given the videos of a video pipeline whole, `(B, F, 3, H, W)`.
+    `f.videos = True` is given the videos of a video pipeline whole, `(B, F, 3, H, W)`. Where a
+    pipeline makes no images (audio, meshes) it is given a list of the pipeline's own outputs, one
+    per row.
 
     Args:
         function: Gets float images `(B, 3, H, W)` in [0, 1] and a list of B prompts.
@@ -57,12 +59,14 @@ class FunctionReward(BaseReward):
 
     def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
         """Score images, as `BaseReward` does; videos all at once, where the function takes them."""
-        if self.videos and isinstance(images, Tensor) and images.ndim == 5:
+        whole = self.videos and isinstance(images, Tensor) and images.ndim == 5
+        if whole or isinstance(images, Outputs):
+            assert isinstance(images, Tensor | Outputs)
             scores = self.score(images, as_prompts(prompts, len(images)))
             return as_scores(self.name, scores, images)
         return super().__call__(images, prompts)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Any, prompts: Sequence[str]) -> Tensor:
         scores = self.function(images, list(prompts))
         if isinstance(scores, Tensor):
             return scores

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from steer.core.rows import per_row
+
 
 def score_with_clipped_gradient(
     score: Callable[[Tensor], Tensor], images: Tensor, limit: float
@@ -43,7 +45,7 @@ def clip_rows(gradient: Tensor, limit: float) -> Tensor:
     """Every row of `(B, ...)` scaled down to norm `limit` where it is longer."""
     norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
     factors = (limit / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
-    return gradient * factors.view(-1, *[1] * (gradient.ndim - 1))
+    return gradient * per_row(factors, gradient)
 
 
 class _GivenGradient(torch.autograd.Function):
@@ -60,5 +62,4 @@ class _GivenGradient(torch.autograd.Function):
         ctx: Any, *upstream: Tensor
     ) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
-        rows = upstream[0].to(slope.dtype).view(-1, *[1] * (slope.ndim - 1))
-        return rows * slope, None, None
+        return per_row(upstream[0].to(slope.dtype), slope) * slope, None, None

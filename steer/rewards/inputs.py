@@ -21,6 +21,13 @@ SLACK = 0.25
 """How far pixels may leave [0, 1] (resampling overshoots) before the range is called wrong."""
 
 
+class Outputs(list[Any]):
+    """What a pipeline made that is no image (audio, a mesh): its own output, one item per row."""
+
+    ndim = 0
+    device = torch.device("cpu")
+
+
 def as_batches(images: Images) -> list[Tensor]:
     """Images as checked float batches `(b, 3, H, W)` in [0, 1], in order.
 
@@ -34,11 +41,16 @@ def as_batches(images: Images) -> list[Tensor]:
         NotFiniteError: NaN pixels (a ValueError that knows which image).
     """
     if isinstance(images, Tensor):
-        return [_checked(images)]
+        return [_check(images)]
     if isinstance(images, Image.Image):
         return [_from_pil(images)]
     if isinstance(images, np.ndarray):
-        return [_checked(_from_array(images))]
+        return [_check(_from_array(images))]
+    if isinstance(images, Outputs):
+        raise ValueError(
+            "the pipeline's outputs are no images: pass a function (outputs, prompts) -> scores as "
+            "the reward"
+        )
     if not isinstance(images, Sequence) or isinstance(images, str):
         raise ValueError(
             f"images={type(images).__name__}: pass a float tensor (B, 3, H, W) in [0, 1], PIL "
@@ -78,9 +90,9 @@ def _single(image: Any, first: int) -> Tensor:
     if isinstance(image, Image.Image):
         return _from_pil(image)
     if isinstance(image, np.ndarray):
-        return _checked(_from_array(image), first)
+        return _check(_from_array(image), first)
     if isinstance(image, Tensor):
-        return _checked(image[None] if image.ndim == 3 else image, first)
+        return _check(image[None] if image.ndim == 3 else image, first)
     raise ValueError(
         f"images holds a {type(image).__name__}: pass PIL images, channels-last numpy arrays or "
         "tensors (3, H, W)"
@@ -96,7 +108,7 @@ def _from_pil(image: Image.Image) -> Tensor:
     if 0 in image.size:
         raise ValueError(f"a PIL image has size {image.size}: it has no pixels; leave it out")
     array = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    return _checked(torch.from_numpy(array).permute(2, 0, 1)[None])
+    return _check(torch.from_numpy(array).permute(2, 0, 1)[None])
 
 
 def _from_array(array: np.ndarray) -> Tensor:
@@ -117,7 +129,7 @@ def _from_array(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array[..., channels])).permute(0, 3, 1, 2)
 
 
-def _checked(images: Tensor, first: int = 0) -> Tensor:
+def _check(images: Tensor, first: int = 0) -> Tensor:
     """A batch in the contract's form; `first` is the number of its first image."""
     shape = tuple(images.shape)
     if images.ndim != 4 or shape[1] != 3:

@@ -6,13 +6,13 @@ imported before it is asked for.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from steer.core.checks import did_you_mean
 from steer.core.types import Reward
 from steer.rewards.function import FunctionReward
 
@@ -147,7 +147,7 @@ def _find_factory(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
             return _load(BUILT_IN[key]), arguments
         for point in entry_points(group=ENTRY_POINTS, name=key):
             return _load_installed(point), arguments
-    raise ValueError(_unknown(name))
+    raise ValueError(_explain_unknown(name))
 
 
 def _load(place: str) -> Callable[..., Any]:
@@ -165,12 +165,11 @@ def _load_installed(point: Any) -> Callable[..., Any]:
     return target
 
 
-def _unknown(name: str) -> str:
+def _explain_unknown(name: str) -> str:
     names = available_rewards()
     family = name.partition(":")[0]
     if f"{family}:*" in names:
         return f"reward={name!r} lacks its model: write '{family}:<model>'"
     stems = {known.removesuffix(":*"): known for known in names}
-    near = difflib.get_close_matches(family.lower(), stems, n=1, cutoff=0.5)
-    hint = f"did you mean {stems[near[0]]!r}? " if near else ""
-    return f"reward={name!r} is unknown: {hint}there are {', '.join(names)}"
+    hint = did_you_mean(family.lower(), stems)
+    return f"reward={name!r} is unknown; {hint}there are {', '.join(names)}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from steer.core.errors import RewardError
 from steer.core.types import Reward
 from steer.rewards.gradients import score_with_clipped_gradient
-from steer.rewards.inputs import Images, as_batches, as_prompts
+from steer.rewards.inputs import Images, Outputs, as_batches, as_prompts
 from steer.rewards.sharing import sharing
 
 
@@ -108,7 +108,7 @@ def parts_of(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Parts:
     return {reward.name: as_scores(reward.name, reward(images, prompts), images)}
 
 
-def combined(
+def combine_parts(
     reward: Reward, parts: Mapping[str, Tensor], groups: Sequence[Hashable] | None
 ) -> Tensor:
     """What `parts_of` returned (of one batch or of several, put together) as scores `(B,)`."""
@@ -151,7 +151,7 @@ def score_all(
     return found
 
 
-def as_scores(name: str, scores: Tensor, images: Tensor) -> Tensor:
+def as_scores(name: str, scores: Tensor, images: Tensor | Outputs) -> Tensor:
     """What a reward returned for `images`, as `(B,)` float32 on their device.
 
     Args:

@@ -99,14 +99,14 @@ def _make(spec: Any, options: dict[str, Any]) -> Reward:
     if isinstance(spec, str):
         return _from_text(spec, options)
     if isinstance(spec, Mapping):
-        _refuse(_without(options, *_MIXED), "a dict of weights")
+        _refuse(_leave_out(options, *_MIXED), "a dict of weights")
         return _from_weights(spec, **options)
     if is_reward(spec):
-        _refuse(_without(options, "device"), "a reward object")
+        _refuse(_leave_out(options, "device"), "a reward object")
         return spec
     if callable(spec) and not isinstance(spec, type):
-        _refuse(_only(options, *_without(dict.fromkeys(_MIXED), "device")), "a function")
-        return FunctionReward(spec, **_without(options, "device"))  # where the images are
+        _refuse(_only(options, *_leave_out(dict.fromkeys(_MIXED), "device")), "a function")
+        return FunctionReward(spec, **_leave_out(options, "device"))  # where the images are
     raise ValueError(f"reward={spec!r}: {_SPECS} ({', '.join(available_rewards())})")
 
 
@@ -122,7 +122,7 @@ def _from_name(name: str, options: dict[str, Any]) -> Reward:
     if name not in PRESETS:
         return make_named(name, options)
     mixed = ("checkpoint", "device", "dtype", "clip_gradient")
-    weights = preset_weights(name, _without(options, *mixed), elsewhere=mixed)
+    weights = preset_weights(name, _leave_out(options, *mixed), elsewhere=mixed)
     return _from_weights(weights, **_only(options, *mixed))
 
 
@@ -208,7 +208,7 @@ def _only(options: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in keys}
 
 
-def _without(options: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+def _leave_out(options: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in keys}
 
 

@@ -47,7 +47,7 @@ def read_mixture(text: str) -> Mixture | None:
     Raises:
         ValueError: A part without a name or a weight, or one that is named twice.
     """
-    kind, inside = _opened(text)
+    kind, inside = _open_bracket(text)
     terms = list(_split(inside))
     if kind is None and len(terms) == 1 and _last(terms[0], "=") < 0:
         return None
@@ -102,7 +102,7 @@ def is_ranking(text: str) -> bool:
 
 def is_mixture(part: str) -> bool:
     """Whether a part of a mixture is a mixture itself, `kind(...)` or `(...)`, and no name."""
-    return _opened(part)[0] is not None
+    return _open_bracket(part)[0] is not None
 
 
 def _names_of_part(part: str) -> list[str]:
@@ -124,7 +124,7 @@ def _read_term(term: str, text: str, *, needs_weight: bool) -> tuple[str, float]
         ) from None
 
 
-def _opened(text: str) -> tuple[Kind | None, str]:
+def _open_bracket(text: str) -> tuple[Kind | None, str]:
     """The kind before a bracket that holds all the rest, and that rest; else None and the text."""
     found = _CALL.fullmatch(text.strip())
     if found is None or min(_depths(found[2]), default=0) < 0:

@@ -193,7 +193,7 @@ class Context:
         return min((limit() for limit in self._limits), default=math.inf)
 
     @contextmanager
-    def limited(self, left: Callable[[], float]) -> Iterator[None]:
+    def limit(self, left: Callable[[], float]) -> Iterator[None]:
         """A limit on `left()` for a while, besides those there are."""
         self._limits.append(left)
         try:
@@ -201,15 +201,15 @@ class Context:
         finally:
             self._limits.remove(left)
 
-    def watched(self, watch: Callable[[Population, Tensor], None]) -> AbstractContextManager[None]:
-        """`watch(population, rewards)` is called for a while with all that `evaluate` finishes."""
-        return self.judging.watched(watch)
+    def watch(self, follow: Callable[[Population, Tensor], None]) -> AbstractContextManager[None]:
+        """`follow(population, rewards)` is called for a while with all that `evaluate` finishes."""
+        return self.judging.watch(follow)
 
     def accept(self, prompt: int, flags: Sequence[bool]) -> None:
         """Whether each winner of a prompt is good enough."""
         self.accepted[prompt] = list(flags)
 
-    def frozen(self) -> AbstractContextManager[None]:
+    def freeze(self) -> AbstractContextManager[None]:
         """No gradients for the pipeline's weights for a while: only latents need them."""
         return self.model.frozen()
 
@@ -226,3 +226,10 @@ class Context:
     ) -> None:
         """Say who descends from whom, `"select"` or `"branch"`."""
         self.tell(event, names, step, ancestors=[parent for _, parent in parents])
+
+    def tell_choice(self, names: Sequence[Name], kept: Sequence[int], step: Step) -> None:
+        """Say which particles of every prompt go on and which are dropped, by row."""
+        for prompt, own in rows_by_prompt(names).items():
+            going = [names[row][1] for row in own if row in kept]
+            ended = [names[row][1] for row in own if row not in kept]
+            self.log("select", step=step.index, prompt=prompt, kept=going, dropped=ended)

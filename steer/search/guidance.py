@@ -29,9 +29,11 @@ def shift_output(step: Step, output: Tensor, shift: Tensor) -> Tensor:
 
     Args:
         step: Where the output was asked for; its prediction type is kept.
-        output: `(rows, *latent)`.
+        output: `(rows, *latent)`; a learned variance behind the prediction stays as it is.
         shift: In units of clean latents, same shape.
     """
+    if output.shape != shift.shape:
+        shift = torch.cat([shift, torch.zeros_like(output[:, shift.shape[1] :])], 1)
     sigma = max(step.sigma, 1e-8)
     match step.prediction:
         case "sample":
@@ -115,7 +117,7 @@ def reward_gradient(ctx: Context, clean: Population) -> tuple[Tensor, Tensor]:
         GradientError: A gradient that is not finite.
     """
     chunk, rewards, gradients = ctx.lane * len(ctx.prompts), [], []
-    with ctx.frozen():
+    with ctx.freeze():
         for first in range(0, len(clean), chunk):
             part = clean.take(range(first, min(first + chunk, len(clean))))
             reward, gradient, size = scaled_gradient(ctx, part)

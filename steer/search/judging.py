@@ -17,10 +17,12 @@ from steer.core.rows import rows_by_prompt
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward, Step
 from steer.driver.safety import Check
-from steer.rewards.frames import images_scored
-from steer.rewards.parts import Parts, combined, is_relative, parts_of
+from steer.rewards.frames import count_images
+from steer.rewards.parts import Parts, combine_parts, is_relative, parts_of
 
 
+_SAME = 0.004  # of a mean over an area; pixels are rounded to 8 bits
+_SAME_IN_HALF = 0.03  # half precision depends on the batch
 _PREVIEW = 96  # longest side of the previews that a trace keeps
 
 
@@ -51,6 +53,7 @@ class Judging:
     flagged: set[Name] = field(default_factory=set)
     base: dict[int, Tensor] = field(default_factory=dict)
     asked: Step | None = None
+    _glimpses: dict[Name, Tensor] = field(default_factory=dict)
     _watchers: list[Callable[[Population, Tensor], None]] = field(default_factory=list)
     _finished: dict[Name, dict[str, float]] = field(default_factory=dict)
 
@@ -69,7 +72,7 @@ class Judging:
         """
         if reward is None:
             reward = self.reward
-            self.ledger.reward_calls += images_scored(reward, images)
+            self.ledger.reward_calls += count_images(reward, images)
         with self.ledger.clock("reward"), self._noting(reward, ids):
             try:
                 return parts_of(reward, images, [self.prompts[prompt] for prompt, _ in ids])
@@ -87,7 +90,7 @@ class Judging:
         """
         reward = self.reward if reward is None else reward
         with self._noting(reward, ids):
-            scores = combined(reward, parts, [prompt for prompt, _ in ids]).float()
+            scores = combine_parts(reward, parts, [prompt for prompt, _ in ids]).float()
         for row, value in enumerate(scores.detach().tolist()):
             if not math.isfinite(value):
                 broken = [k for k, part in parts.items() if not math.isfinite(float(part[row]))]
@@ -129,13 +132,13 @@ class Judging:
         return torch.tensor(everyone, device=population.x.device)
 
     @contextmanager
-    def watched(self, watch: Callable[[Population, Tensor], None]) -> Iterator[None]:
-        """`watch(population, rewards)` is called with everything that is finished meanwhile."""
-        self._watchers.append(watch)
+    def watch(self, follow: Callable[[Population, Tensor], None]) -> Iterator[None]:
+        """`follow(population, rewards)` is called with everything that is finished meanwhile."""
+        self._watchers.append(follow)
         try:
             yield
         finally:
-            self._watchers.remove(watch)
+            self._watchers.remove(follow)
 
     def flag(self, ids: Sequence[Name], flags: Sequence[bool]) -> None:
         """Note whose final images the safety checker flagged."""
@@ -198,6 +201,8 @@ class Judging:
         """Small previews for the trace, and the base image for the judges."""
         if step is None and self.keeps_base:
             self.base |= {p: images[row] for row, (p, k) in enumerate(ids) if k == 0}
+        if step is None and isinstance(images, Tensor):
+            self._glimpses |= dict(zip(ids, _glimpse(images), strict=True))
         if not self.trace.keep_images:
             return
         if images.ndim == 5:  # of a video, its middle frame
@@ -208,6 +213,28 @@ class Judging:
         small = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         at = -1 if step is None else step.index
         self.trace.images |= {(p, k, at): small[row] for row, (p, k) in enumerate(ids)}
+
+    def agrees(self, images: Tensor, ids: Sequence[Name], exact: bool) -> bool:
+        """Whether these are the images that were scored as the particles' final ones.
+
+        Args:
+            images: `(B, 3, H, W)`, perhaps rounded to 8 bits.
+            ids: The particle of each.
+            exact: Whether the pipeline computes in float32 at least.
+        """
+        known = [row for row, name in enumerate(ids) if name in self._glimpses]
+        if not known or not isinstance(images, Tensor):
+            return True
+        scored = torch.stack([self._glimpses[ids[row]] for row in known])
+        gap = (_glimpse(images)[known].to(scored) - scored).abs().max()
+        return bool(gap < (_SAME if exact else _SAME_IN_HALF))
+
+    def forget(self) -> None:
+        """Drop all final scores: the images that were scored are not those that are returned."""
+        self.finals.clear()
+        self._finished.clear()
+        self._glimpses.clear()
+        self.base.clear()
 
     @contextmanager
     def _noting(self, reward: Reward, ids: Sequence[Name]) -> Iterator[None]:
@@ -233,6 +260,13 @@ class Judging:
     def _particle(self, name: Name) -> str:
         prompt, particle = name
         return f"prompt {prompt} ({self.prompts[prompt]!r}), particle {particle}"
+
+
+def _glimpse(images: Tensor) -> Tensor:
+    """`(B, 3, 8, 8)` of images, or of the middle frame of videos, by area."""
+    if images.ndim == 5:
+        images = images[:, images.shape[1] // 2]
+    return F.adaptive_avg_pool2d(images.detach().float(), 8)
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:

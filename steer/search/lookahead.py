@@ -148,7 +148,7 @@ def pull_towards_reward(
     return ((tilted - logits.softmax(1)) @ points).view(x.shape), tilted
 
 
-def standardised(rewards: Tensor) -> Tensor:
+def standardise(rewards: Tensor) -> Tensor:
     """`(m,)` rewards in standard deviations from their mean; zeros where all are equal."""
     spread = rewards.std(correction=0)
     if not float(spread) > _NOISELESS * float(rewards.abs().max()):

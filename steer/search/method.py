@@ -22,10 +22,14 @@ class Method(ABC):
         n: Particles per returned image, for methods that have such a number.
         reorders: Whether rows change places between steps; caches of activations per row cannot
             follow then.
+        needs_loop: Whether it looks into the pipeline's loop. One that does not only compares
+            finished images of independent draws, so that it can also call the pipeline again for
+            each, where a loop cannot be searched.
     """
 
     n: Any
     reorders: ClassVar[bool] = False
+    needs_loop: ClassVar[bool] = True
 
     @property
     def populations(self) -> tuple[int, ...]:

@@ -135,22 +135,22 @@ def slope(
             output = yield from ctx.denoise(start.at(x.to(dtype)), step)
             x = ddim(step, x, step.x0(x, output)).mean
         else:
-            stages.append((yield from _recorded(ctx, start.at(x), step, dtype)))
+            stages.append((yield from _record_move(ctx, start.at(x), step, dtype)))
             x = stages[-1][1].detach()
     reward, gradient, scale = scaled_gradient(ctx, start.at(x), dtype)
-    cotangent, scale = _rescaled(gradient, scale)
+    cotangent, scale = _rescale(gradient, scale)
     while stages:
         first, second = stages.pop()
         if isinstance(first, Step):
-            first, second = yield from _recorded(ctx, start.at(second), first, dtype)
+            first, second = yield from _record_move(ctx, start.at(second), first, dtype)
         (further,) = torch.autograd.grad(second, first, cotangent)
-        cotangent, scale = _rescaled(further, scale)
+        cotangent, scale = _rescale(further, scale)
     gradient = cotangent * scale
     check_finite(ctx, start, gradient)
     return Slope(reward, x, gradient)
 
 
-def _recorded(
+def _record_move(
     ctx: Context, at: Population, step: Step, dtype: torch.dtype
 ) -> Asking[tuple[Tensor, Tensor]]:
     """One move with its graph: where it starts (a leaf) and where it leads."""
@@ -167,7 +167,7 @@ def _recorded(
         return leaf, ddim(step, leaf, step.x0(leaf, output)).mean
 
 
-def _rescaled(gradient: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _rescale(gradient: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Rows brought to a largest entry of 1, and what to multiply them by to undo it."""
     size = largest(gradient)
     return gradient / per_row(size, gradient), scale * size.view(scale.shape)
@@ -219,8 +219,7 @@ def probe(
     around = Population(points, start.ids * len(turns))
     clean = yield from run(ctx, around, grid, dtype)
     reward = judge(ctx, around.at(clean), dtype).view(len(turns), rows)
-    shape = (-1, *(1,) * (start.x.ndim - 1))
     rise = (reward[0::2] - reward[1::2]) * (size / (2 * angle * directions))
-    gradient = sum(r.view(shape) * way for r, way in zip(rise, ways, strict=True))
+    gradient = sum(per_row(r, way) * way for r, way in zip(rise, ways, strict=True))
     best = reward.argmax(0) * rows + torch.arange(rows, device=reward.device)
     return Probe(points[best], clean[best], reward.amax(0), gradient / radius(start.x))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from steer.tune.dataset import Dataset as Dataset
     from steer.tune.trainer import tune as tune
 
-require_extra("train", "pyarrow", "tqdm")
+require_extra("train", "pyarrow")
 
 _MODULES = {
     "Dataset": "steer.tune.dataset",

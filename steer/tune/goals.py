@@ -22,6 +22,29 @@ from steer.tune.objectives import (
 
 
 @dataclass(frozen=True)
+class Errors:
+    """Denoising errors of one batch, and what its images are labelled with.
+
+    Attributes:
+        policy: (B,) errors; for pairs (2 B,), all winners before all losers.
+        reference: Those of the reference, at the same noise and timesteps; None without one.
+        labels, weights: (B,), of labelled objectives.
+        baseline: (), of Diffusion-KTO; None takes it from this batch.
+    """
+
+    policy: Tensor
+    reference: Tensor | None = None
+    labels: Tensor | None = None
+    weights: Tensor | None = None
+    baseline: Tensor | None = None
+
+    def reward(self, beta: float) -> Tensor:
+        """The implicit rewards, (B,); needs the reference."""
+        assert self.reference is not None
+        return implicit_reward(-self.policy, -self.reference, beta)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Of one batch.
 
@@ -53,24 +76,10 @@ class Goal(Settings, ABC):
     labelled: ClassVar[bool] = True
 
     @abstractmethod
-    def loss(
-        self,
-        policy: Tensor,
-        reference: Tensor | None,
-        labels: Tensor | None = None,
-        weights: Tensor | None = None,
-        baseline: Tensor | None = None,
-    ) -> Outcome:
-        """The loss per row.
+    def loss(self, errors: Errors) -> Outcome:
+        """The loss per row."""
 
-        Args:
-            policy: (B,) errors; for pairs (2 B,), all winners before all losers.
-            reference: Those of the reference, at the same noise and timesteps.
-            labels, weights: (B,), of labelled objectives.
-            baseline: (), of Diffusion-KTO.
-        """
-
-    def baseline(self, policy: Tensor, reference: Tensor | None) -> Tensor | None:
+    def baseline(self, errors: Errors) -> Tensor | None:
         """What the loss needs of the whole batch (over all processes, the mean is taken)."""
         return None
 
@@ -108,17 +117,10 @@ class TGO(Labelled):
     c: float = Field(default=5.0, ge=0)
     units: Literal["raw", "spread"] = "raw"
 
-    def loss(
-        self,
-        policy: Tensor,
-        reference: Tensor | None,
-        labels: Tensor | None = None,
-        weights: Tensor | None = None,
-        baseline: Tensor | None = None,
-    ) -> Outcome:
-        assert reference is not None and labels is not None
-        reward = implicit_reward(-policy, -reference, self.beta / self.temperature)
-        return _single(tgo(reward, labels, weights), reward, labels)
+    def loss(self, errors: Errors) -> Outcome:
+        reward = errors.reward(self.beta / self.temperature)
+        assert errors.labels is not None
+        return _single(tgo(reward, errors.labels, errors.weights), reward, errors.labels)
 
 
 class KTO(Labelled):
@@ -134,22 +136,14 @@ class KTO(Labelled):
     positive: float = Field(default=1.0, ge=0)
     negative: float = Field(default=1.0, ge=0)
 
-    def loss(
-        self,
-        policy: Tensor,
-        reference: Tensor | None,
-        labels: Tensor | None = None,
-        weights: Tensor | None = None,
-        baseline: Tensor | None = None,
-    ) -> Outcome:
-        assert reference is not None and labels is not None
-        reward = implicit_reward(-policy, -reference, self.beta)
-        loss = diffusion_kto(reward, labels, baseline, self.positive, self.negative)
+    def loss(self, errors: Errors) -> Outcome:
+        reward, labels = errors.reward(self.beta), errors.labels
+        assert labels is not None
+        loss = diffusion_kto(reward, labels, errors.baseline, self.positive, self.negative)
         return _single(loss, reward, labels)
 
-    def baseline(self, policy: Tensor, reference: Tensor | None) -> Tensor | None:
-        assert reference is not None
-        return kto_baseline(implicit_reward(-policy, -reference, self.beta))
+    def baseline(self, errors: Errors) -> Tensor | None:
+        return kto_baseline(errors.reward(self.beta))
 
 
 class SFT(Labelled):
@@ -158,15 +152,8 @@ class SFT(Labelled):
     name: ClassVar[str] = "sft"
     reference: ClassVar[bool] = False
 
-    def loss(
-        self,
-        policy: Tensor,
-        reference: Tensor | None,
-        labels: Tensor | None = None,
-        weights: Tensor | None = None,
-        baseline: Tensor | None = None,
-    ) -> Outcome:
-        return Outcome(policy)
+    def loss(self, errors: Errors) -> Outcome:
+        return Outcome(errors.policy)
 
 
 class CSFT(SFT):
@@ -199,16 +186,8 @@ class PolyDPO(Goal):
         poly_dpo(torch.zeros(1), self.alpha)
         return self
 
-    def loss(
-        self,
-        policy: Tensor,
-        reference: Tensor | None,
-        labels: Tensor | None = None,
-        weights: Tensor | None = None,
-        baseline: Tensor | None = None,
-    ) -> Outcome:
-        assert reference is not None
-        winner, loser = implicit_reward(-policy, -reference, self.beta / 2).chunk(2)
+    def loss(self, errors: Errors) -> Outcome:
+        winner, loser = errors.reward(self.beta / 2).chunk(2)
         logit = winner - loser
         return Outcome(poly_dpo(logit, self.alpha), _agreement(logit), logit.detach())
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.core.errors import TuneError
+from steer.core.rows import per_row
 from steer.driver.facts import first_denoiser
 
 
@@ -195,4 +196,4 @@ def _flow_grid(scheduler: Any, config: Mapping[str, Any]) -> tuple[Tensor, Tenso
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+    return per_row(values, like).to(like.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from steer.core.errors import NonFiniteError
 from steer.tune import checkpointing
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goals import CSFT, Outcome
+from steer.tune.goals import CSFT, Errors, Outcome
 from steer.tune.interrupts import Stopped, stop_requests
 from steer.tune.loader import Batch, Loader, to_device
 from steer.tune.marked import marked_features
@@ -35,13 +36,13 @@ from steer.tune.setup import (
 from steer.tune.validation import EVALUATION, draw_column, test_rows, write_grid
 
 
-def tune(config: TuneConfig, pipe: Any = None, progress: bool = True) -> Path:
+def tune(config: TuneConfig, pipe: Any = None, progress: bool = False) -> Path:
     """Train, continuing what is in `config.out`, and return the folder of the tuned weights.
 
     Args:
         config: What to do.
         pipe: The pipeline to tune, in place; loaded by `config.pipeline` when left out.
-        progress: Show a bar.
+        progress: Show a bar on stderr.
 
     Returns:
         `out/tuned`: `pytorch_lora_weights.safetensors`, or `unet/` (`transformer/`); and
@@ -67,7 +68,7 @@ class Trainer:
         policy: The denoiser that is trained.
     """
 
-    def __init__(self, config: TuneConfig, pipe: Any = None, progress: bool = True) -> None:
+    def __init__(self, config: TuneConfig, pipe: Any = None, progress: bool = False) -> None:
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 
@@ -200,13 +201,14 @@ class Trainer:
                     reference = squared_error(predict(model, noisy, timesteps, conditions), target)
             prediction = predict(self.model, noisy, timesteps, conditions)
         policy = squared_error(prediction, target)
-        baseline = self.goal.baseline(policy, reference)
-        if baseline is not None:
-            baseline = self._mean(baseline)
         labels, weights = (
             None if x is None else x.to(policy) for x in (batch.labels, batch.weights)
         )
-        return self.goal.loss(policy, reference, labels, weights, baseline)
+        errors = Errors(policy, reference, labels, weights)
+        baseline = self.goal.baseline(errors)
+        if baseline is not None:
+            errors = replace(errors, baseline=self._mean(baseline))
+        return self.goal.loss(errors)
 
     def _means(self, totals: list[Tensor], rows: int) -> dict[str, float]:
         """Means over the batch and all processes; the one wait for the device in a step."""

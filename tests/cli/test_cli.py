@@ -201,7 +201,7 @@ def test_bad_input_leaves_no_run_behind(tmp_path: Path, pipe: Pipe) -> None:
         (["--compute", "0.5"], "compute=0.5"),
         (["--steps", "0"], "steps=0"),
         (["--images-per-prompt", "0"], "images_per_prompt=0"),
-        (["--method", "BestOfM(3)"], "did you mean BestOfN"),
+        (["--method", "BestOfM(3)"], "did you mean 'BestOfN'"),
         (["--method", "gate"], "write its arguments out (method, threshold"),
         (["--method", "Prune(8)", "--compute", "4"], "has its own cost"),
         (["--method", "BestOfN(n=0)"], "BestOfN(n=0)"),

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import steer
 from steer.cli.app import app
 from steer.core.files.png import read, save_png
-from steer.core.files.score_log import Key, Row, ScoreLog, ranked, write_csv, write_json_rows
+from steer.core.files.score_log import Key, Row, ScoreLog, rank_rows, write_csv, write_json_rows
 from steer.jobs import scoring
 from steer.jobs.image_files import find_images
 from steer.jobs.image_prompts import by_file, read_prompts
@@ -306,7 +306,7 @@ def test_paths_are_shown_within_their_folder(paths: list[str], shown: list[str])
 
 def test_rows_without_the_score_come_last() -> None:
     rows = [Row(str(k), "", {"r": value}) for k, value in enumerate([None, -1.0, 2.0])]
-    assert [row.path for row in ranked(rows, "r")] == ["2", "1", "0"]
+    assert [row.path for row in rank_rows(rows, "r")] == ["2", "1", "0"]
 
 
 PROMPTS = {"1.png": "one", "2.png": "two", "3.png": "three", "10.png": "ten", "11.png": "eleven"}

@@ -15,7 +15,6 @@ from diffusers import StableDiffusionPipeline
 from families import build
 from typer.testing import CliRunner
 
-import steer.core.weights.hub
 from steer.cli.app import app
 
 
@@ -43,7 +42,7 @@ def test_the_python_example_runs_as_typed(
     torch.manual_seed(0)
     file = tmp_path / "HPS_v2.1_compressed.pt"
     torch.save({"state_dict": open_clip.CLIP(**TINY_HPS).state_dict()}, file)
-    monkeypatch.setattr(steer.core.weights.hub, "hf_hub_download", lambda *_, **__: str(file))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
     monkeypatch.setattr(open_clip, "get_model_config", lambda _: TINY_HPS)
     monkeypatch.setattr(
         StableDiffusionPipeline, "from_pretrained", lambda *_, **__: build("sd", "ddim")

@@ -11,7 +11,8 @@ from counted_work import counting, reddish
 from torch import Tensor
 
 from families import FAMILIES, arguments, build, redness, seeded, shared
-from steer.driver.decode import decode
+from steer.driver.decoding.asked import Asked
+from steer.driver.decoding.decode import decode
 from steer.methods import BestOfN, Prune, Tree
 from steer.pipeline.guided import guided
 
@@ -109,7 +110,7 @@ def test_decodes_as_the_pipeline_does(family: str) -> None:
     latents = pipe(**arguments(family, **given))[0]
     expected = pipe(**arguments(family, **given, output_type="pt"))[0]
     size = {name: arguments(family)[name] for name in ("height", "width")}
-    assert torch.equal(decode(pipe, latents, **size), expected)
+    assert torch.equal(decode(pipe, latents, asked=Asked(size)), expected)
 
 
 def test_sana_images_of_binned_sizes_come_back_as_asked() -> None:
@@ -119,7 +120,7 @@ def test_sana_images_of_binned_sizes_come_back_as_asked() -> None:
     binned = {"use_resolution_binning": True, "num_inference_steps": 1}
     given = arguments("sana", height=480, width=300, **binned)
     out = guided(pipe, redness, method=BestOfN(1))(**given)
-    images = decode(pipe, out.images, height=480, width=300)
+    images = decode(pipe, out.images, asked=Asked({"height": 480, "width": 300}))
     assert images.shape == (1, 3, 480, 300)
     assert out.rewards == pytest.approx([float(images[:, 0].mean())], abs=1e-5)
 

@@ -16,8 +16,7 @@ import steer
 from families import arguments, build, redness, seeded, shared
 from steer.core.errors import RewardError, UnsupportedPipelineError
 from steer.core.when import at
-from steer.driver.decode import decode
-from steer.driver.timeline import Levels
+from steer.driver.decoding.decode import decode
 from steer.methods import BestOfN, Guide, NoiseOptimization, Prune
 from steer.pipeline.guided import guided
 from steer.rewards import PerFrame
@@ -39,8 +38,8 @@ def test_decodes_as_the_pipeline_does(frames: int) -> None:
     latents, expected = tail(pipe, prompt=["a red circle", "two"], num_frames=frames)
     images = decode(pipe, latents)
     assert expected.shape == (2, frames, 3, 16, 16)
-    torch.testing.assert_close(images, expected if frames > 1 else expected[:, 0])
-    assert torch.equal(decode(pipe, latents, chunk=2), images if frames == 1 else expected)
+    torch.testing.assert_close(images, expected)
+    assert torch.equal(decode(pipe, latents, chunk=2), expected)
 
 
 def test_videos_are_decoded_one_by_one() -> None:
@@ -64,10 +63,40 @@ def test_gradients_through_the_decoder_are_the_slopes() -> None:
     assert float((slope * direction).sum()) == pytest.approx(float((up - down) / 2e-4), rel=0.01)
 
 
-def test_frames_of_other_autoencoders_are_unknown() -> None:
-    """Never a guess: a pipeline of videos whose VAE's scaling says nothing of frames."""
-    pipe = build("wan")
-    pipe.register_modules(vae=shared("sd").vae)
+class Motion:
+    """A reward of whole videos: how much neighbouring frames differ."""
+
+    name, differentiable, range, needs_prompt, videos = "motion", True, (0.0, 1.0), False, True
+
+    def __call__(self, images: Tensor, prompts: Any) -> Tensor:
+        assert images.ndim == 5
+        return (images[:, 1:] - images[:, :-1]).abs().mean((1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("kind", ["latent", "pt", "np", "pil"])
+def test_a_reward_of_whole_videos(kind: str) -> None:
+    """Previews, finals and what the pipeline returns are judged as videos."""
+    pipe, reward = shared("wan"), Motion()
+    call = guided(pipe, reward, method=Prune(3, (1,), (0.5,)), judge=Motion())
+    out = call(**arguments("wan", output_type=kind))
+    film = decode(pipe, out.frames) if kind == "latent" else out.frames
+    assert out.report.trace.of("score")[0]["preview"]
+    assert out.report.judges["motion"] == pytest.approx(out.rewards, abs=2e-3)
+    if kind in ("latent", "pt"):
+        assert out.rewards == pytest.approx(reward(film, "").tolist(), abs=1e-5)
+
+
+def test_a_video_of_one_frame() -> None:
+    """Wan as a text-to-image model: an output of one frame, judged and returned as a video."""
+    pipe = shared("wan")
+    call = arguments("wan", num_frames=1, output_type="pt")
+    out = guided(pipe, redness, method=BestOfN(3), judge=redness)(**call)
+    assert out.frames.shape == (1, 1, 3, 16, 16)
+    assert out.rewards == pytest.approx([float(out.frames[0, :, 0].mean())], abs=1e-5)
+
+
+def test_frames_of_a_pipeline_of_images_are_unknown() -> None:
+    pipe = shared("sd")
     with pytest.raises(UnsupportedPipelineError, match=r"\(1, 4, 3, 8, 8\)"):
         decode(pipe, torch.zeros(1, 4, 3, 8, 8))
 
@@ -161,19 +190,6 @@ def test_noise_levels_looked_up_by_iteration_are_those_of_the_query() -> None:
     assert len(told) == 3 * 4 * 2
     assert told == pytest.approx([t / 1000 for t in asked], abs=1e-3)
     assert told[:8] == told[8:16] == told[16:]
-
-
-def test_levels_are_a_tensor_whose_entries_follow_the_search() -> None:
-    sigmas = torch.linspace(1, 0, 5)
-    levels = Levels.of(sigmas, lambda number: min(number - 7, 4))
-    assert [float(levels[k]) for k in (7, 8, 100)] == [1.0, 0.75, 0.0]
-    assert float(levels[-1]) == 0.0
-    assert torch.equal(levels[1:3], sigmas[1:3])
-    assert torch.equal(levels * 2, sigmas * 2)
-    assert levels.shape == sigmas.shape and type(levels[1:]) is Tensor
-    assert torch.equal(sigmas, torch.linspace(1, 0, 5))
-    levels[-1] = 0.5  # some pipelines set the last one
-    assert float(sigmas[-1]) == 0.5
 
 
 def test_the_bare_drop_in_scores_frames_too() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from toy import SCHEDULERS, Mixture, Toy, gaussian_chain, on_points, points, run
 
 from steer.core.ddim import ddim, snr_ratio
-from steer.core.resampling import log_mean_exp, normalised
+from steer.core.resampling import log_mean_exp, normalise
 from steer.core.types import Population, Query, Step
 from steer.core.when import at, between, every
 from steer.methods import (
@@ -29,7 +29,7 @@ from steer.methods import (
 from steer.pipeline.guided import guided
 from steer.rewards.parts import identity
 from steer.search.guidance import reach, reward_gradient, shift_output
-from steer.search.lookahead import LookaheadSet, pull_towards_reward, standardised
+from steer.search.lookahead import LookaheadSet, pull_towards_reward, standardise
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -162,7 +162,7 @@ def test_lookahead_guidance_samples_the_reweighted_mixture(scheduler: str) -> No
     """Data that are the lookahead set itself: at strength 1 the run of the reweighted model."""
     z = torch.tensor([[-1.5], [-0.4], [0.9], [1.4]], dtype=torch.float64)
     rewards, lam = torch.tensor([0.1, -0.3, 0.5, 0.2], dtype=torch.float64), 1.2
-    weights = (lam * standardised(rewards)).softmax(0)
+    weights = (lam * standardise(rewards)).softmax(0)
     reward, thin = on_points(first), [1e-4] * 4
     method = LookaheadGuidance(
         1,
@@ -278,7 +278,7 @@ def test_a_proposal_follows_the_gradient_of_its_reward() -> None:
 def distance(cloud: Any, cdf: Any) -> float:
     """Kolmogorov-Smirnov distance of the first coordinate's weighted particles from a law."""
     x = cloud.population.x[: cloud.size].flatten(1)[:, 0].double().numpy()
-    weights, order = normalised(cloud.log_weights)[0].numpy(), np.argsort(x)
+    weights, order = normalise(cloud.log_weights)[0].numpy(), np.argsort(x)
     above, exact = np.cumsum(weights[order]), cdf(x[order])
     return float(max((above - exact).max(), (exact - above + weights[order]).max()))
 

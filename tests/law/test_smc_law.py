@@ -13,7 +13,7 @@ from torch import Tensor
 from toy import SCHEDULERS, Mixture, Toy, gaussian_chain, on_points, points, run
 
 from steer.core.ddim import ddim
-from steer.core.resampling import log_mean_exp, normalised
+from steer.core.resampling import log_mean_exp, normalise
 from steer.core.types import Move, Population, Step
 from steer.core.when import at, every
 from steer.methods import SMC
@@ -38,7 +38,7 @@ def plain(**options: Any) -> Any:
 
 def particles(cloud: Cloud) -> tuple[np.ndarray, np.ndarray]:
     """Points and weights of the first prompt."""
-    weights = normalised(cloud.log_weights)[0].numpy()
+    weights = normalise(cloud.log_weights)[0].numpy()
     return cloud.population.x[: cloud.size].flatten().double().numpy(), weights
 
 
@@ -215,7 +215,7 @@ def test_lam_means_the_same_for_every_unit() -> None:
     one, other = final(1.0, 0.0), final(0.01, 0.2)
     assert one.population.ids == other.population.ids
     torch.testing.assert_close(one.population.x, other.population.x)
-    weights = [normalised(cloud.log_weights) for cloud in (one, other)]
+    weights = [normalise(cloud.log_weights) for cloud in (one, other)]
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-6)
 
 

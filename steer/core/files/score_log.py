@@ -129,7 +129,7 @@ def log_path(csv_file: Path | None, json_file: Path | None) -> Path:
     return table.with_name(table.stem + SUFFIX) if table is not None else Path(DEFAULT)
 
 
-def ranked(rows: Sequence[Row], reward: str) -> list[Row]:
+def rank_rows(rows: Sequence[Row], reward: str) -> list[Row]:
     """The rows by one reward, best first; those without its score come last."""
 
     def place(row: Row) -> float:
@@ -158,23 +158,23 @@ def score_text(value: float | None) -> str:
 
 def write_csv(path: Path, rows: Sequence[Row], rewards: Sequence[str]) -> None:
     """Put `path, prompt, <reward>, ...` at `path`, a row per image, in one step."""
-    write_table(path, _listed(rows, rewards), ["path", "prompt", *rewards])
+    write_table(path, _records(rows, rewards), ["path", "prompt", *rewards])
 
 
 def write_json_rows(path: Path, rows: Sequence[Row], rewards: Sequence[str]) -> None:
     """Put a list of `{"path", "prompt", <reward>, ...}` at `path`, one per image, in one step."""
-    text = json.dumps(_listed(rows, rewards), ensure_ascii=False, allow_nan=False, indent=1)
+    text = json.dumps(_records(rows, rewards), ensure_ascii=False, allow_nan=False, indent=1)
     write_atomic(path, text.encode(errors="surrogateescape") + b"\n")
 
 
-def _listed(rows: Sequence[Row], rewards: Sequence[str]) -> list[dict[str, Any]]:
+def _records(rows: Sequence[Row], rewards: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {"path": row.path, "prompt": row.prompt, **{r: row.scores[r] for r in rewards}}
         for row in rows
     ]
 
 
-def stamped(path: str) -> str:
+def stamp_path(path: str) -> str:
     """A checkpoint's absolute path with its size and time, so that another content is another one.
 
     Of a folder, the size of all its files and the time of the last.

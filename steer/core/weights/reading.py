@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steer.core.errors import CheckpointError
+from steer.core.errors import CheckpointError, first_line
 
 
 _SHOWN = 3
@@ -144,12 +144,12 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"checkpoint {str(path)!r} is corrupt, or holds more than tensors, which is not loaded "
-            f"because it would run code from the file ({_line(error)}): {way_out}, or save its "
-            "state dict as .safetensors where you trust it"
+            f"because it would run code from the file ({first_line(error)}): {way_out}, or save "
+            "its state dict as .safetensors where you trust it"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(
-            f"checkpoint {str(path)!r} is corrupt or truncated ({_line(error)}): {way_out}"
+            f"checkpoint {str(path)!r} is corrupt or truncated ({first_line(error)}): {way_out}"
         ) from error
 
 
@@ -171,7 +171,3 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _first(items: list[str]) -> str:
     return ", ".join(items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

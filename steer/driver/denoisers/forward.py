@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from steer.core.errors import UnsupportedPipelineError
+from steer.driver.denoisers.attached import Switch, switching
 from steer.driver.denoisers.blend import Mix, Weights, shown
 from steer.driver.denoisers.checkpoints.loading import denoiser_of, device_of, has_image_adapter
-from steer.driver.denoisers.checkpoints.lora import tuner_layers
-from steer.driver.denoisers.models import Models, adapters_of
+from steer.driver.denoisers.checkpoints.peft_layers import active_adapters
+from steer.driver.denoisers.models import Arm, Models
 from steer.driver.denoisers.tensors import halves, joined, proxied, rows_of, weighted
 from steer.driver.facts import execution_device
 
 
 _COND, _UNCOND = "cond", "uncond"
+_SCALED = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 _CHUNKS = re.compile(r"^\s*(\w+), *(\w+) *= *\w+\.chunk\(2", re.MULTILINE)
 
 
@@ -35,8 +38,8 @@ def answering(models: Models, place: Callable[[], tuple[int, int]], lane: int) -
     """
     _check(models)
     with ExitStack() as stack:
-        stack.enter_context(_resident(models))
-        switch = stack.enter_context(adapters_of(models.denoiser))
+        switch = stack.enter_context(switching(models.denoiser))
+        stack.enter_context(_resident(models, switch))
         blender = Blender(models, place, lane, switch)
         stack.enter_context(blender.installed())
         yield
@@ -55,13 +58,14 @@ def _check(models: Models) -> None:
             f"pipe.{component} has a feature cache, which would hand one model's features to "
             f"another: call pipe.{component}.disable_cache() first"
         )
-    lora = any(arm.adapters for arm in models.arms.values())
-    if lora and any(layer.merged for layer in tuner_layers(models.denoiser)):
-        raise UnsupportedPipelineError(
-            f"pipe.{component} has fused LoRA adapters, which cannot be switched apart from "
-            f"those of {models.name}: call pipe.unfuse_lora() first"
-        )
+    own = active_adapters(models.denoiser)
     for arm in models.arms.values():
+        if own and not active_adapters(arm.module):
+            raise UnsupportedPipelineError(
+                f"pipe.{component} has adapters of its own ({', '.join(own)}), which {arm.name!r} "
+                "lacks, since it is a denoiser with weights of its own: switch them off "
+                "(pipe.disable_lora()), or load them into the tuned denoiser as well and pass that"
+            )
         if has_image_adapter(models.denoiser) != has_image_adapter(arm.module):
             raise UnsupportedPipelineError(
                 f"pipe.{component} has an IP-Adapter and {arm.name!r} has none, or the other "
@@ -70,8 +74,8 @@ def _check(models: Models) -> None:
 
 
 @contextmanager
-def _resident(models: Models) -> Iterator[None]:
-    """Further denoisers where the pipeline computes, and without gradients for their weights.
+def _resident(models: Models, switch: Switch) -> Iterator[None]:
+    """LoRAs and further denoisers where the pipeline computes, and no gradients for their weights.
 
     Where the base is offloaded, they go back when the call is over.
     """
@@ -80,11 +84,14 @@ def _resident(models: Models) -> Iterator[None]:
     device = execution_device(models.pipe, device_of(models.denoiser))
     offloaded = device_of(models.denoiser) != device
     homes = [(module, device_of(module)) for module in modules.values()]
+    loras = {lora for arm in models.arms.values() for lora in arm.loras}
     flagged = [w for module in modules.values() for w in module.parameters() if w.requires_grad]
     try:
         for module, home in homes:
             if home != device:
                 module.to(device)
+        for lora in loras:
+            switch.place(lora, device)
         for weight in flagged:
             weight.requires_grad_(False)
         yield
@@ -94,6 +101,9 @@ def _resident(models: Models) -> Iterator[None]:
         for module, home in homes:
             if offloaded and home != device:
                 module.to(home)
+        for lora in loras if offloaded else ():
+            for layer in lora.layers.values():
+                layer.to(device_of(models.denoiser))
 
 
 class Blender:
@@ -106,7 +116,7 @@ class Blender:
         models: The denoisers and their blend.
         place: Returns the step that is evaluated, and the number of steps.
         lane: Rows of the pipeline's batch, without those that guidance adds.
-        switch: Switches LoRAs on.
+        switch: Puts LoRAs on the denoiser.
     """
 
     def __init__(
@@ -114,7 +124,7 @@ class Blender:
         models: Models,
         place: Callable[[], tuple[int, int]],
         lane: int,
-        switch: Callable[[Mapping[str, float]], None],
+        switch: Switch,
     ) -> None:
         self.models, self.place, self.lane, self.switch = models, place, lane, switch
         self._site: nn.Module = getattr(models.pipe, models.component)
@@ -123,6 +133,7 @@ class Blender:
         self._context: str | None = None
         self._order: bool | None = None
         self._asked = {_COND: 0, _UNCOND: 0}
+        self._recomputed: Arm | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -176,12 +187,28 @@ class Blender:
         arm = self.models.arms[name]
         if arm.module is not self.models.denoiser:
             return arm.module(*args, **kwargs)
-        self.switch(arm.adapters)
+        scale = _lora_scale(kwargs)
+        self._check_recomputed(arm)
+        self.switch({lora: scale * strength for lora, strength in arm.loras.items()})
         if self._compiled is None:
             return self._inner(*args, **kwargs)
         own = {"forward": self._inner, "_compiled_call_impl": self._compiled}
         with replaced(self._site, own):
             return self._site(*args, **kwargs)
+
+    def _check_recomputed(self, arm: Arm) -> None:
+        """Raise where a backward pass would run one arm's layers again with another's LoRAs on."""
+        checkpointing = getattr(self.models.denoiser, "is_gradient_checkpointing", False)
+        if not (checkpointing and torch.is_grad_enabled()):
+            return
+        before, self._recomputed = self._recomputed, arm
+        if before is not None and before.loras != arm.loras:
+            component = self.models.component
+            raise UnsupportedPipelineError(
+                f"pipe.{component} recomputes its layers in the backward pass, where the LoRAs of "
+                f"{before.name!r} and {arm.name!r} could not be told apart: call "
+                f"pipe.{component}.disable_gradient_checkpointing() first"
+            )
 
     def _slot(self, args: Any, kwargs: Any) -> str:
         """What a call evaluates: the prompt ("cond"), the null prompt ("uncond"), or "both"."""
@@ -226,6 +253,12 @@ class Blender:
                 self._context = outer
 
         return context
+
+
+def _lora_scale(kwargs: Mapping[str, Any]) -> float:
+    """The strength that a call gives to all LoRAs, in the argument that diffusers reads it from."""
+    given = (kwargs.get(name) for name in _SCALED)
+    return next((float(a["scale"]) for a in given if isinstance(a, Mapping) and "scale" in a), 1.0)
 
 
 def _null_first(pipe: Any) -> bool:

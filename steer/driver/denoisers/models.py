@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from steer.core.errors import UnsupportedPipelineError
 from steer.driver.denoisers.blend import BASE, NEGATIVE, TUNED, Blend, Mix, cost, shown
-from steer.driver.denoisers.checkpoints.loading import (
-    Tuned,
-    denoiser_of,
-    load,
-)
-from steer.driver.denoisers.checkpoints.lora import PREFIX, tuner_layers
+from steer.driver.denoisers.checkpoints.loading import Tuned, denoiser_of, load
+from steer.driver.denoisers.checkpoints.lora import Lora
+from steer.driver.denoisers.checkpoints.peft_layers import plain_state, tuner_layers
 from steer.driver.denoisers.outputs import RLG
 from steer.driver.denoisers.parse import parse_blend
 
@@ -30,12 +25,12 @@ class Arm:
     Attributes:
         name: For reports.
         module: Its module; the pipeline's own for the base and for LoRAs.
-        adapters: LoRAs that are switched on for it, and their strengths.
+        loras: LoRAs that are put around its layers, and their strengths.
     """
 
     name: str
     module: nn.Module
-    adapters: Mapping[str, float]
+    loras: Mapping[Lora, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +104,8 @@ def models_for(pipe: Any, tuned: Any, blend: Any) -> Models | None:
 
 
 def _arm(tuned: Tuned) -> Arm:
-    adapters = {} if tuned.adapter is None else {tuned.adapter: tuned.weight}
-    return Arm(tuned.name, tuned.module, adapters)
+    loras = {} if tuned.lora is None else {tuned.lora: tuned.weight}
+    return Arm(tuned.name, tuned.module, loras)
 
 
 def _named(blend: Blend | None, arms: Mapping[str, Arm]) -> str:
@@ -132,13 +127,13 @@ def inheriting(arms: Mapping[str, Arm], share: float) -> Arm:
     if tuned is base:
         return negative
     merge = f"{1.0 - share:g}"
-    if tuned.adapters and negative.adapters:
-        both = dict(negative.adapters)
-        for name, weight in tuned.adapters.items():
-            both[name] = both.get(name, 0.0) + share * weight
-        return replace(negative, adapters=both)
-    if tuned.adapters or negative.adapters:
-        lora, whole = (tuned, negative) if tuned.adapters else (negative, tuned)
+    if tuned.loras and negative.loras:
+        both = dict(negative.loras)
+        for lora, weight in tuned.loras.items():
+            both[lora] = both.get(lora, 0.0) + share * weight
+        return replace(negative, loras=both)
+    if tuned.loras or negative.loras:
+        lora, whole = (tuned, negative) if tuned.loras else (negative, tuned)
         raise ValueError(
             f"merge={merge}: {lora.name!r} is a LoRA and {whole.name!r} a whole denoiser, which "
             "cannot be summed: use merge=1 (the negative model as it is), or two of one kind"
@@ -148,7 +143,7 @@ def inheriting(arms: Mapping[str, Arm], share: float) -> Arm:
             f"merge={merge}: the denoisers given carry adapters of their own: fuse them first, "
             "or use merge=1 (the negative model as it is)"
         )
-    state, own = tuned.module.state_dict(), _base_state(base.module)
+    state, own = tuned.module.state_dict(), plain_state(base.module)
     if any(value.is_meta for value in own.values()):
         raise UnsupportedPipelineError(
             f"merge={merge}: the base is offloaded, so its weights cannot be summed: make the "
@@ -163,49 +158,8 @@ def inheriting(arms: Mapping[str, Arm], share: float) -> Arm:
     return replace(negative, module=module)
 
 
-def _base_state(module: nn.Module) -> dict[str, Tensor]:
-    return {name.replace(".base_layer.", "."): t for name, t in module.state_dict().items()}
-
-
 def _sum(negative: Tensor, tuned: Tensor, base: Tensor, share: float) -> Tensor:
     if not negative.is_floating_point():
         return negative
     change = tuned.to(negative.device).float() - base.to(negative.device).float()
     return (negative.float() + share * change).to(negative.dtype)
-
-
-@contextmanager
-def adapters_of(denoiser: nn.Module) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """A switch for the denoiser's LoRAs, `switch({name: strength})`; restored at the end.
-
-    The user's own active adapters stay on for every denoiser of the blend; those that steer
-    attached are on only where they are named. Flags are set directly, since peft's own switch also
-    marks weights as trainable.
-    """
-    layers = tuner_layers(denoiser)
-    before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]
-    own = {id(layer): _users(layer) for layer in layers}
-
-    def switch(adapters: Mapping[str, float]) -> None:
-        for layer in layers:
-            here: dict[str, float] = getattr(layer, "scaling", {})
-            added = [name for name in adapters if name in here]
-            for name in added:
-                layer.set_scale(name, adapters[name])  # pyright: ignore[reportAttributeAccessIssue]
-            names = [*own[id(layer)], *added]
-            layer._disable_adapters = not names
-            if names:
-                layer._active_adapter = names
-
-    try:
-        yield switch
-    finally:
-        for layer, active, disabled in before:
-            layer._active_adapter, layer._disable_adapters = active, disabled
-
-
-def _users(layer: BaseTunerLayer) -> list[str]:
-    """Active adapters of a layer that are not steer's."""
-    if layer.disable_adapters:
-        return []
-    return [name for name in layer.active_adapters if not name.startswith(PREFIX)]

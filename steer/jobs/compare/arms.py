@@ -62,7 +62,7 @@ class Studio:
         finally:
             self.pipe.scheduler = self._scheduler
 
-    def tuned(self, source: str) -> Any:
+    def checkpoint(self, source: str) -> Any:
         """A tuned checkpoint, loaded once for all arms that use it."""
         if source not in self._tuned:
             self._tuned[source] = load_tuned(self.pipe, source)
@@ -88,7 +88,7 @@ class Painter:
         _check_options(studio.pipe, self._options)
         extra: dict[str, Any] = {}
         if arm.tuned is not None:
-            extra["tuned"] = studio.tuned(arm.tuned)
+            extra["tuned"] = studio.checkpoint(arm.tuned)
         if arm.blend is not None:
             extra["blend"] = parse_blend(arm.blend)
         self.fingerprint = getattr(extra.get("tuned"), "fingerprint", None)
@@ -204,7 +204,7 @@ def make_scheduler(name: str, like: Any) -> Any:
         known = [n for n in dir(diffusers) if n.endswith("Scheduler") and n[0].isupper()]
         hint = did_you_mean(name, known)
         raise ComparisonError(
-            f"scheduler={name!r}: not a scheduler of diffusers{hint}; write for example "
+            f"scheduler={name!r}: not a scheduler of diffusers; {hint}write for example "
             "DDIMScheduler"
         )
     return kind.from_config(like.config)

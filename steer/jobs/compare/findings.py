@@ -27,7 +27,7 @@ def points(found: Mapping[str, Any], reward: str) -> list[plot.Point]:
             plot.Point(
                 arm["label"],
                 arm["cost"]["multiple"],
-                *scaled(mean, scale),
+                *scale_interval(mean, scale),
                 colour=k % COLOURS,
                 baseline=arm["name"] == base,
                 note=note,
@@ -97,19 +97,21 @@ def chosen_prompts(found: Mapping[str, Any], show: int) -> Sequence[int]:
     count = found["prompts"]["count"]
     if show >= count:
         return range(count)
-    ranked = _merged([found["disagreement"][r["name"]] for r in reversed(found["rewards"])])
+    ranked = _interleave([found["disagreement"][r["name"]] for r in reversed(found["rewards"])])
     first = ranked[: (show + 1) // 2]
     rest = [p for p in range(count) if p not in first]
     spaced = [rest[k * len(rest) // (show - len(first))] for k in range(show - len(first))]
     return sorted([*first, *spaced])
 
 
-def _merged(rankings: Sequence[Sequence[int]]) -> list[int]:
+def _interleave(rankings: Sequence[Sequence[int]]) -> list[int]:
     """Several rankings in turn: the first of each, the second of each, ..."""
     return list(dict.fromkeys(p for row in zip(*rankings, strict=True) for p in row))
 
 
-def scaled(values: Mapping[str, Any], scale: float) -> tuple[float, float | None, float | None]:
+def scale_interval(
+    values: Mapping[str, Any], scale: float
+) -> tuple[float, float | None, float | None]:
     """Mean, low and high in the scale that people see."""
     low, high = values["low"], values["high"]
     if low is None or high is None:

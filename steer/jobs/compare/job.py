@@ -13,7 +13,12 @@ from steer.jobs.compare.config import Arm, Comparison
 from steer.jobs.compare.processes import Processes, join
 from steer.jobs.compare.prompt_sets import load_prompts
 from steer.jobs.compare.prompts import PromptSet
-from steer.jobs.compare.scoring import check_judges, diversity_names, reported, score_missing
+from steer.jobs.compare.scoring import (
+    check_judges,
+    diversity_names,
+    reported_rewards,
+    score_missing,
+)
 from steer.jobs.compare.store import Store, Unit
 
 
@@ -40,7 +45,7 @@ class CompareJob:
     ) -> None:
         self.comparison, self._pipe, self._versions = comparison, pipe, versions()
         self.prompts = check(comparison)
-        self.names = reported(comparison)
+        self.names = reported_rewards(comparison)
         self.store = Store(folder)
         self.processes = processes or join(comparison.device)
         if self.processes.first:
@@ -70,7 +75,7 @@ class CompareJob:
         if not any(missing.values()):
             return
         studio = Studio(self.comparison, self.processes.device, self._pipe)
-        reported(self.comparison, studio.reward)
+        reported_rewards(self.comparison, studio.reward)
         wanted = [arm for arm in self.comparison.arms if missing[arm.name]]
         for position, arm in enumerate(wanted):
             studio.keep_only(wanted[position:])

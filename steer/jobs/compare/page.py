@@ -45,7 +45,7 @@ def page_view(store: Store, prompts: PromptSet, found: Mapping[str, Any]) -> vie
     """The page of a comparison's results."""
     configuration = dict(found["configuration"])
     shown = findings.chosen_prompts(found, configuration["show"])
-    seeds = _seeds_shown(store, found, len(shown))
+    seeds = _choose_seeds(store, found, len(shown))
     names = [reward["name"] for reward in found["rewards"]]
     images = len(found["arms"]) * found["prompts"]["count"] * len(configuration["seeds"])
     per_image = sum(arm["cost"]["seconds"] for arm in found["arms"]) / len(found["arms"])
@@ -117,7 +117,7 @@ def _shot(path: Path, texts: tuple[str, ...], best: tuple[bool, ...]) -> views.S
     return views.Shot(inline(image), *image.size, small, texts, best)
 
 
-def _seeds_shown(store: Store, found: Mapping[str, Any], prompts: int) -> list[int]:
+def _choose_seeds(store: Store, found: Mapping[str, Any], prompts: int) -> list[int]:
     """As many seeds as keep the page light."""
     seeds = list(found["configuration"]["seeds"])
     arm = found["arms"][0]["name"]

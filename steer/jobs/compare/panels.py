@@ -9,7 +9,14 @@ import numpy as np
 
 from steer.jobs.compare import plot
 from steer.jobs.compare.analysis import TIE
-from steer.jobs.compare.findings import COLOURS, digits_of, pair_of, points, scale_in, scaled
+from steer.jobs.compare.findings import (
+    COLOURS,
+    digits_of,
+    pair_of,
+    points,
+    scale_in,
+    scale_interval,
+)
 from steer.jobs.compare.results import as_array
 from steer.jobs.compare.views import ArmView, Cell, Duel, RewardView
 
@@ -22,7 +29,7 @@ def reward_view(found: Mapping[str, Any], reward: str) -> RewardView:
         pair = pair_of(found, reward, arm["name"])
         if pair is None:
             continue
-        values = scaled(pair["difference"], scale)
+        values = scale_interval(pair["difference"], scale)
         differences.append(plot.Point(arm["label"], 1.0, *values, colour=k % COLOURS))
         counts = (pair["wins"], pair["ties"], pair["losses"])
         duels.append(Duel(arm["label"], k % COLOURS, *counts))

@@ -55,13 +55,13 @@ def _by_name(name: str, options: Mapping[str, Any] | None = None) -> PromptSet:
     base, _, category = name.partition(":")
     options = dict(options or {})
     if base not in SETS:
-        return _limited(_from_file(name), options)
+        return _limit(_from_file(name), options)
     if category:
         options.setdefault("categories", [category])
     if base == "shapes":
         return _shapes(options)
     _refuse_options(options, ("categories", "limit"), base)
-    return _limited(READERS[base](), options)
+    return _limit(READERS[base](), options)
 
 
 def _shapes(options: Mapping[str, Any]) -> PromptSet:
@@ -128,7 +128,7 @@ def _check_own(texts: Sequence[Any], what: str, unit: str = "entry") -> None:
         seen[text] = number
 
 
-def _limited(found: PromptSet, options: Mapping[str, Any]) -> PromptSet:
+def _limit(found: PromptSet, options: Mapping[str, Any]) -> PromptSet:
     prompts, wanted = found.prompts, options.get("categories")
     if wanted is not None:
         wanted = [wanted] if isinstance(wanted, str) else list(wanted)

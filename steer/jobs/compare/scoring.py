@@ -32,7 +32,7 @@ PIXELS = "pixels"
 _GRID = 16
 
 
-def reported(comparison: Comparison, reward: Any = None) -> list[str]:
+def reported_rewards(comparison: Comparison, reward: Any = None) -> list[str]:
     """The rewards whose scores are reported: the optimised one first, where it has any.
 
     Raises:

@@ -76,7 +76,7 @@ class Store:
             raise FolderError(str(error)) from error
         path = self.folder / SETUP
         if path.exists():
-            self._same(unsealed(path), plain(setup))
+            self._same(unseal(path), plain(setup))
         elif self.folder.is_dir() and any(f.name[:1] != "." for f in self.folder.iterdir()):
             raise FolderError(
                 f"--out {str(self.folder)!r}: holds files, and no {SETUP}; name an empty folder"
@@ -109,7 +109,7 @@ class Store:
 
     def setup(self) -> dict[str, Any]:
         """What `begin` wrote, versions included; FolderError where there is nothing whole."""
-        found = unsealed(self.folder / SETUP)
+        found = unseal(self.folder / SETUP)
         if found is None:
             raise FolderError(f"--out {str(self.folder)!r}: holds no whole {SETUP}")
         return found
@@ -128,7 +128,7 @@ class Store:
 
     def record(self, unit: Unit) -> dict[str, Any] | None:
         """A unit's record; None where it has none, or its image is not the recorded one."""
-        found = unsealed(self._record(unit))
+        found = unseal(self._record(unit))
         path = self.image(unit)
         if found is None or not path.is_file() or file_sha256(path) != found.get("image_sha256"):
             return None
@@ -136,7 +136,7 @@ class Store:
 
     def recorded_digest(self, unit: Unit) -> str | None:
         """The digest of a unit's image as recorded; None without a whole record."""
-        found = unsealed(self._record(unit))
+        found = unseal(self._record(unit))
         return None if found is None else found.get("image_sha256")
 
     def put_scores(self, reward: str, arm: str, block: int, scores: Mapping[str, Any]) -> None:
@@ -150,7 +150,7 @@ class Store:
         self, reward: str, arm: str, block: int, images: Sequence[str]
     ) -> dict[str, Any] | None:
         """Stored scores of a block whose images have these digests; else None."""
-        found = unsealed(self._scores(reward, arm, block))
+        found = unseal(self._scores(reward, arm, block))
         return found if found is not None and found.get("images") == list(images) else None
 
     def _record(self, unit: Unit) -> Path:
@@ -160,7 +160,7 @@ class Store:
         return self.folder / SCORES / slug(reward) / arm / f"{block:05d}.json"
 
 
-def unsealed(path: Path) -> dict[str, Any] | None:
+def unseal(path: Path) -> dict[str, Any] | None:
     """A JSON file's contents, without its digest; None where it is missing or not whole."""
     try:
         found = json.loads(path.read_bytes())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steer.core.checks import one_of, positive, predicate, whole
 from steer.core.errors import UnsupportedPipelineError
+from steer.core.rows import per_row
 from steer.core.sphere import radius, unit
 from steer.core.types import Population, Query, Search, Step, wide
 from steer.core.when import When, between
@@ -116,7 +117,7 @@ class Guide(Around):
             return (yield from self.method(ctx, start))
         check_gradient(ctx, type(self).__name__)
         search = self.method(ctx, leave_plain_names(ctx, start))
-        with ctx.frozen():
+        with ctx.freeze():
             try:
                 query = next(search)
                 while True:
@@ -170,7 +171,7 @@ class Guide(Around):
         with torch.enable_grad():
             x0 = step.x0(leaf, wide(output))
         rewards, slope = reward_gradient(ctx, here.at(x0.detach()))
-        scale = largest(slope).view(-1, *(1,) * (slope.ndim - 1))
+        scale = per_row(largest(slope), slope)
         (gradient,) = torch.autograd.grad(x0, leaf, slope / scale)
         check_finite(ctx, here, gradient)
         x0 = x0.detach()

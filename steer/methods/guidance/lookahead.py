@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import positive, predicate, whole
+from steer.core.rows import rows_by_prompt
 from steer.core.sphere import radius
 from steer.core.types import Population, Search, Step, wide
 from steer.core.when import When, between
 from steer.methods.selection.best_of_n import BestOfN
 from steer.search.context import Context
 from steer.search.guidance import leave_plain_names, reach, shift_output, window
-from steer.search.lookahead import LookaheadSet, look_ahead, pull_towards_reward, standardised
+from steer.search.lookahead import LookaheadSet, look_ahead, pull_towards_reward, standardise
 from steer.search.method import Method
 from steer.search.short_runs import Asking
 
@@ -120,7 +121,7 @@ class LookaheadGuidance(Method):
         if not scales:
             return (yield from BestOfN(self.n)(ctx, start))
         sets = yield from self._sets(ctx, start)
-        sets = {p: (z, self.lam * standardised(r)) for p, (z, r) in sets.items()}
+        sets = {p: (z, self.lam * standardise(r)) for p, (z, r) in sets.items()}
         finished, named = [], leave_plain_names(ctx, start)
         for part, drawn in zip(ctx.groups(named), ctx.groups(start), strict=True):
             done = yield from self._sample(ctx, part, drawn, sets, scales)
@@ -173,8 +174,7 @@ def _shift(
     """The shift of x0 at strength 1, and the lookahead that every row favours."""
     shift = torch.zeros_like(wide(now.x))
     favoured = torch.zeros(len(now), dtype=torch.long, device=now.x.device)
-    for prompt in now.prompts:
-        rows = [row for row, name in enumerate(now.ids) if name[0] == prompt]
+    for prompt, rows in rows_by_prompt(now.ids).items():
         towards, weights = pull_towards_reward(now.x[rows], step.alpha, step.sigma, *sets[prompt])
         shift[rows] = towards.to(shift.dtype)
         favoured[rows] = weights.argmax(1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import positive, whole
+from steer.core.rows import per_row
 from steer.core.sphere import angles, cap, radius, step_along, tangent, unit
 from steer.core.types import Population
 from steer.search.context import Context
@@ -171,7 +172,7 @@ class Best:
     def offer(self, x: Tensor, clean: Tensor, value: Tensor, reward: Tensor) -> None:
         """One more iterate of every row."""
         better = (value > self.value) & ~self.stopped
-        rows = better.view(-1, *(1,) * (x.ndim - 1))
+        rows = per_row(better, x)
         self.x, self.clean = torch.where(rows, x, self.x), torch.where(rows, clean, self.clean)
         self.value = torch.where(better, value, self.value)
         self.reward = torch.where(better, reward, self.reward)

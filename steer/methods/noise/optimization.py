@@ -121,7 +121,7 @@ class NoiseOptimization(Method):
             images.append((yield from sample_all(ctx, start)))
         found: dict[Name, tuple[Tensor, Tensor]] = {}
         parts = ctx.groups(start)
-        with ctx.frozen():
+        with ctx.freeze():
             for number, part in enumerate(parts):
                 reserve = self._reserve(ctx, len(parts), number)
                 best = yield from self._climb(ctx, part, exact, reserve)

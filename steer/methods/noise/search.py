@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import one_of, plain_calls, positive, whole
+from steer.core.rows import rows_by_prompt
 from steer.core.sphere import neighbours, radius, renormalise, unit
 from steer.core.types import Name, Population, Search, wide
 from steer.methods.noise.paths import bounds, path_rows, search_paths
@@ -181,8 +182,7 @@ class NoiseSearch(Method):
 
 def _ranking(noises: Population, scores: dict[Name, float]) -> list[list[int]]:
     """Rows of every prompt, best first; ties go to the earlier row."""
-    ranked = []
-    for prompt in noises.prompts:
-        rows = [row for row, name in enumerate(noises.ids) if name[0] == prompt]
-        ranked.append(sorted(rows, key=lambda row: -scores[noises.ids[row]]))
-    return ranked
+    return [
+        sorted(rows, key=lambda row: -scores[noises.ids[row]])
+        for rows in rows_by_prompt(noises.ids).values()
+    ]

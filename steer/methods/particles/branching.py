@@ -128,16 +128,7 @@ class Mover:
 
     def keep(self, population: Population, rows: Sequence[int], step: Step) -> Population:
         """These rows only, with the solver's history; the trace is told."""
-        chosen = set(rows)
-        for prompt in population.prompts:
-            own = [row for row, name in enumerate(population.ids) if name[0] == prompt]
-            self.ctx.log(
-                "select",
-                step=step.index,
-                prompt=prompt,
-                kept=[population.ids[row][1] for row in own if row in chosen],
-                dropped=[population.ids[row][1] for row in own if row not in chosen],
-            )
+        self.ctx.tell_choice(population.ids, rows, step)
         self.solver.gather(rows)
         return population.take(rows)
 

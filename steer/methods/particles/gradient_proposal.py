@@ -11,7 +11,8 @@ from torch import Tensor
 
 from steer.core.checks import one_of, positive, predicate, share
 from steer.core.ddim import ddim
-from steer.core.potentials import tempered
+from steer.core.potentials import tempering
+from steer.core.rows import per_row
 from steer.core.sphere import radius, unit
 from steer.core.types import Move, Population, Step, wide
 from steer.core.when import When, every
@@ -92,7 +93,7 @@ class GradientProposal:
         _, slope = reward_gradient(ctx, population.at(x0.detach()))
         if not self.grad:
             return slope * (step.alpha / (step.alpha**2 + step.sigma**2))
-        size = largest(slope).view(-1, *(1,) * (slope.ndim - 1))
+        size = per_row(largest(slope), slope)
         (gradient,) = torch.autograd.grad(x0, population.x, slope / size)
         gradient = wide(gradient) * size
         check_finite(ctx, population, gradient)
@@ -101,7 +102,7 @@ class GradientProposal:
     def _shift(self, step: Step, gradient: Tensor, std: float) -> Tensor:
         if self.pull is not None and self.lam is None:
             return self.pull * std * unit(gradient)
-        shift = (std**2 * (self.lam or 0.0) * tempered(step, self.temper)) * gradient
+        shift = (std**2 * (self.lam or 0.0) * tempering(step, self.temper)) * gradient
         if self.pull is None:
             return shift
         return shift * (self.pull * std / radius(shift).clamp(min=1e-30)).clamp(max=1.0)

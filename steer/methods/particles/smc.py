@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import one_of, positive, predicate, share, whole
-from steer.core.potentials import POTENTIALS, Potential, finish, tempered
+from steer.core.potentials import POTENTIALS, Potential, finish, tempering
 from steer.core.resampling import RESAMPLERS
 from steer.core.types import Population, Query, Search, Step
 from steer.core.when import When, at
@@ -212,7 +212,7 @@ class SMC(Method):
     ) -> Tensor:
         """How much of `lam` counts at this step, `(P, 1)` in (0, 1]."""
         if self.temper != "adaptive":
-            return torch.full_like(scale, tempered(step, self.temper))
+            return torch.full_like(scale, tempering(step, self.temper))
         least = (0.5 if self.ess is None else self.ess) * cloud.size
         cloud.warmth = cloud.warmest(potential, rewards, scale, least)
         return cloud.warmth

@@ -26,6 +26,8 @@ class BestOfN(Method):
         ValueError: `n` is not a positive whole number.
     """
 
+    needs_loop = False
+
     n: int
 
     def __post_init__(self) -> None:

@@ -73,7 +73,7 @@ class Budget(Around):
         def reserve() -> int:
             return 0 if fits or best.complete(start.prompts) else plain
 
-        with ctx.limited(lambda: (purse.limit - purse.spent) / dearest), ctx.watched(best.see):
+        with ctx.limit(lambda: (purse.limit - purse.spent) / dearest), ctx.watch(best.see):
             winners = yield from purse.spend(self.method(ctx, start), reserve)
         if winners is not None:
             return winners

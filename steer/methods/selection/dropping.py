@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from steer.core.rows import rows_by_prompt
 from steer.core.types import Population, Search, Step
 from steer.rewards.thresholds.calibration import Calibration
 from steer.search.context import Context
@@ -43,7 +44,7 @@ def _survivors(
     lacking: dict[int, int],
 ) -> list[int]:
     """Rows that go on, in their old order: those above the cut, and the best that must."""
-    rows = {p: [r for r, name in enumerate(previews.ids) if name[0] == p] for p in lacking}
+    rows = rows_by_prompt(previews.ids)
     if all(len(own) <= lacking[p] for p, own in rows.items()):
         return list(range(len(previews)))
     values = ctx.evaluate(previews, step).tolist()
@@ -53,14 +54,6 @@ def _survivors(
     for prompt, own in rows.items():
         ranked = sorted(own, key=lambda row: (doomed[row], -values[row]))
         alive = max(sum(not doomed[row] for row in own), lacking[prompt])
-        chosen = sorted(ranked[:alive])
-        kept += chosen
-        names = {row: previews.ids[row][1] for row in own}
-        ctx.log(
-            "select",
-            step=step.index,
-            prompt=prompt,
-            kept=[names[row] for row in chosen],
-            dropped=[names[row] for row in own if row not in chosen],
-        )
+        kept += ranked[:alive]
+    ctx.tell_choice(previews.ids, kept, step)
     return sorted(kept)

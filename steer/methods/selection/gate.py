@@ -114,6 +114,11 @@ class Gate(Around):
         return self.method.populations if self.calibration is None else (self.method.n, 1)
 
     @property
+    def needs_loop(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether a round does, or particles are dropped on the way."""
+        return self.calibration is not None or self.method.needs_loop
+
+    @property
     def draws(self) -> int:
         """Particles per returned image that all rounds together draw, at most."""
         return self.max_rounds * self.method.draws

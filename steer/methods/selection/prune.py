@@ -192,16 +192,7 @@ def _best(ctx: Context, previews: Population, step: Step, count: int) -> list[in
     if count * len(previews.prompts) >= len(previews):
         return list(range(len(previews)))
     rows = sorted(ctx.top(previews, ctx.evaluate(previews, step), count))
-    kept = {previews.ids[row] for row in rows}
-    for prompt in previews.prompts:
-        own = [name for name in previews.ids if name[0] == prompt]
-        ctx.log(
-            "select",
-            step=step.index,
-            prompt=prompt,
-            kept=[k for p, k in own if (p, k) in kept],
-            dropped=[k for p, k in own if (p, k) not in kept],
-        )
+    ctx.tell_choice(previews.ids, rows, step)
     return rows
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from steer.core.files.score_log import Row, mean_scores, ranked, score_text
+from steer.core.files.score_log import Row, mean_scores, rank_rows, score_text
 
 
 MAX_CELLS = 120
@@ -69,7 +69,7 @@ def score_sheet(rows: Sequence[Row], rewards: Sequence[str]) -> Image.Image:
     """The contact sheet of scored images, by the first reward; a common prompt stands on top."""
     called = rewards if len(rewards) > 1 else [""]
     cells = []
-    for rank, row in enumerate(ranked(rows, rewards[0]), 1):
+    for rank, row in enumerate(rank_rows(rows, rewards[0]), 1):
         texts = (_number(row.scores[reward]) for reward in rewards)
         scores = dict(zip(called, texts, strict=True))
         cells.append(Cell(Path(row.path), rank, scores, Path(row.path).name))

@@ -109,10 +109,10 @@ def cosines(
             lambda: encoder.images(once(images, view, lambda: preprocess(images.to(work)))),
         )
         return scale * (features * texts).sum(-1)
-    return _fused(tower, preprocess, images, texts, scale)
+    return _run_tower(tower, preprocess, images, texts, scale)
 
 
-def _fused(
+def _run_tower(
     tower: VitTower, preprocess: Preprocess, images: Tensor, texts: Tensor, scale: float
 ) -> Tensor:
     from steer.rewards.clip.tower import canonical

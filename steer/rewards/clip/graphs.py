@@ -126,7 +126,7 @@ class Graphs:
         key = (function, size, *((x.shape[1:], x.dtype, x.device) for x in inputs))
         if key not in self._captured:
             try:
-                self._captured[key] = self._made(function, inputs, size)
+                self._captured[key] = self._make(function, inputs, size)
             except RuntimeError as error:
                 self.enabled = False
                 first = str(error).partition("\n")[0]
@@ -135,7 +135,7 @@ class Graphs:
                 return None
         return self._captured[key]
 
-    def _made(self, function: Function, inputs: Sequence[Tensor], size: int) -> Captured:
+    def _make(self, function: Function, inputs: Sequence[Tensor], size: int) -> Captured:
         # What an inference-mode caller allocates could not be written outside of that mode.
         with torch.inference_mode(False), torch.no_grad():
             static = tuple(x.new_zeros((size, *x.shape[1:])) for x in inputs)

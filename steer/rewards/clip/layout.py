@@ -63,7 +63,7 @@ def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if name in _TRANSPOSED:
             mapped[_TRANSPOSED[name]] = value.T.contiguous()
             continue
-        new = _renamed(name)
+        new = _rename(name)
         if found := _THIRD.match(new):
             block, letter, kind = found.groups()
             thirds.setdefault(f"{block}.attn.in_proj_{kind}", {})[letter] = value
@@ -74,7 +74,7 @@ def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return mapped
 
 
-def _renamed(name: str) -> str:
+def _rename(name: str) -> str:
     for pattern, replacement in _RENAMED:
         name = re.sub(pattern, replacement, name)
     return name

@@ -71,8 +71,8 @@ class Preprocess:
 
     def __call__(self, images: Tensor) -> Tensor:
         """`(B, 3, H, W)` float32 or float64 in [0, 1] to `(B, 3, *size)`, normalised."""
-        images = self._resized(images)
-        images = self._fitted(images)
+        images = self._resize(images)
+        images = self._fit(images)
         mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (images - mean) / std
 
@@ -91,7 +91,7 @@ class Preprocess:
             scale = max(rows / height, columns / width)
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
-    def _resized(self, images: Tensor) -> Tensor:
+    def _resize(self, images: Tensor) -> Tensor:
         target = self.target(*images.shape[-2:])
         if target == tuple(images.shape[-2:]):
             return images
@@ -100,7 +100,7 @@ class Preprocess:
         )
         return images.clamp(0, 1) if self.clamp else images
 
-    def _fitted(self, images: Tensor) -> Tensor:
+    def _fit(self, images: Tensor) -> Tensor:
         """Centre crop what is too large, pad what is too small (the odd pixel right and below)."""
         for axis, size in ((-2, self.size[0]), (-1, self.size[1])):
             extra = images.shape[axis] - size

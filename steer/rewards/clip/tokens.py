@@ -28,14 +28,14 @@ class Tokenizer:
 
     def _warn(self, prompt: str) -> None:
         ids = self._ids(prompt)
-        room = self.window - self._added()
+        room = self.window - self._count_marks()
         if len(ids) > room:
             warnings.warn(
                 f"the prompt has {len(ids)} tokens, the reward reads {room}; cut off: "
                 f"{self._text(ids[room:])!r} (prompt: {prompt!r})",
                 stacklevel=2,
             )
-        unknown = self._unknown(prompt, ids)
+        unknown = self._unknown_words(prompt, ids)
         if unknown:
             warnings.warn(
                 f"not in the reward's vocabulary: {', '.join(map(repr, unknown))} "
@@ -51,7 +51,7 @@ class Tokenizer:
         clean = getattr(self.tokenizer, "clean_fn", str)
         return list(inner(clean(text), add_special_tokens=False, verbose=False).input_ids)
 
-    def _added(self) -> int:
+    def _count_marks(self) -> int:
         """How many tokens mark start and end."""
         inner = getattr(self.tokenizer, "tokenizer", None)
         return 2 if inner is None else inner.num_special_tokens_to_add()
@@ -59,7 +59,7 @@ class Tokenizer:
     def _text(self, ids: Sequence[int]) -> str:
         return getattr(self.tokenizer, "tokenizer", self.tokenizer).decode(ids).strip()
 
-    def _unknown(self, prompt: str, ids: Sequence[int]) -> list[str]:
+    def _unknown_words(self, prompt: str, ids: Sequence[int]) -> list[str]:
         inner = getattr(self.tokenizer, "tokenizer", None)
         unknown = getattr(inner, "unk_token_id", None)
         if unknown is None or unknown not in ids:

@@ -186,10 +186,10 @@ def with_fp8(weights: VitWeights) -> VitWeights:
             f"fp8 with dtype={weights.projection.dtype}: FP8 products on a GPU give bfloat16; "
             "pass dtype=torch.bfloat16"
         )
-    return replace(weights, blocks=(first, *map(_quantised, middle), last))
+    return replace(weights, blocks=(first, *map(_quantise, middle), last))
 
 
-def _quantised(block: Block) -> Block:
+def _quantise(block: Block) -> Block:
     from steer_kernels.quant import quantise_weight
 
     def of(layer: Linear) -> Linear:

@@ -16,7 +16,7 @@ from steer.rewards.parts import (
     Composed,
     Parts,
     check_reward,
-    combined,
+    combine_parts,
     is_relative,
     score_all,
 )
@@ -95,7 +95,7 @@ class AtLeast(Composite):
         self, parts: Mapping[str, Tensor], groups: Sequence[Hashable] | None = None
     ) -> Tensor:
         """The reward where the minima are kept, less elsewhere; `(B,)`."""
-        value = combined(self.reward, parts, groups)
+        value = combine_parts(self.reward, parts, groups)
         short = self.shortfall(parts)
         if self.penalty is not None:
             return value - self.penalty * short

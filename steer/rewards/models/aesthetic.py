@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
 from torch import Tensor, nn
 
 from steer.core.weights.hub import locate
 from steer.core.weights.reading import fingerprint, load_into, load_state_dict
-from steer.rewards.base import BaseReward, check_batch
-from steer.rewards.clip.encoder import Encoder, Source, load_encoder
-from steer.rewards.clip.fused import Fused, choose_tower, cosines
+from steer.rewards.clip.encoder import Encoder
+from steer.rewards.clip.fused import Fused
 from steer.rewards.clip.preprocess import Preprocess, work_dtype
-from steer.rewards.models.clip import default_device
+from steer.rewards.models.clip import FeatureReward, architecture, open_encoder
 
 
 BACKBONES = {
@@ -33,7 +31,7 @@ BACKBONES = {
 """Name in LAION's files: key of `steer.rewards.hub.FILES`, and open_clip's name."""
 
 
-class AestheticReward(BaseReward):
+class AestheticReward(FeatureReward):
     """`<weight, f> + bias` with f the unit image features; differentiable, ignores prompts.
 
     `range` is exact: bias minus and plus the length of the weight.
@@ -43,17 +41,9 @@ class AestheticReward(BaseReward):
         encoder: The CLIP model whose image tower gives the features.
         weight: `(D,)` float64.
         bias: `()` float64.
-        batch: Most images scored at once.
-        fused: Whether the fused image tower runs; see `Fused`.
-
-    Attributes:
-        tower: The fused image tower, or None.
-
-    Raises:
-        ValueError: `batch`, or a tower that is asked for and does not fit.
+        batch, fused: As for `FeatureReward`.
     """
 
-    differentiable = True
     needs_prompt = False
 
     def __init__(
@@ -66,20 +56,14 @@ class AestheticReward(BaseReward):
         batch: int | None = 32,
         fused: Fused = None,
     ) -> None:
-        self.name, self.encoder = name, encoder
-        self.tower = choose_tower(encoder, fused)
-        self.differentiable = fused != "fp8"
-        self.version = f"{encoder.version}+{fingerprint({'weight': weight, 'bias': bias})}"
-        self.preprocess = Preprocess(size=encoder.image_size)
-        self.batch = check_batch(batch)
-        self.device = encoder.device
+        super().__init__(name, encoder, Preprocess(encoder.image_size), batch=batch, fused=fused)
+        self.version += f"+{fingerprint({'weight': weight, 'bias': bias})}"
         self.range = (float(bias - weight.norm()), float(bias + weight.norm()))
         work = work_dtype(encoder.dtype)
         self.weight, self.bias = weight.to(self.device, work), bias.to(self.device, work)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        weights = self.weight.expand(len(images), -1)
-        return cosines(self.encoder, self.tower, self.preprocess, images, weights) + self.bias
+        return self.cosines(images, self.weight.expand(len(images), -1)) + self.bias
 
 
 def aesthetic(
@@ -97,7 +81,7 @@ def aesthetic(
 
     Args:
         checkpoint: A local head (3.7 MB; also "ava+logos-l14-linearMSE.pth" and copies of either);
-            default the published one, from GitHub, kept below `torch.hub.get_dir()`.
+            default the published one, from GitHub, kept in `HF_HOME/steer`.
         backbone: Local weights of OpenAI's CLIP ViT-L/14, in transformers' or open_clip's layout;
             default openai/clip-vit-large-patch14, through the Hugging Face cache.
         device: Default: the accelerator if there is one.
@@ -113,7 +97,7 @@ def aesthetic(
     """
     encoder = _encoder("vit_l_14", backbone, device, dtype, model_config)
     path = locate("aesthetic", checkpoint, revision=revision)
-    weight, bias = folded(_published(path, _Mlp(_width(encoder))).layers)
+    weight, bias = fold(_load_head(path, _Mlp(_width(encoder))).layers)
     return AestheticReward("aesthetic", encoder, weight, bias, batch=batch, fused=fused)
 
 
@@ -145,12 +129,12 @@ def aesthetic_v1(
         raise ValueError(f"model={model!r}: one of {', '.join(map(repr, BACKBONES))}")
     encoder = _encoder(model, backbone, device, dtype, model_config)
     path = locate(f"aesthetic-v1-{model}", checkpoint, revision=revision)
-    weight, bias = folded(_published(path, nn.Linear(_width(encoder), 1)))
+    weight, bias = fold(_load_head(path, nn.Linear(_width(encoder), 1)))
     name = "aesthetic-v1" if model == "vit_l_14" else f"aesthetic-v1-{model}"
     return AestheticReward(name, encoder, weight, bias, batch=batch, fused=fused)
 
 
-def folded(module: nn.Module) -> tuple[Tensor, Tensor]:
+def fold(module: nn.Module) -> tuple[Tensor, Tensor]:
     """The one linear map that a chain of linear layers is, in float64: weight `(D,)`, bias `()`."""
     linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
     weight, bias = linears[0].weight.double(), linears[0].bias.double()
@@ -177,7 +161,7 @@ class _Mlp(nn.Module):
         )
 
 
-def _published(path: str, head: Any) -> Any:
+def _load_head(path: str, head: Any) -> Any:
     load_into(head, load_state_dict(path), repr(path))
     return head
 
@@ -193,8 +177,7 @@ def _encoder(
     dtype: torch.dtype | None,
     model_config: dict[str, Any] | None,
 ) -> Encoder:
-    key, architecture = BACKBONES[model]
-    published = open_clip.get_model_config(architecture) or {}
+    key, name = BACKBONES[model]
     weights = locate(key, backbone, option="backbone")
-    source = Source.of(model_config or {**published, "quick_gelu": True}, weights)
-    return load_encoder(source, default_device(device), dtype or torch.float32)
+    config = model_config or {**architecture(name), "quick_gelu": True}
+    return open_encoder(config, weights, device, dtype)

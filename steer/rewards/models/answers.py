@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from steer.core.errors import CheckpointError, RewardError
+from steer.core.errors import CheckpointError, RewardError, first_line
 from steer.core.weights.reading import stamp
 
 
@@ -129,7 +129,7 @@ class Answerer:
             given = given.expand(len(inputs["input_ids"]), -1)
             logits = self.model(**inputs, decoder_input_ids=given).logits[:, -1]
             return logits.float().log_softmax(-1)
-        inputs = _extended(inputs, start)
+        inputs = _extend(inputs, start)
         ends = _ends(inputs)
         rows = torch.arange(len(ends), device=self.device)
         if self._keeps:  # the vocabulary is large: logits only where a row ends
@@ -198,9 +198,9 @@ def load_answerer(
     except Exception as error:  # transformers raises many kinds
         command = f"hf download {source}" + (f" --revision {revision}" if revision else "")
         raise CheckpointError(
-            f"vqa:{source}: cannot be loaded ({type(error).__name__}: {_line(error)}). It must be "
-            "an image-text-to-text model of transformers: a folder with its weights, config and "
-            f"processor, or a hub id; where there is a network, run `{command}`, then "
+            f"vqa:{source}: cannot be loaded ({type(error).__name__}: {first_line(error)}). It "
+            "must be an image-text-to-text model of transformers: a folder with its weights, "
+            f"config and processor, or a hub id; where there is a network, run `{command}`, then "
             "copy the cache, or pass checkpoint=FOLDER"
         ) from error
     raise CheckpointError(
@@ -228,7 +228,7 @@ def _ends(inputs: dict[str, Any]) -> Tensor:
     return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
 
 
-def _extended(inputs: dict[str, Any], start: Tokens) -> dict[str, Any]:
+def _extend(inputs: dict[str, Any], start: Tokens) -> dict[str, Any]:
     """The inputs with `start` after each row's last token; marks of kind go on as they ended."""
     if not start:
         return inputs
@@ -243,7 +243,3 @@ def _extended(inputs: dict[str, Any], start: Tokens) -> dict[str, Any]:
             new = values[rows, ends][:, None] if new is None else new
             extended[name] = torch.cat([values, pad], 1).scatter(1, at, new.expand(at.shape))
     return extended
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]

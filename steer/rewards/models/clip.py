@@ -5,7 +5,6 @@ Radford et al. 2021 (arXiv:2103.00020); as a score, Hessel et al. 2021 (arXiv:21
 
 from __future__ import annotations
 
-import difflib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import torch
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 from torch import Tensor
 
+from steer.core.checks import did_you_mean
 from steer.core.errors import CheckpointError
 from steer.core.weights.reading import read_json
 from steer.rewards.base import BaseReward, check_batch
@@ -33,8 +33,8 @@ _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
-class ClipReward(BaseReward):
-    """The cosine of image and prompt features, times `scale` (1 unless a reward says otherwise).
+class FeatureReward(BaseReward):
+    """A reward on the unit image features of an open_clip model.
 
     Differentiable; computed in float32 whatever the precision of the weights.
 
@@ -43,7 +43,6 @@ class ClipReward(BaseReward):
         encoder: The model.
         preprocess: From images to its pixels.
         batch: Most images scored at once.
-        scale: Factor of the cosine; `range` follows it.
         fused: Whether the fused image tower runs; see `Fused`.
 
     Attributes:
@@ -53,9 +52,6 @@ class ClipReward(BaseReward):
         ValueError: `batch`, or a tower that is asked for and does not fit.
     """
 
-    differentiable = True
-    needs_prompt = True
-
     def __init__(
         self,
         name: str,
@@ -63,7 +59,6 @@ class ClipReward(BaseReward):
         preprocess: Preprocess,
         *,
         batch: int | None = 32,
-        scale: float = 1.0,
         fused: Fused = None,
     ) -> None:
         self.name = name
@@ -73,12 +68,44 @@ class ClipReward(BaseReward):
         self.preprocess = preprocess
         self.batch = check_batch(batch)
         self.device = encoder.device
+
+    def cosines(self, images: Tensor, directions: Tensor, scale: float = 1.0) -> Tensor:
+        """`scale * <f_i, directions_i>` with f the unit features of the images, `(B,)` float32.
+
+        Args:
+            images: `(B, 3, H, W)` in [0, 1].
+            directions: `(B, D)`, of any length.
+            scale: A factor.
+        """
+        return cosines(self.encoder, self.tower, self.preprocess, images, directions, scale)
+
+
+class ClipReward(FeatureReward):
+    """The cosine of image and prompt features, times `scale` (1 unless a reward says otherwise).
+
+    Args:
+        scale: Factor of the cosine; `range` follows it.
+        name, encoder, preprocess, batch, fused: As for `FeatureReward`.
+    """
+
+    needs_prompt = True
+
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        preprocess: Preprocess,
+        *,
+        scale: float = 1.0,
+        batch: int | None = 32,
+        fused: Fused = None,
+    ) -> None:
+        super().__init__(name, encoder, preprocess, batch=batch, fused=fused)
         self.scale = scale
         self.range = (-scale, scale)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        texts = self.encoder.prompts(prompts, self.batch or 32)
-        return cosines(self.encoder, self.tower, self.preprocess, images, texts, self.scale)
+        return self.cosines(images, self.encoder.prompts(prompts, self.batch or 32), self.scale)
 
 
 def clip(
@@ -116,10 +143,34 @@ def clip(
     weights = str(Path(weights).expanduser())
     if not Path(weights).is_file():
         raise CheckpointError(f"clip:{model}: checkpoint={weights!r} does not exist: pass a file")
-    source = Source.of(config, weights, tokenizer)
-    encoder = load_encoder(source, default_device(device), dtype or torch.float32)
+    encoder = open_encoder(config, weights, device, dtype, tokenizer)
     preprocess = Preprocess.from_open_clip(preprocess_cfg, encoder.image_size)
     return ClipReward(name or f"clip:{model}", encoder, preprocess, batch=batch, fused=fused)
+
+
+def open_encoder(
+    config: dict[str, Any],
+    weights: str,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    tokenizer: str = "",
+) -> Encoder:
+    """The model of an open_clip config with the weights of a file; see `load_encoder`.
+
+    Args:
+        config: Its model config.
+        weights: A file that exists.
+        device: Default: the accelerator if there is one.
+        dtype: Precision of the weights; default float32.
+        tokenizer: Whose tokenizer; empty for CLIP's own.
+    """
+    source = Source.of(config, weights, tokenizer)
+    return load_encoder(source, default_device(device), dtype or torch.float32)
+
+
+def architecture(name: str) -> dict[str, Any]:
+    """open_clip's config of a model that it knows."""
+    return open_clip.get_model_config(name) or {}
 
 
 def default_device(device: str | torch.device | None) -> torch.device:
@@ -152,17 +203,16 @@ def locate_model(
         config = _folder_config(repository, read_json(path))
         weights = checkpoint or _download(download_pretrained_from_hf, repository, repository)
         return config[0], config[1], str(weights), model
-    return _named(model, checkpoint)
+    return _locate_named_model(model, checkpoint)
 
 
-def _named(
+def _locate_named_model(
     model: str, checkpoint: str | Path | None
 ) -> tuple[dict[str, Any], dict[str, Any], str, str]:
     name, _, tag = model.partition(":")
     config = open_clip.get_model_config(name)
     if config is None:
-        near = difflib.get_close_matches(name, open_clip.list_models(), n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, open_clip.list_models())
         raise ValueError(
             f"clip:{model}: open_clip has no model {name!r}; {hint}open_clip.list_models() has all"
         )

@@ -11,14 +11,12 @@ import functools
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
 
 from steer.core.weights.hub import locate
-from steer.rewards.clip.encoder import Source, load_encoder
 from steer.rewards.clip.fused import Fused
 from steer.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
-from steer.rewards.models.clip import ClipReward, default_device
+from steer.rewards.models.clip import ClipReward, architecture, open_encoder
 
 
 VERSIONS = ("2.0", "2.1")
@@ -62,9 +60,9 @@ def hpsv2(
     if version not in VERSIONS:
         raise ValueError(f"version={version!r}: one of {', '.join(map(repr, VERSIONS))}")
     name = f"hpsv{version}"
-    config = model_config or open_clip.get_model_config(ARCHITECTURE) or {}
-    source = Source.of(config, locate(name, checkpoint, revision=revision))
-    encoder = load_encoder(source, default_device(device), dtype or torch.float32)
+    config = model_config or architecture(ARCHITECTURE)
+    weights = locate(name, checkpoint, revision=revision)
+    encoder = open_encoder(config, weights, device, dtype)
     preprocess = hpsv2_preprocess(encoder.image_size, antialias=not legacy_resize)
     name += "-legacy" if legacy_resize else ""
     return ClipReward(name, encoder, preprocess, batch=batch, fused=fused)

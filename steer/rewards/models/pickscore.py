@@ -9,14 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 
 from steer.core.weights.hub import locate
-from steer.rewards.clip.encoder import Source, load_encoder
 from steer.rewards.clip.fused import Fused
 from steer.rewards.clip.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
-from steer.rewards.models.clip import ClipReward, default_device
+from steer.rewards.models.clip import ClipReward, architecture, open_encoder
 
 
 ARCHITECTURE = "ViT-H-14"
@@ -52,11 +50,9 @@ def pickscore(
         ValueError: `fused` where it cannot be.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
-    config = model_config or open_clip.get_model_config(ARCHITECTURE) or {}
+    config = model_config or architecture(ARCHITECTURE)
     weights = locate("pickscore", checkpoint, revision=revision)
-    encoder = load_encoder(
-        Source.of(config, weights), default_device(device), dtype or torch.float32
-    )
+    encoder = open_encoder(config, weights, device, dtype)
     preprocess = pickscore_preprocess(encoder.image_size)
     return ClipReward(
         "pickscore", encoder, preprocess, batch=batch, scale=encoder.scale, fused=fused

@@ -27,7 +27,7 @@ from steer.tune.data.folder import Folder, latents_name, text_name
 from steer.tune.data.index import columns, finish
 from steer.tune.data.prompts import Prompt, read_prompts
 from steer.tune.data.relabel import relabel
-from steer.tune.data.sampling import Sampler, ScoredBatch, plan, splits
+from steer.tune.data.sampling import LatentSampler, ScoredLatents, plan, splits
 from steer.tune.tables import SHARED, UNCOND
 
 
@@ -40,7 +40,7 @@ def make(
     *,
     pipe: Any = None,
     rewards: Sequence[Reward] | None = None,
-    progress: bool = True,
+    progress: bool = False,
 ) -> Path:
     """Make the preference set that `config` describes, or continue it.
 
@@ -51,7 +51,7 @@ def make(
         config: What to make.
         pipe: The pipeline, where it is loaded already; else `config.pipeline`.
         rewards: Likewise, one per name in `config.rewards`.
-        progress: Show a bar.
+        progress: Show a bar on stderr.
 
     Returns:
         The folder.
@@ -94,7 +94,7 @@ class _Maker:
     rewards: list[Reward]
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.pipe, self.rewards, self.config)
+        self.sampler = LatentSampler(self.pipe, self.rewards, self.config)
         self.shards = plan(self.config, self.prompts)
         self.split = splits(self.config, len(self.prompts))
 
@@ -177,7 +177,7 @@ class _Maker:
                 left -= len(latents)
         return drawn
 
-    def _write_shard(self, shard: int, latents: Tensor, parts: Sequence[ScoredBatch]) -> None:
+    def _write_shard(self, shard: int, latents: Tensor, parts: Sequence[ScoredLatents]) -> None:
         samples = self.shards[shard]
         self.folder.write_tensors(latents_name(shard), {"latents": latents})
         table: dict[str, Any] = {

@@ -65,14 +65,14 @@ def splits(config: DataConfig, prompts: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class ScoredBatch:
+class ScoredLatents:
     """A batch: latents as the denoiser sees them `(B, *latent)`, and scores by reward `(B,)`."""
 
     latents: Tensor
     scores: dict[str, NDArray[np.float64]]
 
 
-class Sampler:
+class LatentSampler:
     """Draws and scores samples with plain calls of a pipeline.
 
     A sample is what the pipeline gives for its prompt from `torch.Generator().manual_seed(seed)`;
@@ -100,7 +100,7 @@ class Sampler:
             pipe, rewards[0], method=BestOfN(1), judge=list(rewards[1:]), lane_width=1
         )
 
-    def draw(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> ScoredBatch:
+    def draw(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> ScoredLatents:
         """One batch.
 
         Raises:
@@ -123,4 +123,4 @@ class Sampler:
                         f"{sample.seed}): score in float32, or leave this prompt out"
                     )
         scores = {k: np.asarray(v, dtype=np.float64) for k, v in columns.items()}
-        return ScoredBatch(out[0].detach().cpu(), scores)
+        return ScoredLatents(out[0].detach().cpu(), scores)

@@ -31,7 +31,7 @@ _CHUNK = 64
 
 
 def fit(
-    config: ScorerConfig, *, source: ChoiceSource | None = None, progress: bool = True
+    config: ScorerConfig, *, source: ChoiceSource | None = None, progress: bool = False
 ) -> dict[str, Any]:
     """Fine-tune the scorer that `config` describes, or continue it.
 
@@ -43,7 +43,7 @@ def fit(
     Args:
         config: The run.
         source: The choices, where they are not files; else `config.data`.
-        progress: Show a bar.
+        progress: Show a bar on stderr.
 
     Returns:
         What `scorer.json` holds.
@@ -88,7 +88,7 @@ def train_model(
     folder: Path,
     device: str,
     config: ScorerConfig,
-    progress: bool = True,
+    progress: bool = False,
 ) -> None:
     """Train the model in place; see `loop.train` for its files, errors and resumption."""
     model = clip.model.to(device)

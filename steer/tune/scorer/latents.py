@@ -12,7 +12,8 @@ from torch import Tensor
 
 from steer.core.errors import TuneError
 from steer.core.weights.reading import fingerprint
-from steer.driver.decode import decode
+from steer.driver.decoding.asked import Asked
+from steer.driver.decoding.decode import decode
 from steer.rewards.clip.preprocess import Preprocess
 from steer.tune.checks import check_enough
 from steer.tune.dataset import Dataset
@@ -57,11 +58,10 @@ class LatentChoices:
         data = Dataset.load(folder)
         pipe = load_pipeline(data.manifest["pipeline"]["id"], device, torch.float32)
         call = data.manifest.get("config", {}).get("call", {})
-        height, width = call.get("height"), call.get("width")
 
         def decoder(latents: Tensor) -> Tensor:
             moved = latents.to(device, torch.float32)
-            return decode(pipe, moved, height=height, width=width).cpu()
+            return decode(pipe, moved, asked=Asked(call)).cpu()
 
         return cls(data, decoder, preprocess)
 

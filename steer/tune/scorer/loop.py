@@ -127,7 +127,7 @@ def train(
     *,
     names: Names | None = None,
     checkpoint_every: int = CHECKPOINT_EVERY,
-    progress: bool = True,
+    progress: bool = False,
 ) -> None:
     """Train `module` in place to the end of `recipe`, continuing from `folder` if it can.
 
@@ -146,7 +146,7 @@ def train(
         names: From a step's first generator to the names of what its batch holds, for the message
             of a NonFiniteError.
         checkpoint_every: Steps.
-        progress: Show a bar.
+        progress: Show a bar on stderr.
 
     Raises:
         NonFiniteError: A loss or gradient that is NaN or infinite. The checkpoint is from before.

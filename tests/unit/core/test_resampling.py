@@ -16,7 +16,7 @@ from steer.core.resampling import (
     ess,
     greedy,
     log_mean_exp,
-    normalised,
+    normalise,
     top_k,
     without_replacement,
 )
@@ -56,7 +56,7 @@ def test_children_are_rounded_expectations(
 ) -> None:
     tensor = torch.tensor([logs])
     children = offspring(RESAMPLERS[name](tensor, count, seeded(seed)), len(logs)).double()
-    expected = count * normalised(tensor)
+    expected = count * normalise(tensor)
     assert (children >= (expected - 1e-6).floor()).all()
     assert (children <= (expected + 1e-6).ceil()).all()
 
@@ -136,9 +136,9 @@ def test_choices() -> None:
     drawn = without_replacement(LOGS[:1].expand(20_000, -1), 2, seeded(0))
     assert (drawn[:, 0] != drawn[:, 1]).all()
     first = torch.bincount(drawn[:, 0], minlength=5) / 20_000
-    torch.testing.assert_close(first.double(), normalised(LOGS[:1])[0], rtol=0, atol=0.015)
+    torch.testing.assert_close(first.double(), normalise(LOGS[:1])[0], rtol=0, atol=0.015)
     after = drawn[drawn[:, 0] == 2, 1]  # given the first, the second is drawn among the rest
-    rest = normalised(LOGS[:1].index_fill(1, torch.tensor([2]), -math.inf))[0]
+    rest = normalise(LOGS[:1].index_fill(1, torch.tensor([2]), -math.inf))[0]
     shares = torch.bincount(after, minlength=5) / len(after)
     torch.testing.assert_close(shares.double(), rest, rtol=0, atol=0.02)
 

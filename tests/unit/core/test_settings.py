@@ -57,7 +57,8 @@ def test_plain_values_become_settings_with_lists_as_tuples() -> None:
     ("values", "message"),
     [
         ({"out": None}, "out=None: must be text"),
-        ({"stepz": 3}, "'stepz' is unknown; did you mean 'steps'? There are out, steps, lr"),
+        ({"stepz": 3}, "'stepz' is unknown; did you mean 'steps'? there are out, steps, lr"),
+        ({"qqq": 3}, "'qqq' is unknown; there are out, steps, lr"),
         ({"steps": 0}, "steps=0: must be a whole number of at least 1"),
         ({"steps": True}, "steps=True: must be a whole number of at least 1"),
         ({"steps": 2.5}, "steps=2.5: must be a whole number of at least 1"),

@@ -29,9 +29,7 @@ from steer.pipeline.previews import Previews
 
 
 JUMPING = [
-    BestOfN(5),
     Prune(start=4, keep=(2,), at=(0.5,)),
-    Gate(BestOfN(1), threshold=2.0),
     Gate(SMC(2, kernel="ddim"), threshold=2.0, max_rounds=1),
     Budget(4, BestOfN(2)),
     Then(BestOfN(1), BestOfN(1)),
@@ -87,9 +85,9 @@ def test_other_hooks_are_no_caches() -> None:
 @pytest.mark.parametrize(
     ("package", "method", "words"),
     [
-        ("DeepCache", BestOfN(1), r"helper\.disable\(\)"),
-        ("cache_dit", BestOfN(5), "switch cache_dit off"),
-        ("para_attn", BestOfN(5), "switch para_attn off"),
+        ("DeepCache", Prune(2, (1,), (0.5,)), r"helper\.disable\(\)"),
+        ("cache_dit", Prune(5, (2,), (0.5,)), "switch cache_dit off"),
+        ("para_attn", Prune(5, (2,), (0.5,)), "switch para_attn off"),
     ],
 )
 def test_caches_of_other_packages(package: str, method: Any, words: str) -> None:

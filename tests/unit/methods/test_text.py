@@ -189,7 +189,7 @@ def test_yaml_as_people_write_it(content: str, method: Any, tmp_path: Path) -> N
         ("SMC: {n: 8}\nBeam: {}\n", "one method by its name"),
         ("", "one method by its name"),
         ("SMC: {n: {a: 1, b: 2}}\n", "is no argument"),
-        ("SCM: {n: 8}\n", "did you mean SMC"),
+        ("SCM: {n: 8}\n", "did you mean 'SMC'"),
         ("SMC: {n: 8, lamb: 2}\n", "unexpected keyword argument 'lamb'"),
         ("SMC: {n: 0}\n", "n=0: must be a whole number"),
         ("SMC: {n: 8, when: every(x)}\n", "'x' is not a number"),

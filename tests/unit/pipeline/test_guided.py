@@ -13,7 +13,7 @@ from families import arguments, build, redness, seeded, shared
 from torch import Tensor
 
 from steer.core.seeds import row_seed
-from steer.driver.noise import Source
+from steer.driver.noise import Source, call_seeds
 from steer.methods import BestOfN, Prune
 from steer.pipeline.guided import guided
 
@@ -51,9 +51,10 @@ def test_width_does_not_matter(family: str, scheduler: str) -> None:
         assert torch.allclose(out.images, outs[0].images, atol=2e-4)
         assert latents_of(out.report) == pytest.approx(latents_of(outs[0].report), abs=1e-5)
     plain = pipe(**arguments(family)).images
-    from steer.driver.decode import decode
+    from steer.driver.decoding.asked import Asked
+    from steer.driver.decoding.decode import decode
 
-    base = redness(decode(pipe, plain, height=16, width=16), [""])
+    base = redness(decode(pipe, plain, asked=Asked({"height": 16, "width": 16})), [""])
     assert outs[2].report.base_reward[0] == pytest.approx(float(base), abs=1e-5)
 
 
@@ -77,14 +78,16 @@ def test_the_winner_is_the_plain_call_with_its_noise(family: str) -> None:
 def test_particles_come_from_the_pipelines_own_draw() -> None:
     """A particle beyond the plain call is `randn` from a generator of its own."""
     pipe = shared("sd")
-    source = Source(pipe, prompts=1, images=1, lane_width=2, seeds=(7,))
-    drawn = source(1, 4, 16, 16, torch.float32, torch.device("cpu"), seeded(0), None)
+    user = seeded(0)
+    (seed,) = seeds = call_seeds(user, 1, 1, "cpu")
+    source = Source(pipe, prompts=1, images=1, lane_width=2, seeds=seeds, generator=user)
+    drawn = source(2, 4, 16, 16, torch.float32, torch.device("cpu"), user, None)
     assert torch.equal(drawn[:1], torch.randn(1, 4, 8, 8, generator=seeded(0)))
-    own = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(7, 1)))
+    own = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(seed, 1)))
     assert torch.equal(drawn[1:], own)
     source.lane = drawn
     assert torch.equal(source.draw([1], [0]).x, own)
-    later = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(7, 9)))
+    later = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(seed, 9)))
     assert torch.equal(source.draw([0, 9], [0]).x, torch.cat([drawn[:1], later]))
 
 
@@ -267,7 +270,7 @@ def test_callbacks_see_every_denoiser_call() -> None:
     guided(shared("sd"), redness, method=BestOfN(4), lane_width=2)(
         **arguments("sd", num_inference_steps=2, callback_on_step_end=watch)
     )
-    assert seen == [(0, 2), (1, 2), (2, 2), (3, 1)]
+    assert seen == [(0, 2), (1, 2), (0, 2), (1, 1)]
 
 
 def test_attributes_fall_through() -> None:

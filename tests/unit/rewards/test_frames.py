@@ -15,7 +15,7 @@ from torch import Tensor
 import steer
 from steer.core.errors import NotFiniteError
 from steer.rewards import PerFrame, resolve
-from steer.rewards.frames import as_videos, images_scored, takes_videos
+from steer.rewards.frames import as_videos, count_images, takes_videos
 from steer.rewards.function import FunctionReward
 
 
@@ -79,8 +79,8 @@ def test_only_the_frames_that_count_are_scored() -> None:
         (per_frame(count, "last"), 1),
     ):
         reward(x, "p")
-        assert seen.pop() == 2 * frames == images_scored(reward, x)
-    assert images_scored(per_frame(count), x[:, 0]) == 2
+        assert seen.pop() == 2 * frames == count_images(reward, x)
+    assert count_images(per_frame(count), x[:, 0]) == 2
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -146,7 +146,7 @@ def test_rewards_per_frame_can_be_summed() -> None:
     expected = [0.5 * a + 2 * b for a, b in zip(one, two, strict=True)]
     assert reward(x, PROMPTS).tolist() == pytest.approx(expected, abs=1e-6)
     assert takes_videos(reward)
-    assert images_scored(reward, x) == 15
+    assert count_images(reward, x) == 15
 
 
 def test_rewards_of_a_sum_share_the_frames() -> None:
@@ -207,7 +207,7 @@ def test_a_reward_for_whole_videos_gets_them_whole() -> None:
     x = videos()
     expected = (x[:, 1:] - x[:, :-1]).abs().mean((1, 2, 3, 4))
     torch.testing.assert_close(reward(x, PROMPTS), expected)
-    assert images_scored(reward, x) == 3
+    assert count_images(reward, x) == 3
     both = 2.0 * reward + per_frame(red)
     torch.testing.assert_close(both(x, PROMPTS), 2 * expected + per_frame(red)(x, PROMPTS))
 

@@ -152,9 +152,9 @@ def test_objects_come_back_as_they_are():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hpsv21", r"reward='hpsv21' is unknown: did you mean 'hpsv2\.?1?'\? there are aesth"),
+        ("hpsv21", r"reward='hpsv21' is unknown; did you mean 'hpsv2\.?1?'\? there are aesth"),
         ("Shapes", "did you mean 'shapes'"),
-        ("zzz", r"unknown: there are .*clip:\*, .*hpsv2, hpsv2\.0, .*shapes, shapes-clip"),
+        ("zzz", r"unknown; there are .*clip:\*, .*hpsv2, hpsv2\.0, .*shapes, shapes-clip"),
         ("clip", r"lacks its model: write 'clip:<model>'"),
         ("clip:", r"lacks its model"),
         ("clop:ViT-B-32", r"did you mean 'clip:\*'"),

@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from families import BETAS, arguments, build, redness
+from steer.driver.decode import decode
 from torch import Tensor
 
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.types import Step
-from steer.driver.decode import decode
 from steer.methods import (
     SMC,
     Beam,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steer import Threshold
 from steer.core.errors import ThresholdError, TuneError
-from steer.tune.goals import GOALS, KTO, SFT, TGO, DiffusionDPO, PolyDPO
+from steer.tune.goals import GOALS, KTO, SFT, TGO, DiffusionDPO, Errors, PolyDPO
 from steer.tune.objectives import (
     csft,
     csft_prompts,
@@ -168,9 +168,9 @@ def test_poly_dpo_without_alpha_is_diffusion_dpo() -> None:
     inside = -0.5 * beta * ((winner - winner_ref) - (loser - loser_ref))
     published = -torch.nn.functional.logsigmoid(inside)
     errors = torch.cat([winner, loser]), torch.cat([winner_ref, loser_ref])
-    found = DiffusionDPO(beta=beta).loss(*errors).loss
+    found = DiffusionDPO(beta=beta).loss(Errors(*errors)).loss
     torch.testing.assert_close(found, published, rtol=1e-12, atol=1e-12)
-    for other in (PolyDPO(beta=beta, alpha=0).loss(*errors).loss, poly_dpo(inside)):
+    for other in (PolyDPO(beta=beta, alpha=0).loss(Errors(*errors)).loss, poly_dpo(inside)):
         torch.testing.assert_close(other, published, rtol=1e-12, atol=1e-12)
 
 
@@ -225,19 +225,19 @@ def test_where_policy_and_reference_agree_the_losses_and_gradients_are_known() -
     policy = double(0.3, 0.6, 0.2, 0.9)
     reference = policy.detach().clone()
     labels = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    out = TGO(c=0).loss(policy, reference, labels, torch.ones(4))
+    out = TGO(c=0).loss(Errors(policy, reference, labels, torch.ones(4)))
     assert out.loss.tolist() == pytest.approx([math.log(2)] * 4, rel=1e-12)
     assert slope(out.loss, policy) == pytest.approx([500, 500, -500, -500])  # beta / T times 1/2
     assert out.correct is not None and out.correct.tolist() == [0.5] * 4
     goal = DiffusionDPO(beta=5000)
-    assert goal.loss(policy, reference).loss.tolist() == pytest.approx([math.log(2)] * 2)
-    assert slope(goal.loss(policy, reference).loss, policy) == pytest.approx(
+    assert goal.loss(Errors(policy, reference)).loss.tolist() == pytest.approx([math.log(2)] * 2)
+    assert slope(goal.loss(Errors(policy, reference)).loss, policy) == pytest.approx(
         [1250, 1250, -1250, -1250]
     )
-    kto = KTO(beta=100).loss(policy, reference, labels)
+    kto = KTO(beta=100).loss(Errors(policy, reference, labels))
     assert kto.loss.tolist() == pytest.approx([0.5] * 4)
     assert slope(kto.loss, policy) == pytest.approx([25, 25, -25, -25])
-    poly = PolyDPO(alpha=4).loss(policy, reference)
+    poly = PolyDPO(alpha=4).loss(Errors(policy, reference))
     assert poly.loss.tolist() == pytest.approx([math.log(2) + 2] * 2)
 
 
@@ -251,7 +251,7 @@ def test_a_gradient_step_raises_the_good_ones_likelihood_and_lowers_the_bad_ones
     error = squared_error(prediction, target)
     reference = error.detach() + 1e-4 * torch.randn(4, dtype=torch.float64)
     good = torch.tensor([1.0, 1.0, 0.0, 0.0])  # for pairs: two winners, two losers
-    loss = goal.loss(error, reference, good, torch.ones(4)).loss.sum()
+    loss = goal.loss(Errors(error, reference, good, torch.ones(4))).loss.sum()
     (gradient,) = torch.autograd.grad(loss, prediction)
     moved = squared_error(prediction - 1e-9 * gradient, target)
     assert bool((moved[:2] < error[:2]).all()) and bool((moved[2:] > error[2:]).all())
@@ -283,8 +283,8 @@ def test_supervised_goals_are_the_error_and_have_no_reference() -> None:
     error = torch.tensor([0.5, 2.0])
     for name in ("sft", "csft"):
         goal = GOALS[name]()
-        assert not goal.reference and goal.loss(error, None).loss.tolist() == [0.5, 2.0]
-        assert goal.loss(error, None).correct is None
+        assert not goal.reference and goal.loss(Errors(error)).loss.tolist() == [0.5, 2.0]
+        assert goal.loss(Errors(error)).correct is None
     assert csft_prompts(["a", "b"], [1, 0]) == ["a", "Weird image. b"]
 
 

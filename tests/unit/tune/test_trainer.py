@@ -76,8 +76,11 @@ def test_adapters_beyond_attention_are_all_loaded_again(tmp_path: Path) -> None:
     assert lora_parameters(fresh.unet) == len(trainer.policy.parameters())
     torch.testing.assert_close(answer(fresh, trainer), after, rtol=1e-4, atol=1e-5)
     other = build("sd")
-    load(other, str(folder))
-    assert lora_parameters(other.unet) == len(trainer.policy.parameters())
+    tuned = load(other, str(folder))
+    assert tuned.lora is not None
+    layers = tuned.lora.layers.values()
+    assert sum(map(lora_parameters, layers)) == len(trainer.policy.parameters())
+    assert lora_parameters(other.unet) == 0
     state = load_file(folder / "pytorch_lora_weights.safetensors")
     names = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
     mixed = {
@@ -273,7 +276,9 @@ def test_winner_and_loser_share_noise_timestep_and_text_and_dropped_rows_get_the
     trainer.loader.close()
 
 
-def test_looking_on_the_way_writes_grids_and_held_out_losses(tmp_path: Path) -> None:
+def test_looking_on_the_way_writes_grids_and_held_out_losses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     job = config(
         tmp_path / "run",
         write_set(tmp_path / "data"),
@@ -281,7 +286,8 @@ def test_looking_on_the_way_writes_grids_and_held_out_losses(tmp_path: Path) -> 
     )
     pipe = build("sd")
     scheduler = pipe.scheduler
-    tune(job, pipe, progress=False)
+    tune(job, pipe)
+    assert "it/s" not in capsys.readouterr().err  # no bar unless asked for
     assert pipe.scheduler is scheduler
     grids = sorted((tmp_path / "run" / "validation").iterdir())
     assert [path.name for path in grids] == [f"step-000000{k}.png" for k in (0, 2, 4)]

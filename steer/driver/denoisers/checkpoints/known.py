@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+from steer.core.checks import near
 
 
 Kind: TypeAlias = Literal["auto", "denoiser", "lora"]
@@ -223,9 +224,5 @@ def _label(checkpoint: Checkpoint) -> str:
 def _guess(source: str) -> str:
     if _is_file_name(source) or source.startswith((".", "/", "~")) or source.count("/") > 1:
         return "there is no such file or folder"
-    near = difflib.get_close_matches(source.lower(), KNOWN, n=1, cutoff=0.5)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    return (
-        f"unknown, and neither a file, a folder nor a hub id (owner/name); {guess}There are "
-        f"{', '.join(KNOWN)}"
-    )
+    hint = near(source.lower(), tuple(KNOWN))
+    return f"unknown, and neither a file, a folder nor a hub id (owner/name){hint}"

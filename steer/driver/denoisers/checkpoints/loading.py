@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from steer.core.errors import CheckpointError, UnsupportedPipelineError
 from steer.core.weights.reading import fingerprint, load_into, load_state_dict, read_json
 from steer.driver.denoisers.checkpoints.known import named
-from steer.driver.denoisers.checkpoints.lora import attach
+from steer.driver.denoisers.checkpoints.lora import Lora, read_lora
 from steer.driver.denoisers.checkpoints.origin import seems_made_for
+from steer.driver.denoisers.checkpoints.peft_layers import plain_state
 from steer.driver.denoisers.checkpoints.source import Found, find
 
 
@@ -29,11 +30,11 @@ class Tuned:
 
     Attributes:
         name: What it is called in reports.
-        kind: `"denoiser"` and `"module"` have weights of their own; a `"lora"` is an adapter on the
-            pipeline's denoiser, switched off outside of guided calls.
+        kind: `"denoiser"` and `"module"` have weights of their own; a `"lora"` is put around the
+            layers of the pipeline's denoiser during guided calls.
         denoiser: The base that it was loaded for.
         module: The tuned denoiser; for a LoRA the base's own.
-        adapter: The LoRA's name in peft.
+        lora: The LoRA's layers, which are not part of the denoiser.
         weight: The LoRA's strength.
         fingerprint: Twelve hexadecimal digits of the weights.
     """
@@ -42,7 +43,7 @@ class Tuned:
     kind: str
     denoiser: nn.Module
     module: nn.Module
-    adapter: str | None = None
+    lora: Lora | None = None
     weight: float = 1.0
     fingerprint: str = ""
 
@@ -66,14 +67,15 @@ def load(pipe: Any, source: Any) -> Tuned:
     """
     component, denoiser = denoiser_of(pipe)
     if isinstance(source, Tuned):
-        return _fitting(source, pipe, denoiser)
+        return _fitting(source, denoiser)
     if isinstance(source, nn.Module):
         return _given(source, component, denoiser)
     label, checkpoint = named(source)
     found = find(checkpoint, component, label)
     if found.kind == "lora":
-        adapter, digits = attach(pipe, component, denoiser, found, label)
-        return Tuned(label, "lora", denoiser, denoiser, adapter, float(checkpoint.weight), digits)
+        lora = read_lora(pipe, component, denoiser, found, label)
+        weight = float(checkpoint.weight)
+        return Tuned(label, "lora", denoiser, denoiser, lora, weight, lora.fingerprint)
     module = _read(found, denoiser, label)
     return Tuned(label, "denoiser", denoiser, module, fingerprint=fingerprint(module))
 
@@ -115,7 +117,7 @@ def check_fits(theirs: Mapping[str, Any], denoiser: nn.Module, label: str) -> No
         denoiser: The base.
         label: What to call the checkpoint.
     """
-    own = {k: tuple(v.shape) for k, v in _plain_state(denoiser).items() if v.is_floating_point()}
+    own = {k: tuple(v.shape) for k, v in plain_state(denoiser).items() if v.is_floating_point()}
     shapes = {name: tuple(getattr(value, "shape", value)) for name, value in theirs.items()}
     _compare(shapes, own, f"the pipeline's {type(denoiser).__name__}", label)
 
@@ -163,7 +165,9 @@ def _read(found: Found, denoiser: nn.Module, label: str) -> nn.Module:
     _compare(_shapes(state), _shapes(base.state_dict()), f"the pipeline's {kind.__name__}", label)
     _check_finite(state, label)
     module = _built(denoiser, config)
-    load_into(module, _in_precision_of(state, denoiser), repr(label), assign=True)
+    cast = _in_precision_of(state, denoiser)
+    _check_finite(cast, label)
+    load_into(module, cast, repr(label), assign=True)
     return module.eval().requires_grad_(False)
 
 
@@ -198,7 +202,7 @@ def _in_precision_of(state: Mapping[str, Tensor], denoiser: nn.Module) -> dict[s
     Copies, since tensors of a memory-mapped file are not aligned, and sums over them may be rounded
     differently.
     """
-    kept = {name: value.dtype for name, value in _plain_state(denoiser).items()}
+    kept = {name: value.dtype for name, value in plain_state(denoiser).items()}
     usual, device = precision_of(denoiser), device_of(denoiser)
     made = {}
     for name, value in state.items():
@@ -247,7 +251,7 @@ def _given(module: nn.Module, component: str, denoiser: nn.Module) -> Tuned:
             f"tuned: this is the pipeline's own {component}; pass another denoiser, or leave tuned "
             "and blend out"
         )
-    state = _plain_state(module)
+    state = plain_state(module)
     theirs = {name: value for name, value in state.items() if value.is_floating_point()}
     check_fits(theirs, denoiser, label)
     if precision_of(module) != precision_of(denoiser):
@@ -259,30 +263,17 @@ def _given(module: nn.Module, component: str, denoiser: nn.Module) -> Tuned:
     return Tuned(label, "module", denoiser, module, fingerprint=fingerprint(state))
 
 
-def _fitting(tuned: Tuned, pipe: Any, denoiser: nn.Module) -> Tuned:
-    """A denoiser that was loaded before, checked: a LoRA belongs to the denoiser it is on."""
-    if tuned.adapter is not None and tuned.denoiser is not denoiser:
+def _fitting(tuned: Tuned, denoiser: nn.Module) -> Tuned:
+    """A denoiser that was loaded before, checked: a LoRA belongs to the denoiser it is for."""
+    if tuned.denoiser is denoiser:
+        return tuned
+    if tuned.lora is not None:
         raise ValueError(
             f"tuned={tuned!r}: this LoRA was loaded for another pipeline; load it again with "
             "steer.denoisers.checkpoints.load(pipe, source)"
         )
-    if tuned.adapter is not None and tuned.adapter not in getattr(denoiser, "peft_config", {}):
-        raise ValueError(
-            f"tuned={tuned!r}: its adapter was deleted from {type(pipe).__name__}; load it again "
-            "with steer.denoisers.checkpoints.load(pipe, source)"
-        )
-    if tuned.adapter is None and tuned.denoiser is not denoiser:
-        check_fits(_plain_state(tuned.module), denoiser, tuned.name)
+    check_fits(plain_state(tuned.module), denoiser, tuned.name)
     return tuned
-
-
-def _plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """Its tensors without those of adapters, under the names that they have without adapters."""
-    return {
-        name.replace(".base_layer.", "."): value
-        for name, value in module.state_dict().items()
-        if ".lora_" not in name and ".lokr_" not in name
-    }
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -1,207 +1,156 @@
-"""Loading LoRA files into a pipeline's denoiser: one copy of the weights for base and tuned model.
+"""LoRA files as layers of their own, outside of the denoiser that they are for.
 
-The file goes through diffusers' own loaders. Between guided calls the adapter stays in the
-denoiser, switched off: the pipeline alone then returns what it did before, bit for bit.
+diffusers' own loader reads the file into a model without weights, built like the denoiser; the
+layers that peft made there are kept. The denoiser itself is not touched.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
+import copy
 import logging
+import math
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+import torch
+from accelerate import init_empty_weights
 from diffusers.utils import convert_unet_state_dict_to_peft
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from steer.core.errors import CheckpointError, UnsupportedPipelineError
-from steer.core.weights.reading import load_state_dict, read_json
+from steer.core.errors import CheckpointError, UnsupportedPipelineError, first_line
+from steer.driver.denoisers.checkpoints.lora_file import prepared
 from steer.driver.denoisers.checkpoints.origin import seems_made_for
+from steer.driver.denoisers.checkpoints.peft_layers import base_of, dtype_of, tuner_layers
 from steer.driver.denoisers.checkpoints.source import Found
 
 
-PREFIX = "steer-"
-_TEXT = ("text_encoder", "lora_te")
-_PEFT = "base_model.model."
-_PARTS = ("unet.", "transformer.")
-_WHOLE = (*_PARTS, "lora_", "diffusion_model.", "model.diffusion_model.")
-_FILE = "pytorch_lora_weights.safetensors"
-_OPTIONS = (
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"),
-    *("use_rslora", "use_dora", "bias", "lora_bias"),
-)
-"""The entries of an `adapter_config.json` that say how its matrices are used."""
+ADAPTER = "steer"
+"""The name of a LoRA in its layers; each holds that one only."""
+_MARKS = (".lora_", ".lokr_")
+_LARGEST = 1e6
 
 
-def attach(
-    pipe: Any, component: str, denoiser: nn.Module, found: Found, label: str
-) -> tuple[str, str]:
-    """Load a LoRA into the pipeline's denoiser, switched off; the same weights only once.
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """A LoRA, ready to be put around a denoiser's layers.
 
-    Returns:
-        The adapter's name, and twelve hexadecimal digits that identify the weights.
+    Attributes:
+        layers: peft's layers, by the names of the layers in the denoiser that they are for.
+        fingerprint: Twelve hexadecimal digits of the file.
+    """
+
+    layers: Mapping[str, nn.Module]
+    fingerprint: str
+
+
+def read_lora(pipe: Any, component: str, denoiser: nn.Module, found: Found, label: str) -> Lora:
+    """Read a LoRA for the pipeline's denoiser, which is left as it is.
 
     Raises:
         CheckpointError: It adapts no layer of the denoiser, or layers that the denoiser does not
-            have or has in another shape; the first is named.
-        UnsupportedPipelineError: The pipeline takes no LoRA, or has fused ones.
+            have or has in another shape; a matrix is missing, or a tensor is of no use; the first
+            is named.
+        UnsupportedPipelineError: The pipeline takes no LoRA.
     """
-    if not hasattr(pipe, "load_lora_weights"):
+    if not hasattr(pipe, "load_lora_weights") or not hasattr(type(denoiser), "from_config"):
         raise UnsupportedPipelineError(
-            f"tuned={label!r} is a LoRA, and {type(pipe).__name__} has no load_lora_weights: fuse "
-            "it into a copy of the denoiser, and pass that"
-        )
-    layers = tuner_layers(denoiser)
-    if any(layer.merged for layer in layers):
-        raise UnsupportedPipelineError(
-            f"tuned={label!r}: pipe.{component} has fused LoRA adapters, which cannot be switched "
-            "apart from this one: call pipe.unfuse_lora(), or pipe.unload_lora_weights(), first"
+            f"tuned={label!r} is a LoRA, and {type(pipe).__name__} with a "
+            f"{type(denoiser).__name__} has no load_lora_weights: fuse it into a copy of the "
+            "denoiser, and pass that"
         )
     with tempfile.TemporaryDirectory() as folder:
-        file = _prepared(found, component, label, Path(folder))
-        digits = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-        name = f"{PREFIX}{digits}"
-        if name not in getattr(denoiser, "peft_config", {}):
-            _check(_converted(pipe, file, component, label), denoiser, label)
-            _load(pipe, denoiser, file, name, label)
-    return name, digits
+        file, digits = prepared(found, component, label, Path(folder))
+        names = _converted(pipe, file, component, label)
+        _check_shapes(names, denoiser, label)
+        _check_pairs(names, label)
+        layers = _loaded(pipe, component, denoiser, file, label)
+    _check_complete(layers, names, label)
+    _check_strengths(layers, label)
+    for layer in layers.values():
+        layer._modules.pop("base_layer")
+        layer.requires_grad_(False).eval()
+    return Lora(layers, digits)
 
 
-def tuner_layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
-    """The layers of a denoiser that carry adapters."""
-    return [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
-
-
-def _load(pipe: Any, denoiser: nn.Module, file: Path, name: str, label: str) -> None:
-    before = {
-        id(layer): (layer._active_adapter, layer._disable_adapters)
-        for layer in tuner_layers(denoiser)
-    }
+def _loaded(
+    pipe: Any, component: str, denoiser: nn.Module, file: Path, label: str
+) -> dict[str, nn.Module]:
+    """The layers that diffusers' loader makes of the file, in a model that is then thrown away."""
+    model = _hollow(denoiser)
+    stand_in = copy.copy(pipe)
+    for name, part in vars(pipe).items():
+        if isinstance(part, nn.Module):
+            object.__setattr__(stand_in, name, None)
+    object.__setattr__(stand_in, component, model)
     try:
         with _quiet():
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+            stand_in.load_lora_weights(
+                str(file.parent),
+                weight_name=file.name,
+                adapter_name=ADAPTER,
+                low_cpu_mem_usage=True,
+            )
     except Exception as error:  # diffusers and peft raise many kinds
-        line = (str(error).strip().splitlines() or ["no message"])[0][:200]
         raise CheckpointError(
             f"tuned={label!r}: diffusers cannot load this LoRA into {type(pipe).__name__} "
-            f"({type(error).__name__}: {line}): give the pipeline that it was made for"
+            f"({type(error).__name__}: {first_line(error)}): give the pipeline that it was made for"
         ) from error
-    for layer in tuner_layers(denoiser):
-        layer.set_requires_grad(name, False)
-        known = before.get(id(layer))
-        layer._active_adapter, layer._disable_adapters = known or (name, True)
+    layers = tuner_layers(model)
+    return {name: part for name, part in model.named_modules() if name in layers}
+
+
+def _hollow(denoiser: Any) -> nn.Module:
+    """A model built like the denoiser; each weight is one number, expanded to the weight's shape.
+
+    (peft moves a LoRA to the device and dtype of the weight beside it, so these cannot be on the
+    meta device.)
+    """
+    with init_empty_weights(include_buffers=False):
+        model = type(denoiser).from_config(denoiser.config)
+    for name, module in model.named_modules():
+        try:
+            own = base_of(denoiser.get_submodule(name))
+        except AttributeError:
+            own = None
+        for key, value in module._parameters.items():
+            if value is not None:
+                dtype = dtype_of(getattr(own, key, None), denoiser)
+                one = torch.zeros((), dtype=dtype).expand(value.shape)
+                module._parameters[key] = nn.Parameter(one, requires_grad=False)
+    return model
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress diffusers' warning that a LoRA has nothing for the text encoders."""
+    """Suppress diffusers' warnings that a LoRA has nothing for the text encoders."""
 
     def telling(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("No LoRA keys associated to")
 
-    logger = logging.getLogger("diffusers.loaders.lora_base")
-    logger.addFilter(telling)
+    loggers = [logging.getLogger(f"diffusers.loaders.{name}") for name in ("lora_base", "peft")]
+    for logger in loggers:
+        logger.addFilter(telling)
     try:
         yield
     finally:
-        logger.removeFilter(telling)
-
-
-def _prepared(found: Found, component: str, label: str, folder: Path) -> Path:
-    """The file as diffusers reads it: names with the denoiser's prefix, no text encoders."""
-    if len(found.files) != 1:
-        raise CheckpointError(f"tuned={label!r}: a LoRA in several files; merge them into one")
-    path = found.files[0]
-    state = load_state_dict(path)
-    broken = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
-    if broken:
-        raise CheckpointError(
-            f"tuned={label!r}: {len(broken)} tensors hold numbers that are not finite "
-            f"({broken[0]}): its training diverged, or the file is damaged"
-        )
-    with safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata() or {})
-    text = [name for name in state if name.startswith(_TEXT)]
-    if text:
-        warnings.warn(
-            f"tuned={label!r} also adapts text encoders ({len(text)} tensors), which stay the "
-            "base's: only the denoiser changes",
-            UserWarning,
-            stacklevel=2,
-        )
-    kept = {name: value for name, value in state.items() if name not in text}
-    if not kept:
-        raise CheckpointError(f"tuned={label!r}: it adapts text encoders only, not the {component}")
-    options = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    strange = _unknown(options, label)
-    if not text and not strange and not _is_bare(kept, component):
-        return path
-    options = {key: value for key, value in options.items() if key not in strange}
-    if found.config is not None:
-        config = read_json(found.config)
-        options = {key: config[key] for key in _OPTIONS if key in config}
-    if options:
-        named = {_prefixed(key, component): value for key, value in options.items()}
-        metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(named)
-    renamed = {_name(name, component): value.contiguous() for name, value in kept.items()}
-    save_file(renamed, folder / _FILE, metadata)
-    return folder / _FILE
-
-
-def _unknown(options: Mapping[str, Any], label: str) -> set[str]:
-    """Options that a newer peft wrote and left at nothing, which the installed one does not know.
-
-    Raises:
-        CheckpointError: One of them is used.
-    """
-    known = {field.name for field in dataclasses.fields(LoraConfig)}
-    strange = {key for key in options if key.rpartition(".")[2] not in known}
-    used = sorted(key for key in strange if options[key])
-    if used:
-        raise CheckpointError(
-            f"tuned={label!r}: this LoRA uses {used[0]!r}, which peft {version('peft')} does not "
-            "know: install a newer peft"
-        )
-    return strange
-
-
-def _is_bare(state: Mapping[str, Tensor], component: str) -> bool:
-    """Whether names are a module's own, or peft's, rather than a pipeline's."""
-    return any(_name(name, component) != name for name in state)
-
-
-def _name(name: str, component: str) -> str:
-    plain = name.removeprefix(_PEFT)
-    whole = plain.startswith(_WHOLE) or ".lora_" not in plain
-    return plain if whole else f"{component}.{plain}"
-
-
-def _prefixed(option: str, component: str) -> str:
-    return option if option.startswith(_PARTS) else f"{component}.{option}"
+        for logger in loggers:
+            logger.removeFilter(telling)
 
 
 def _converted(pipe: Any, file: Path, component: str, label: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the LoRA's matrices in the denoiser's own names, peft's form."""
+    """Names and shapes of the LoRA's tensors in the denoiser's own names, peft's form."""
     try:
         found = pipe.lora_state_dict(
             str(file.parent), weight_name=file.name, unet_config=getattr(pipe, component).config
         )
     except Exception as error:  # diffusers raises many kinds
-        line = (str(error).strip().splitlines() or ["no message"])[0][:200]
         raise CheckpointError(
-            f"tuned={label!r}: not a LoRA that diffusers reads ({type(error).__name__}: {line})"
+            f"tuned={label!r}: not a LoRA that diffusers reads "
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     state = found[0] if isinstance(found, tuple) else found
     own = {
@@ -222,20 +171,27 @@ def _converted(pipe: Any, file: Path, component: str, label: str) -> dict[str, t
             f"tuned={label!r}: it adapts no layer of the pipeline's {component}; it seems made for "
             f"{seems_made_for(_shapes(state)) or 'another kind of model'}"
         )
+    others = [name for name in state if not name.startswith(f"{component}.")]
+    if others:
+        raise CheckpointError(
+            f"tuned={label!r}: {len(others)} of its tensors are for other parts than the "
+            f"pipeline's {component} ({others[0]}): remove them from the file"
+        )
     return _shapes(own)
 
 
-def _check(shapes: Mapping[str, tuple[int, ...]], denoiser: nn.Module, label: str) -> None:
-    """Raise CheckpointError unless every pair of matrices fits a layer."""
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]], denoiser: nn.Module, label: str) -> None:
+    """Raise CheckpointError unless every tensor is for a layer, and fits it."""
+    strays = [name for name in shapes if not any(mark in name for mark in _MARKS)]
+    _check_none(strays, "are not used by diffusers", label)
     layers = dict(denoiser.named_modules())
     for name, shape in shapes.items():
-        place, mark, _ = name.partition(".lora_")
-        if not mark or not name.endswith((".lora_A.weight", ".lora_B.weight")):
-            continue
-        weight = getattr(_base(layers.get(place)), "weight", None)
+        place = _place(name)
+        weight = getattr(base_of(layers.get(place)), "weight", None)
         side = 1 if name.endswith(".lora_A.weight") else 0
+        matrix = name.endswith((".lora_A.weight", ".lora_B.weight"))
         if isinstance(weight, Tensor) and (
-            not weight.is_floating_point() or weight.shape[side] == shape[side]
+            not matrix or not weight.is_floating_point() or weight.shape[side] == shape[side]
         ):
             continue
         has = "no such layer" if weight is None else f"{tuple(weight.shape)} there"
@@ -248,8 +204,75 @@ def _check(shapes: Mapping[str, tuple[int, ...]], denoiser: nn.Module, label: st
         )
 
 
-def _base(layer: nn.Module | None) -> nn.Module | None:
-    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+def _check_pairs(names: Mapping[str, Any], label: str) -> None:
+    """Raise CheckpointError unless every layer has both of its matrices."""
+    pair = (".lora_A.weight", ".lora_B.weight")
+    places = {_place(name) for name in names if name.endswith(pair)}
+    lost = sorted(place + end for place in places for end in pair if place + end not in names)
+    if lost:
+        raise CheckpointError(
+            f"tuned={label!r}: {len(lost)} matrices are missing ({lost[0]}), and a LoRA is made of "
+            "pairs: the file is damaged; download or save it again"
+        )
+
+
+def _check_complete(layers: Mapping[str, nn.Module], names: Mapping[str, Any], label: str) -> None:
+    """Raise CheckpointError unless the file filled every tensor, and every tensor was used."""
+    taken = {
+        f"{place}.{name}".replace(f".{ADAPTER}", ""): value
+        for place, layer in layers.items()
+        for name, value in layer.named_parameters()
+        if not name.startswith("base_layer.")
+    }
+    empty = [name for name, value in taken.items() if value.is_meta]
+    known = {name.removesuffix(".weight") for name in taken}
+    unused = [name for name in names if name.removesuffix(".weight") not in known]
+    _check_none(empty, "are missing", label)
+    _check_none(unused, "are not used by diffusers", label)
+
+
+def _check_none(names: Sequence[str], what: str, label: str) -> None:
+    if names:
+        raise CheckpointError(
+            f"tuned={label!r}: {len(names)} tensors {what} ({names[0]}), so the LoRA would not be "
+            "the one that was trained: save it again as diffusers or peft write it"
+        )
+
+
+def _check_strengths(layers: Mapping[str, nn.Module], label: str) -> None:
+    """Raise CheckpointError for alpha 0, and for changes too large to be meant."""
+    for place, layer in layers.items():
+        scaling: float = getattr(layer, "scaling", {}).get(ADAPTER, 1.0)
+        if scaling == 0:
+            raise CheckpointError(
+                f"tuned={label!r}: alpha is 0 at {place}, so it would change nothing: set "
+                "lora_alpha to the rank in the file, for strength 1"
+            )
+        size = abs(scaling) * _norm(layer)
+        if not size < _LARGEST:
+            dtype = next(layer.parameters()).dtype
+            much = f"{size:.2g} (Frobenius norm)" if size < math.inf else f"more than {dtype} holds"
+            raise CheckpointError(
+                f"tuned={label!r}: it changes the weights of {place} by {much}, which no image "
+                "survives: its training diverged, or the file is damaged"
+            )
+
+
+def _norm(layer: Any) -> float:
+    """The Frobenius norm of B A, from two small matrices; of a LoKr the product of its factors'."""
+    given = layer.named_parameters()
+    own = {name: p.detach().double() for name, p in given if not name.startswith("base_layer.")}
+    down, up = (own.get(f"lora_{side}.{ADAPTER}.weight") for side in "AB")
+    if down is None or up is None or len(down) != up.shape[1]:
+        return float(torch.stack([value.norm() for value in own.values()]).prod())
+    down, up = down.flatten(1), up.flatten(1)
+    return float(((down @ down.T) * (up.T @ up)).sum().clamp(min=0).sqrt())
+
+
+def _place(name: str) -> str:
+    for mark in _MARKS:
+        name = name.partition(mark)[0]
+    return name
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

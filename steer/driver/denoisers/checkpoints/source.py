@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 from safetensors import SafetensorError, safe_open
 
-from steer.core.errors import CheckpointError
+from steer.core.errors import CheckpointError, first_line
 from steer.core.weights.reading import read_json
 from steer.driver.denoisers.checkpoints.known import Checkpoint, at_home, is_repository
 
@@ -18,7 +18,7 @@ from steer.driver.denoisers.checkpoints.known import Checkpoint, at_home, is_rep
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _DENOISER = ("diffusion_pytorch_model", "model")
 _LORA = ("pytorch_lora_weights", "adapter_model")
-_MARKS = ("lora_", ".lora", "lokr_", "hada_", "dora_scale")
+_MARKS = ("lora_", ".lora", "_lora", "lokr_", "hada_", "dora_scale")
 _INDEX = ".safetensors.index.json"
 _WHOLE = ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
 
@@ -181,10 +181,9 @@ def _of_repository(source: str, checkpoint: Checkpoint, component: str, label: s
         folder = component if checkpoint.subfolder is None else checkpoint.subfolder
         only = f" --include '{folder}/*'" if folder and checkpoint.kind == "denoiser" else ""
         only = f" {checkpoint.file}" if checkpoint.file else only
-        line = (str(error).strip().splitlines() or ["no message"])[0][:200]
         raise CheckpointError(
             f"tuned={label!r}: not in the cache, and it cannot be downloaded "
-            f"({type(error).__name__}: {line}): where there is a network, run "
+            f"({type(error).__name__}: {first_line(error)}): where there is a network, run "
             f"`hf download {source}{only} --local-dir DIR`, then pass the folder, or copy the "
             f"cache folder to {HF_HUB_CACHE} on this machine"
         ) from error

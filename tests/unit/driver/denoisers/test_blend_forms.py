@@ -100,7 +100,7 @@ def test_names_in_any_case_and_with_dashes() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("RGL(2.0)", "did you mean RLG"),
+        ("RGL(2.0)", "did you mean 'RLG'"),
         ("RLG(two)", "not a number"),
         ("RLG(float('inf'))", "unknown"),
         ("RLG()", "scale"),

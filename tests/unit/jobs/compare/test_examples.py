@@ -86,9 +86,7 @@ def hps_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             weight.add_(0.05 * torch.randn_like(weight))
     path = tmp_path / "HPS_v2.1_compressed.pt"
     torch.save({"state_dict": model.state_dict()}, path)
-    monkeypatch.setattr(
-        "steer.rewards.models.hpsv2.open_clip.get_model_config", lambda _: SMALL_CLIP
-    )
+    monkeypatch.setattr("open_clip.get_model_config", lambda _: SMALL_CLIP)
     return path
 
 

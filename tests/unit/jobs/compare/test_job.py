@@ -125,7 +125,7 @@ def test_killed_and_continued(finished: Path, tmp_path: Path, when: int) -> None
 
     assert forked(1, killed) == [-signal.SIGKILL]
     for path in folder.rglob("[!.]*.json"):
-        assert stores.unsealed(path) is not None
+        assert stores.unseal(path) is not None
     assert forked(1, lambda: compare(folder)) == [0]
     assert contents(folder, "images") == contents(finished, "images")
     assert scores(folder) == scores(finished)
@@ -264,7 +264,7 @@ def test_a_relative_reward_is_judged_by_its_parts(tmp_path: Path) -> None:
 
 def test_changed_weights_are_noticed(copied: Path) -> None:
     path = copied / "records" / "best" / "00000-s0.json"
-    found = stores.unsealed(path)
+    found = stores.unseal(path)
     assert found is not None
     stores._seal(path, {**found, "weights": "0" * 12})
     with pytest.raises(ComparisonError, match="the checkpoint changed between runs"):

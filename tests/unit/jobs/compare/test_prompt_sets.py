@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from steer.core.errors import PromptsError
+from steer.core.files.published import PublishedFile
 from steer.jobs.compare import prompt_files, published_sets
-from steer.jobs.compare.prompt_files import PromptFile, cache_path, fetch
+from steer.jobs.compare.prompt_files import fetch
 from steer.jobs.compare.prompt_sets import load_prompts
 
 
@@ -82,9 +83,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def put(file: PromptFile, text: str) -> PromptFile:
+def put(file: PublishedFile, text: str) -> PublishedFile:
     """Place `text` in the cache as that file; the file with its digest."""
-    path = cache_path(file)
+    path = file.cache_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())
     return replace(file, sha256=hashlib.sha256(text.encode()).hexdigest(), host="github.com")
@@ -119,7 +120,7 @@ def test_another_file_is_refused(cache: Path) -> None:
 def test_an_unknown_digest_is_recorded_and_kept(cache: Path) -> None:
     file = replace(put(prompt_files.DRAWBENCH, "Prompts,Category\n"), sha256=None)
     assert fetch(file) == fetch(file) == b"Prompts,Category\n"
-    cache_path(file).write_text("something else\n")
+    file.cache_path().write_text("something else\n")
     with pytest.raises(PromptsError, match="recorded at the first download"):
         fetch(file)
 

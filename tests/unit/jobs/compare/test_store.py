@@ -14,7 +14,7 @@ from PIL import Image
 
 from steer.core.errors import FolderError
 from steer.core.files import png
-from steer.jobs.compare.store import SETUP, Store, Unit, differences, unsealed
+from steer.jobs.compare.store import SETUP, Store, Unit, differences, unseal
 
 
 UNIT = Unit("base", 12, 3)
@@ -146,4 +146,4 @@ def _without_none(value: Any) -> Any:
 
 
 def test_unsealed_of_nothing(tmp_path: Path) -> None:
-    assert unsealed(tmp_path / "none.json") is None
+    assert unseal(tmp_path / "none.json") is None

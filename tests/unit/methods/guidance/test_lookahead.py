@@ -16,7 +16,7 @@ from steer.core.when import at, every
 from steer.methods import BestOfN, Gate, LookaheadGuidance, Then
 from steer.pipeline.guided import guided
 from steer.pipeline.lookahead_runs import lookaheads
-from steer.search.lookahead import LookaheadSet, standardised
+from steer.search.lookahead import LookaheadSet, standardise
 
 
 KEEN = LookaheadGuidance(2, lookaheads=6, through=2, lam=1000.0, when=every(1))
@@ -223,5 +223,5 @@ def test_cost_and_standardised_rewards() -> None:
     with pytest.raises(ValueError, match=r"compute=1\.0: .* needs 1\.8 plain calls"):
         LookaheadGuidance.for_compute(1.0, 20)
     values = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    assert float(standardised(3 * values + 7).std(correction=0)) == pytest.approx(1)
-    assert not standardised(torch.full((4,), 0.3)).any()
+    assert float(standardise(3 * values + 7).std(correction=0)) == pytest.approx(1)
+    assert not standardise(torch.full((4,), 0.3)).any()

@@ -21,7 +21,7 @@ from transformers_clip import (
 import steer
 from steer.core.errors import CheckpointError
 from steer.rewards.clip.layout import to_open_clip
-from steer.rewards.models.aesthetic import aesthetic, aesthetic_v1, folded
+from steer.rewards.models.aesthetic import aesthetic, aesthetic_v1, fold
 
 
 def published_mlp(width: int) -> nn.Sequential:
@@ -159,7 +159,7 @@ def test_folded_head_is_the_chain_of_layers(seed, size):
     with torch.no_grad():
         for parameter in mlp.parameters():
             parameter.mul_(size**0.2)
-    weight, bias = folded(mlp)
+    weight, bias = fold(mlp)
     features = torch.nn.functional.normalize(torch.randn(9, 24, dtype=torch.float64), dim=-1)
     expected = mlp(features)[:, 0]
     assert torch.allclose(features @ weight + bias, expected, rtol=1e-10, atol=1e-10)
@@ -210,7 +210,7 @@ def test_unknown_model_and_missing_files(folder, options, monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", offline)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     pin = "32bd64288804d66eefd0ccbe215aa642df71cc41"
     command = f"hf download openai/clip-vit-large-patch14 model.safetensors --revision {pin}"
     with pytest.raises(CheckpointError, match=rf"{command}.*1\.71 GB.*pass backbone="):

@@ -238,7 +238,7 @@ def test_missing_weights_say_what_to_download(monkeypatch, tmp_path):
     def offline(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", offline)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     with pytest.raises(CheckpointError) as error:
         steer.reward("hpsv2")
     command = f"hf download xswu/HPSv2 HPS_v2.1_compressed.pt --revision {PIN}"
@@ -249,11 +249,11 @@ def test_missing_weights_say_what_to_download(monkeypatch, tmp_path):
 def test_hub_gets_pinned_names(monkeypatch, hps_file, hps_config):
     asked = []
 
-    def fetch(repository, name, *, revision):
+    def fetch(repository, name, *, revision, repo_type):
         asked.append((repository, name, revision))
         return str(hps_file)
 
-    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     steer.reward("hpsv2", model_config=hps_config, device="cpu")
     steer.reward("hpsv2.0", model_config=hps_config, device="cpu", revision="main")
     assert asked == [

@@ -282,13 +282,13 @@ def test_bad_arguments_say_what_to_do(build, tmp_path):
 
 
 def test_without_network_the_message_names_the_file(monkeypatch, vocabulary):
-    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", _no_network)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", _no_network)
     with pytest.raises(CheckpointError, match=r"hf download zai-org/ImageReward ImageReward.pt"):
         imagereward(tokenizer=vocabulary)
 
 
 def test_without_network_the_tokenizer_is_named_too(monkeypatch, checkpoint):
-    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", _no_network)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", _no_network)
     with pytest.raises(CheckpointError, match=r"bert-base-uncased vocab.txt.*tokenizer="):
         imagereward(checkpoint=checkpoint)
 

@@ -226,11 +226,11 @@ def test_gradient_is_the_finite_difference(file, options):
 def test_hub_file_and_way_out(monkeypatch, file, options):
     asked = []
 
-    def download(*where, revision):
+    def download(*where, revision, repo_type):
         asked.append((*where, revision))
         return str(file)
 
-    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     pickscore(**options)
     pickscore(revision="main", **options)
     pin = "a4e4367c6dfa7288a00c550414478f865b875800"
@@ -240,7 +240,7 @@ def test_hub_file_and_way_out(monkeypatch, file, options):
     def offline(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("steer.core.weights.hub.hf_hub_download", offline)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     command = rf"hf download {name[0]} {name[1]} --revision {pin}.*3\.94 GB.*checkpoint="
     with pytest.raises(CheckpointError, match=command):
         steer.reward("pickscore")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import steer
 from steer.driver.denoisers.checkpoints import KNOWN, load
 from steer.driver.denoisers.checkpoints.known import is_bundled
-from steer.driver.denoisers.checkpoints.lora import tuner_layers
+from steer.driver.denoisers.checkpoints.lora import ADAPTER
 
 
 BUNDLED = [name for name, known in KNOWN.items() if is_bundled(known)]
@@ -27,9 +29,10 @@ def test_all_of_a_bundled_checkpoint_is_loaded_and_the_base_stays(name: str) -> 
 
     base = drawn(pipe)
     tuned = load(pipe, name)
-    layers = tuner_layers(pipe.unet)
-    assert len(layers) == 77 and all(tuned.adapter in layer.lora_B for layer in layers)
-    assert all(layer.lora_B[tuned.adapter].weight.abs().sum() > 0 for layer in layers)
+    assert tuned.lora is not None
+    layers: Any = tuned.lora.layers
+    assert len(layers) == 77 and layers.keys() <= dict(pipe.unet.named_modules()).keys()
+    assert all(layer.lora_B[ADAPTER].weight.abs().sum() > 0 for layer in layers.values())
     other = drawn(steer.guided(pipe, "shapes", method=steer.BestOfN(1), tuned=tuned))
     assert 1e-3 < float((other - base).abs().mean()) < 0.1
     assert torch.equal(drawn(pipe), base)

@@ -162,6 +162,16 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         load(pipe, module)
 
 
+def test_weights_too_large_for_the_bases_precision_are_named(tmp_path: Path) -> None:
+    pipe = build("sd", dtype=torch.float16)
+    module: Any = twin(build("sd"))
+    with torch.no_grad():
+        module.conv_in.weight[0] = 1e5
+    module.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"1 tensors .*not finite \(conv_in\.weight\)"):
+        load(pipe, tmp_path)
+
+
 def test_modules_in_another_precision_are_refused() -> None:
     pipe = build("sd")
     with pytest.raises(

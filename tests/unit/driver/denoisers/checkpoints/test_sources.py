@@ -96,7 +96,7 @@ def test_short_names_are_whole_and_of_known_form() -> None:
     ("source", "words"),
     [
         ("dpo-sd1.5", "did you mean 'dpo-sd15'"),
-        ("kto", "There are poly-dpo-shapes"),
+        ("kto", "there are poly-dpo-shapes"),
         ("./nowhere", "no such file or folder"),
         ("nowhere.safetensors", "no such file or folder"),
         ("org/weights.safetensors", "no such file or folder"),

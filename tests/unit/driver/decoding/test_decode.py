@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from steer.core.errors import UnsupportedPipelineError
-from steer.driver.decode import decode
+from steer.driver.decoding.asked import Asked
+from steer.driver.decoding.decode import check, decode
+from steer.methods import BestOfN
+from steer.pipeline.guided import guided
 
 
 CROSS = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -259,11 +262,11 @@ def test_equals_the_pipelines_own_tail(build: Any) -> None:
     pipe, call = build()
     latents, expected = run(pipe, call)
     size = {k: call[k] for k in ("height", "width") if k in call}
-    images = decode(pipe, latents, **size)
+    images = decode(pipe, latents, asked=Asked(size))
     assert torch.equal(images, expected)
     assert ((images > 0) & (images < 1)).float().mean() > 0.5
     if len(latents) > 1:
-        torch.testing.assert_close(decode(pipe, latents, chunk=1, **size), images)
+        torch.testing.assert_close(decode(pipe, latents, chunk=1, asked=Asked(size)), images)
 
 
 @pytest.mark.parametrize("build", [sdxl, stable_diffusion])
@@ -316,15 +319,15 @@ def test_gradients_are_the_slopes(build: Any) -> None:
     size = {k: call[k] for k in ("height", "width") if k in call}
     direction = embeds(*latents.shape).double()
     with torch.no_grad():
-        images = decode(pipe, latents, grad=True, **size)
+        images = decode(pipe, latents, grad=True, asked=Asked(size))
         weights = embeds(*images.shape)
         up, down = (
-            (decode(pipe, latents + h * direction, **size) * weights).double().sum()
+            (decode(pipe, latents + h * direction, asked=Asked(size)) * weights).double().sum()
             for h in (1e-4, -1e-4)
         )
     (slope,) = torch.autograd.grad((images * weights).sum(), latents)
     assert float((slope * direction).sum()) == pytest.approx(float((up - down) / 2e-4), rel=0.01)
-    assert not decode(pipe, latents, **size).requires_grad
+    assert not decode(pipe, latents, asked=Asked(size)).requires_grad
 
 
 def test_default_size_of_packed_latents() -> None:
@@ -334,6 +337,51 @@ def test_default_size_of_packed_latents() -> None:
     pipe.default_sample_size = 8
     latents, expected = run(pipe, call)
     assert torch.equal(decode(pipe, latents), expected)
+
+
+def test_sizes_that_the_call_does_not_name() -> None:
+    """They are what the pipeline gave `prepare_latents`."""
+    torch.manual_seed(0)
+    pipe, call = flux()
+    pipe.default_sample_size = 8
+    given = {k: v for k, v in call.items() if k not in ("height", "width")}
+    seen: list[Tensor] = []
+    search = guided(pipe, lambda images, _: seen.append(images) or images.mean((1, 2, 3)))
+    run(search, {**given, "method": BestOfN(2), "reward_prompt": ["a", "b"]})
+    assert {images.shape[1:] for images in seen} == {(3, 16, 16)}
+
+
+def test_latents_in_another_form_than_the_loops() -> None:
+    """Flux 2 Klein returns them unpacked and scaled: the reward is still that of the image."""
+    rewards = []
+    for kind in ("pt", "latent"):
+        torch.manual_seed(0)
+        pipe, call = flux2()
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        search = guided(pipe, lambda images, _: images.mean((1, 2, 3)), method=BestOfN(1))
+        given = {**call, "output_type": kind, "num_inference_steps": 2, "generator": generator}
+        rewards.append(search(**given, reward_prompt=["a", "b"]).rewards)
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-6)
+
+
+def test_sd3_inpainting_leaves_out_the_shift() -> None:
+    parts = sd3()[0].components
+    pipe = diffusers.StableDiffusion3InpaintPipeline(**parts)
+    latents = embeds(1, 4, 8, 8)
+    with torch.no_grad():
+        expected = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    torch.testing.assert_close(decode(pipe, latents), (expected * 0.5 + 0.5).clamp(0, 1))
+
+
+def test_latents_that_are_edited_after_the_loop_are_unknown() -> None:
+    """Wan 2.2 of 5B from an image: the search would score other videos than are returned."""
+
+    class WanImageToVideoPipeline:
+        vae, config = autoencoder(), SimpleNamespace(expand_timesteps=True)
+
+    with pytest.raises(UnsupportedPipelineError, match="after its loop"):
+        check(WanImageToVideoPipeline(), torch.zeros(1, 4, 3, 8, 8), Asked())
 
 
 def test_pixels_need_no_vae() -> None:
@@ -359,18 +407,13 @@ def test_the_vaes_hook_moves_it() -> None:
 def test_unknown_layouts_say_what_to_do(shape: tuple[int, ...], said: str) -> None:
     pipe, _ = flux()
     with pytest.raises(UnsupportedPipelineError, match=f"{said}.*steer decodes"):
-        decode(pipe, torch.zeros(shape), height=16, width=16)
+        decode(pipe, torch.zeros(shape), asked=Asked({"height": 16, "width": 16}))
 
 
 def test_a_vae_without_scaling_is_unknown() -> None:
-    pipe = SimpleNamespace(
-        vae=SimpleNamespace(
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-            config=SimpleNamespace(),
-            modules=lambda: [],
-        )
-    )
+    vae: Any = nn.Identity()
+    vae.dtype, vae.device, vae.config = torch.float32, torch.device("cpu"), SimpleNamespace()
+    pipe = SimpleNamespace(vae=vae)
     with pytest.raises(UnsupportedPipelineError, match="without scaling_factor"):
         decode(pipe, torch.zeros(1, 4, 2, 2))
 

@@ -1,0 +1,1 @@
+"""Latents to images or videos, as at the end of a pipeline's call."""

@@ -1,0 +1,199 @@
+"""The pipeline called again for every particle, where no search can sit in its loop.
+
+Cascades, combined pipelines, audio, schedules of their own: methods that only compare finished
+images (`Method.needs_loop` is False) need no more than the pipeline's own calls. The first call is
+the plain one; every further particle is a call with a generator seeded by (its prompt's seed,
+particle), as in a search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steer.core.errors import UnsupportedPipelineError
+from steer.core.seeds import row_seed
+from steer.core.types import Name, Population, Query
+from steer.driver.call import Call
+from steer.driver.decoding.asked import Asked
+from steer.driver.facts import uses_guidance
+from steer.driver.grid import Schedule
+from steer.driver.model import Model
+from steer.driver.safety import flags_of
+from steer.driver.solver import Solver
+from steer.pipeline.images import fields, first_of, images_of, is_per_row
+from steer.pipeline.run import Run
+from steer.rewards.inputs import Outputs
+from steer.search.context import Context
+from steer.search.judging import Judging
+from steer.search.starts import Starts
+
+
+def recall(call: Call, run: Run) -> Any:
+    """The winners' output of a method that compares finished images, with `run.context` set.
+
+    Raises:
+        UnsupportedPipelineError: The method asks for a denoiser call.
+    """
+    calls = Calls(call, run)
+    run.lane_width = 1
+    ctx = run.context = Recalled(
+        calls=calls,
+        steps=Schedule(()),
+        images=run.images,
+        lane_width=1,
+        model=Finished(run.pipe, Asked(run.values, run.source.prepared), calls=calls),
+        judging=Judging(run.reward, run.texts, run.ledger, run.trace, keeps_base=bool(run.judges)),
+        draw_latents=_tickets,
+        make_solver=_no_solver,
+        starts=Starts(run.source.seeds),
+    )
+    run.steps = call.steps
+    search = run.method(ctx, ctx.draw(range(run.method.populations[0] * run.images)))
+    try:
+        next(search)
+    except StopIteration as stop:
+        winners: Population = stop.value
+    else:
+        raise UnsupportedPipelineError(f"{run.method!r} asks for a denoiser call; use BestOfN")
+    run.choose(winners)
+    run.made = calls.images
+    return calls.output_of(winners.ids)
+
+
+@dataclass(eq=False)
+class Calls:
+    """The pipeline's calls so far, and what each of them made.
+
+    Attributes:
+        outputs: By particle: the plain call's own particles share one, any other is one call for
+            all prompts.
+        rows: Images, videos or other outputs by name.
+    """
+
+    call: Call
+    run: Run
+    outputs: dict[int, Any] = field(default_factory=dict)
+    rows: dict[Name, Any] = field(default_factory=dict)
+
+    def images(self, names: Sequence[Name]) -> Any:
+        """The images of these particles, or what else the pipeline makes."""
+        rows = [self.rows[name] for name in names]
+        return torch.stack(rows) if isinstance(rows[0], Tensor) else Outputs(rows)
+
+    def make(self, particle: int) -> None:
+        """Call the pipeline for a particle of every prompt, unless that was done."""
+        images, prompts = self.run.images, len(self.run.texts)
+        if (0, particle) in self.rows:
+            return
+        if particle < images:
+            output, count, first = self.call.run(1), images, 0
+        else:
+            seeds = [row_seed(seed, particle) for seed in self.run.source.seeds]
+            output, count, first = self.call.again(seeds), 1, particle
+        ledger = self.run.ledger
+        ledger.denoiser_calls += self.call.steps
+        ledger.denoiser_rows += self.call.steps * prompts * count
+        if uses_guidance(self.run.pipe):
+            ledger.cfg_rows = 2
+        made = self._read(output, prompts * count)
+        names = [(p, first + k) for p in range(prompts) for k in range(count)]
+        assert self.run.context is not None
+        self.run.context.judging.flag(names, flags_of(output, len(names)))
+        self.rows |= dict(zip(names, made, strict=True))
+        self.outputs |= {k: output for _, k in names}
+
+    def _read(self, output: Any, rows: int) -> Any:
+        """What a reward sees of a call's output, row by row."""
+        first = first_of(output)
+        device = self.call.device
+        model = Model(self.run.pipe, Asked(self.run.values))
+        if self.call.latent_output and isinstance(first, Tensor):
+            return model.decode(first)
+        images = images_of(first, device)
+        if images is not None and isinstance(first, Tensor):
+            images = model.returned(images)
+        if images is None:
+            items = first if isinstance(first, list | Tensor | np.ndarray) else [first]
+            return Outputs(items) if len(items) == rows else Outputs([first])
+        if rows == 1 and len(images) > 1:  # the frames of one video
+            images = images[None]
+        if len(images) != rows:
+            raise UnsupportedPipelineError(
+                f"{type(self.run.pipe).__name__} made {len(images)} images where the call asks for "
+                f"{rows}, so that steer cannot tell whose they are; ask for one at a time"
+            )
+        return images
+
+    def output_of(self, names: Sequence[Name]) -> Any:
+        """The pipeline's output with the rows of these particles."""
+        images, prompts = self.run.images, len(self.run.texts)
+        plain = [(p, k) for p in range(prompts) for k in range(images)]
+        if list(names) == plain or len(names) == 1:
+            return self.outputs[names[0][1]]
+        base = self.outputs[names[0][1]]
+        chosen = {}
+        for key, value in fields(self.outputs.get(0, base)).items():
+            if is_per_row(value, len(plain)):
+                picked = [self._pick(key, name) for name in names]
+                chosen[key] = _together(picked, value)
+            else:
+                chosen[key] = value
+        if isinstance(base, tuple):
+            return tuple(chosen.values())
+        return type(base)(**chosen)
+
+    def _pick(self, key: Any, name: Name) -> Any:
+        prompt, particle = name
+        own = particle < self.run.images
+        row = prompt * self.run.images + particle if own else prompt
+        return fields(self.outputs[particle])[key][row]
+
+
+def _together(rows: Sequence[Any], like: Any) -> Any:
+    """Rows as one field of the pipeline's output."""
+    if isinstance(like, Tensor):
+        return torch.stack(list(rows))
+    return np.stack(rows) if isinstance(like, np.ndarray) else list(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Finished(Model):
+    """A model whose latents are tickets, `(rows, 2)`: prompt and particle of a finished call."""
+
+    calls: Calls | None = None
+
+    def decode(self, latents: Tensor, grad: bool = False) -> Any:
+        """The images of these tickets, or what else the pipeline makes."""
+        assert self.calls is not None
+        if latents.is_floating_point():
+            return super().decode(latents, grad)
+        return self.calls.images([(prompt, particle) for prompt, particle in latents.tolist()])
+
+
+@dataclass(eq=False, kw_only=True)
+class Recalled(Context):
+    """A context whose particles are calls of the pipeline."""
+
+    calls: Calls
+
+    def sample(self, population: Population) -> Generator[Query, Tensor, Population]:
+        """A call for every particle; no denoiser call is asked for."""
+        for particle in dict.fromkeys(k for _, k in population.ids):
+            self.calls.make(particle)
+        return population
+        yield  # a generator, as its base class's is
+
+
+def _tickets(particles: Sequence[int], prompts: Sequence[int]) -> Population:
+    names = tuple((p, k) for p in prompts for k in particles)
+    return Population(torch.tensor(names, dtype=torch.long).view(-1, 2), names)
+
+
+def _no_solver(plain: bool) -> Solver:
+    raise UnsupportedPipelineError("a method that steps latents needs the pipeline's loop")

@@ -1,0 +1,205 @@
+"""The pipeline called again for every particle, where no search can sit in its loop."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, FirstBlockCacheConfig, ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
+from families import arguments, build, redness, seeded
+from torch import Tensor
+
+from steer.core.errors import UnsupportedPipelineError
+from steer.core.seeds import row_seed
+from steer.driver.noise import call_seeds
+from steer.methods import BestOfN, Gate, Prune
+from steer.pipeline.guided import guided
+
+
+class Cascade(DiffusionPipeline):
+    """Two loops in a call, which no search can follow."""
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+        self.calls = 0
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        num_images_per_prompt: int = 1,
+        generator: Any = None,
+        output_type: str = "pt",
+        return_dict: bool = True,
+    ) -> Any:
+        self.calls += 1
+        rows = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
+        if isinstance(generator, list) and len(generator) == rows:
+            x = torch.cat([torch.randn(1, 3, 8, 8, generator=g) for g in generator])
+        else:
+            x = torch.randn(rows, 3, 8, 8, generator=generator)
+        for _ in range(2):
+            self.scheduler.set_timesteps(2)
+            for t in self.scheduler.timesteps:
+                x = self.scheduler.step(x * 0.1, t, x).prev_sample
+        images: Any = x.clamp(-1, 1) * 0.5 + 0.5
+        if output_type == "np":
+            images = images.movedim(1, -1).numpy()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _quiet(pipe: Any, method: Any, reward: Any = redness, **given: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return guided(pipe, reward, method=method)(**{"prompt": "a", **given})
+
+
+def test_one_call_is_the_plain_call() -> None:
+    pipe = Cascade(DDIMScheduler())
+    plain = pipe("a", generator=seeded(3)).images
+    out = _quiet(pipe, BestOfN(1), generator=seeded(3))
+    assert torch.equal(out.images, plain)
+    assert out.rewards == pytest.approx(redness(plain, ["a"]).tolist())
+
+
+def test_every_particle_is_a_call_with_a_seed_of_its_own() -> None:
+    pipe = Cascade(DDIMScheduler())
+    (seed,) = call_seeds(seeded(3), 1, 1, "cpu")
+    generators = [seeded(3), *(seeded(row_seed(seed, k)) for k in (1, 2, 3))]
+    images = torch.cat([pipe("a", generator=g).images for g in generators])
+    scores = redness(images, ["a"] * 4)
+    with pytest.warns(UserWarning, match="every particle is a call of the pipeline"):
+        out = guided(pipe, redness, method=BestOfN(4))("a", generator=seeded(3))
+    assert out.rewards == pytest.approx([float(scores.max())])
+    assert torch.equal(out.images[0], images[scores.argmax()])
+    assert out.report.base_reward == pytest.approx([float(scores[0])])
+    assert out.report.ledger.denoiser_calls >= 4
+
+
+def test_the_search_is_tried_once() -> None:
+    pipe = Cascade(DDIMScheduler())
+    call = guided(pipe, redness, method=BestOfN(2))
+    with pytest.warns(UserWarning):
+        first = call("a", generator=seeded(0))
+    tried = pipe.calls
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = call("a", generator=seeded(0))
+    assert pipe.calls - tried == 2 < tried
+    assert torch.equal(first.images, second.images)
+
+
+@pytest.mark.parametrize("form", ["pt", "np"])
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_several_prompts_and_images(form: str, return_dict: bool) -> None:
+    pipe = Cascade(DDIMScheduler())
+    given = {"num_images_per_prompt": 2, "output_type": form, "return_dict": return_dict}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call = guided(pipe, redness, method=BestOfN(3))
+        out = call(["a", "b"], generator=seeded(1), **given)
+    images = out[0]
+    assert type(images) is (Tensor if form == "pt" else np.ndarray)
+    assert len(images) == 4
+    pixels = images if form == "pt" else torch.from_numpy(images).movedim(-1, 1)
+    assert call.report is not None
+    assert call.report.rewards == pytest.approx(redness(pixels, list("aabb")).tolist())
+    plain = pipe(["a", "b"], generator=seeded(1), num_images_per_prompt=2).images
+    finals = call.report.trace.of("score")
+    assert all(len(event["particle"]) for event in finals)
+    assert call.report.base_reward == pytest.approx(redness(plain[::2], ["a", "b"]).tolist())
+
+
+def test_a_gate_asks_again() -> None:
+    pipe = Cascade(DDIMScheduler())
+    out = _quiet(pipe, Gate(BestOfN(2), threshold=9.0, max_rounds=3), generator=seeded(0))
+    assert out.accepted == [False]
+    assert sum(len(e["particle"]) for e in out.report.trace.of("score")) == 6
+
+
+def test_compute_is_best_of_as_many() -> None:
+    pipe = Cascade(DDIMScheduler())
+    with pytest.warns(UserWarning):
+        out = guided(pipe, redness, compute=3)("a", generator=seeded(0))
+    assert out.report.method == BestOfN(3)
+
+
+def test_methods_of_the_loop_are_refused() -> None:
+    pipe = Cascade(DDIMScheduler())
+    with pytest.raises(UnsupportedPipelineError, match="use BestOfN or a Gate around it"):
+        guided(pipe, redness, method=Prune(4, (2,), (0.5,)))("a")
+
+
+def test_feature_caches_see_plain_calls() -> None:
+    """A search that jumps would read other activations; whole calls do not."""
+    pipe = build("flux")
+    given = arguments("flux", output_type="pt")
+    seed = given.pop("generator").initial_seed()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    plain = pipe(**given, generator=seeded(seed)).images
+    out = _quiet(pipe, BestOfN(5), **given, generator=seeded(seed))
+    base = redness(plain, ["a"]).tolist()
+    assert out.report.base_reward == pytest.approx(base, abs=1e-6)
+
+
+class Sound:
+    """No scheduler, no images, no generator: draws from the global one."""
+
+    def __call__(self, prompt: str) -> AudioPipelineOutput:
+        return AudioPipelineOutput(audios=torch.randn(1, 2, 50).numpy())
+
+
+def test_sound_and_the_global_generator() -> None:
+    def loudness(outputs: list[np.ndarray], prompts: list[str]) -> list[float]:
+        return [float(np.abs(one).max()) for one in outputs]
+
+    pipe = Sound()
+    torch.manual_seed(0)
+    plain = pipe("a").audios
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    out = _quiet(pipe, BestOfN(5), loudness)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert out.report.base_reward == pytest.approx([np.abs(plain).max()])
+    assert out.rewards == pytest.approx([np.abs(out.audios).max()])
+    scores = [r for event in out.report.trace.of("score") for r in event["reward"]]
+    assert len(set(scores)) == 5
+    assert out.rewards == [max(scores)]
+
+
+def test_sound_under_a_reward_for_images() -> None:
+    with pytest.raises(ValueError, match="no images: pass a function"):
+        _quiet(Sound(), BestOfN(2), "shapes")
+
+
+class Afterwards(DiffusionPipeline):
+    """Changes latents after its loop, so that nothing decodes to what it returns."""
+
+    def __init__(self, vae: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, prompt: str, generator: Any = None) -> ImagePipelineOutput:
+        x = torch.randn(1, 3, 8, 8, generator=generator)
+        self.scheduler.set_timesteps(4)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(x * 0.1, t, x).prev_sample
+        x[:, :, :4] = 1.0
+        return ImagePipelineOutput(images=x.clamp(-1, 1) * 0.5 + 0.5)
+
+
+def test_what_is_scored_is_what_is_returned() -> None:
+    pipe = Afterwards(None, DDIMScheduler())
+    plain = pipe("a", generator=seeded(0)).images
+    out = _quiet(pipe, BestOfN(3), generator=seeded(0))
+    assert out.report.base_reward == pytest.approx(redness(plain, ["a"]).tolist())
+    assert out.rewards == pytest.approx(redness(out.images, ["a"]).tolist())
+    with pytest.warns(UserWarning, match="returns other images"):
+        out = guided(pipe, redness, method=Prune(4, (2,), (0.5,)))("a", generator=seeded(0))
+    assert out.rewards == pytest.approx(redness(out.images, ["a"]).tolist())
