@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from families import BETAS, arguments, build, redness
-from steer.driver.decode import decode
+from steer.driver.decoding.decode import decode
 from torch import Tensor
 
 from steer.core.errors import UnsupportedPipelineError
