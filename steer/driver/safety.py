@@ -27,17 +27,18 @@ def check_of(pipe: Any, output_type: str | None) -> Check | None:
 
     Args:
         pipe: A diffusers pipeline.
-        output_type: The call's; latents are not checked, nor are DeepFloyd IF's tensors.
+        output_type: The call's; latents are not checked, nor are tensors of DeepFloyd IF, which
+            returns no latents.
     """
-    if getattr(pipe, "safety_checker", None) is None or output_type == "latent":
+    if getattr(pipe, "safety_checker", None) is None:
         return None
     if hasattr(pipe.safety_checker, "check_video_safety"):
-        return partial(_guarded, pipe)
+        return None if output_type == "latent" else partial(_guarded, pipe)
     run = getattr(pipe, "run_safety_checker", None)
     if not callable(run) or set(inspect.signature(run).parameters) != {"image", "device", "dtype"}:
         return None
     if hasattr(pipe, "image_processor"):
-        return partial(_checked, pipe)
+        return None if output_type == "latent" else partial(_checked, pipe)
     return None if output_type == "pt" else partial(_checked_pixels, pipe)
 
 

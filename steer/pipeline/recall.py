@@ -8,7 +8,8 @@ particle), as in a search.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import copy
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,7 +147,12 @@ class Calls:
                 chosen[key] = value
         if isinstance(base, tuple):
             return tuple(chosen.values())
-        return type(base)(**chosen)
+        if not isinstance(base, Mapping):  # a user's own pipeline, which returns images alone
+            return chosen[0]
+        output: Any = copy.copy(base)  # fields that are None are no items of it
+        for key, value in chosen.items():
+            output[key] = value
+        return output
 
     def _pick(self, key: Any, name: Name) -> Any:
         prompt, particle = name

@@ -114,6 +114,7 @@ def test_what_the_pipeline_does_not_check_is_not_checked() -> None:
     assert check_of(checked, "latent") is None
     assert check_of(bare(StableDiffusionPipeline, safety_checker=None), "pil") is None
     assert check_of(bare(IFPipeline, safety_checker=Bright()), "pt") is None
+    assert check_of(bare(IFPipeline, safety_checker=Bright()), "latent") is not None
     assert check_of(SimpleNamespace(), "pil") is None
     odd = SimpleNamespace(safety_checker=Bright(), run_safety_checker=lambda image, more: image)
     assert check_of(odd, "pil") is None

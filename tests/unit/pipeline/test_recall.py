@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,24 @@ def test_one_call_is_the_plain_call() -> None:
     out = _quiet(pipe, BestOfN(1), generator=seeded(3))
     assert torch.equal(out.images, plain)
     assert out.rewards == pytest.approx(redness(plain, ["a"]).tolist())
+
+
+@dataclass
+class Checked(ImagePipelineOutput):
+    """An output with a field that it must be given, None without a safety checker."""
+
+    nsfw_content_detected: list[bool] | None
+
+
+def test_fields_that_are_none_are_returned_too() -> None:
+    class Plain(Cascade):
+        @functools.wraps(Cascade.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return Checked(super().__call__(*args, **kwargs).images, None)
+
+    out = _quiet(Plain(DDIMScheduler()), BestOfN(3), prompt=["a", "b"], generator=seeded(3))
+    assert isinstance(out, Checked) and out.nsfw_content_detected is None
+    assert out.rewards == pytest.approx(redness(out.images, []).tolist(), abs=1e-6)
 
 
 def test_every_particle_is_a_call_with_a_seed_of_its_own() -> None:

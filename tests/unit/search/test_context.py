@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.types import Step
+from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.decode import decode
 from steer.methods import (
     SMC,
@@ -57,7 +58,7 @@ def given(**more: Any) -> dict[str, Any]:
 
 
 def shown(pipe: Any, latents: Tensor) -> Tensor:
-    return decode(pipe, latents, height=16, width=16)
+    return decode(pipe, latents, asked=Asked({"height": 16, "width": 16}))
 
 
 class Watching:
