@@ -195,10 +195,9 @@ def _floor(mass: Tensor) -> Tensor:
 
 def _repeat(children: Tensor) -> Tensor:
     """Ancestors `(P, count)`, in order, of `children` `(P, N)`, `count` in every row."""
-    particles = torch.arange(children.shape[1]).expand_as(children)
-    return (
-        particles.flatten().repeat_interleave(children.flatten()).unflatten(0, (len(children), -1))
-    )
+    rows, particles = children.shape
+    numbers = torch.arange(particles).repeat(rows)
+    return numbers.repeat_interleave(children.flatten()).unflatten(0, (rows, -1))
 
 
 def _pair(children: Tensor, parts: Tensor, coins: Tensor, count: int) -> Tensor:
