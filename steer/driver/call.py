@@ -6,6 +6,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -55,7 +56,7 @@ class Call:
         self.steps = self._read_steps()
         self.latent_output = self._values.get("output_type") == "latent"
 
-    @property
+    @cached_property
     def device(self) -> Any:
         """Where the pipeline computes."""
         return execution_device(self.pipe)
