@@ -5,6 +5,7 @@ references in float64."""
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -22,10 +23,19 @@ settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are given out in the order below: pytest-xdist would go by their numbers of tests alone
+    and leave the longest test, the only one of its file, to the end."""
+    if hasattr(config.option, "loadscopereorder"):  # since 3.7; before, there is no way
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no process is left alone with one at the end."""
+    """Files with slow tests first, then those with many, so that no process is left alone with one
+    at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
 
 def _mask_in_its_own_type(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -72,16 +72,13 @@ def residual(log_weights: Tensor, count: int, generator: Generators = None) -> T
     """floor(count * W) children each, the rest by independent draws (Liu & Chen 1998)."""
     mass = normalise(log_weights) * count
     whole = _floor(mass)
-    left = count - whole.sum(1).long()
+    rest = (mass - whole).clamp(min=0)
+    missing = count - whole.sum(1, keepdim=True).long()
     drawn = _uniforms(mass, count, generator)
-    ancestors = []
-    for prompt, missing in enumerate(left.tolist()):
-        rest = (mass[prompt] - whole[prompt]).clamp(min=0)[None]
-        points = drawn[prompt : prompt + 1, :missing].sort(1).values
-        more = _invert(rest / rest.sum().clamp(min=1e-300), points)[0]
-        extra = torch.bincount(more, minlength=mass.shape[1])
-        ancestors.append(_repeat(whole[prompt].long() + extra))
-    return torch.stack(ancestors)
+    beyond = torch.arange(count) >= missing
+    points = drawn.masked_fill(beyond, 2.0).sort(1).values  # those not needed come last
+    more = _invert(rest / rest.sum(1, keepdim=True).clamp(min=1e-300), points)
+    return _repeat(whole.long().scatter_add(1, more, (~beyond).long()))
 
 
 def ssp(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
@@ -93,12 +90,8 @@ def ssp(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor
     """
     mass = normalise(log_weights) * count
     whole = _floor(mass)
-    fractions = (mass - whole).clamp(min=0).tolist()
-    drawn = _uniforms(mass, mass.shape[1], generator).tolist()
-    ancestors = []
-    for children, parts, coins in zip(whole.long().tolist(), fractions, drawn, strict=True):
-        ancestors.append(_repeat(torch.tensor(_pair(children, parts, coins, count))))
-    return torch.stack(ancestors)
+    coins = _uniforms(mass, mass.shape[1], generator)
+    return _repeat(_pair(whole.long(), (mass - whole).clamp(min=0), coins, count))
 
 
 def greedy(log_weights: Tensor, count: int, generator: Generators = None) -> Tensor:
@@ -201,25 +194,28 @@ def _floor(mass: Tensor) -> Tensor:
 
 
 def _repeat(children: Tensor) -> Tensor:
-    return torch.arange(len(children)).repeat_interleave(children)
+    """Ancestors `(P, count)`, in order, of `children` `(P, N)`, `count` in every row."""
+    rows, particles = children.shape
+    numbers = torch.arange(particles).repeat(rows)
+    return numbers.repeat_interleave(children.flatten()).unflatten(0, (rows, -1))
 
 
-def _pair(children: list[int], parts: list[float], coins: list[float], count: int) -> list[int]:
-    """Round every `children + parts` up or down such that means are kept and the sum is `count`."""
-    held = 0
-    for other in range(1, len(parts)):
-        p, q = parts[held], parts[other]
-        gain, loss = min(1 - p, q), min(p, 1 - q)
-        if coins[other] * (gain + loss) < loss:  # held takes from other
-            if gain == 1 - p:
-                children[held] += 1
-                held, parts[other] = other, q - gain
-            else:
-                parts[held] = p + gain
-        elif loss == p:  # held gives all that it has
-            held, parts[other] = other, q + loss
-        else:
-            children[other] += 1
-            parts[held] = p - loss
-    children[held] += count - sum(children)  # what is left is 0 or 1, but for rounding
-    return children
+def _pair(children: Tensor, parts: Tensor, coins: Tensor, count: int) -> Tensor:
+    """Round every `children + parts` up or down such that means are kept and rows sum to `count`.
+
+    All `(P, N)`. One particle of each row is held, with what is left of its part, and meets the
+    others in turn; of two that meet, one becomes whole and the other is held from then on.
+    """
+    held, part = torch.zeros(len(parts), 1, dtype=torch.int64), parts[:, :1]
+    for other in range(1, parts.shape[1]):
+        theirs = parts[:, other, None]
+        gain, loss = torch.minimum(1 - part, theirs), torch.minimum(part, 1 - theirs)
+        takes = coins[:, other, None] * (gain + loss) < loss  # held takes from other, or gives
+        done = torch.where(takes, gain == 1 - part, loss == part)  # held is whole, not other
+        up = torch.where(takes, held, other)
+        children = children.scatter_add(1, up, (takes == done).long())
+        change = torch.where(takes, gain, -loss)
+        part = torch.where(done, theirs - change, part + change)
+        held = torch.where(done, other, held)
+    short = count - children.sum(1, keepdim=True)  # 0 or 1, but for rounding
+    return children.scatter_add(1, held, short)

@@ -7,6 +7,7 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class Call:
         self.output_type: str | None = self.values.get("output_type")
         self.latent_output = self.output_type == "latent"
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the pipeline computes."""
         return execution_device(self.pipe)

@@ -13,12 +13,16 @@ from torch import nn
 
 def execution_device(pipe: Any, default: Any = "cpu") -> torch.device:
     """Where the pipeline computes, which under offloading is not where its weights are."""
-    return torch.device(getattr(pipe, "_execution_device", None) or default)
+    return named_device(pipe) or torch.device(default)
 
 
-def names_device(pipe: Any) -> bool:
-    """Whether the pipeline says where it computes; all of diffusers' own do."""
-    return getattr(pipe, "_execution_device", None) is not None
+def named_device(pipe: Any) -> torch.device | None:
+    """Where the pipeline says that it computes; all of diffusers' own do, others None.
+
+    They look for it through all modules of the pipeline: ask once.
+    """
+    found = getattr(pipe, "_execution_device", None)
+    return None if found is None else torch.device(found)
 
 
 def makes_videos(pipe: Any) -> bool:

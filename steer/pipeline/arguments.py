@@ -7,7 +7,7 @@ from typing import Any
 
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
-from steer.driver.facts import execution_device, makes_videos, names_device
+from steer.driver.facts import makes_videos, named_device
 from steer.methods.default import for_compute
 from steer.rewards.registry import resolve
 from steer.search.method import Method
@@ -19,8 +19,7 @@ COMPUTE = 4.0
 
 def resolve_reward(reward: Any, pipe: Any) -> Reward:
     """What `steer.reward` takes as a reward on the pipeline's device, fit for what it makes."""
-    device = execution_device(pipe) if names_device(pipe) else None
-    return resolve(reward, device, videos=makes_videos(pipe))
+    return resolve(reward, named_device(pipe), videos=makes_videos(pipe))
 
 
 def check_effort(method: Any, compute: Any) -> None:

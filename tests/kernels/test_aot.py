@@ -126,7 +126,7 @@ def test_compiled(case: Case, sm: int) -> None:
 
 
 def test_a_gate_that_should_close_closes() -> None:
-    """One warp cannot hold 128 x 64 scores and two accumulators: the spill must be seen."""
-    case = next(c for c, _ in CASES if c.name == "attention_cls_80")
+    """One warp cannot hold 64 x 64 scores and two accumulators: the spill must be seen."""
+    case = next(c for c, _ in CASES if c.name == "attention_cls_64_small")
     built = build(Case("one warp", case.kernel, case.constants, case.types, warps=1), 90)
     assert built.stack > 4 * SPILLED >= 4 * built.may_spill

@@ -103,11 +103,11 @@ def test_the_installed_command_draws_offline(wheel: Path, tmp_path: Path) -> Non
     (site,) = home.glob("lib/python*/site-packages")
     # A folder named in a .pth file joins the path, its own .pth files (editable installs) do not.
     (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    call(*PIP, "install", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    call(*PIP, "install", "--no-deps", "--no-compile", "--target", site, wheel, cwd=tmp_path)
     where = call(python, "-c", "import steer, steer_kernels; print(steer.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(home)
     words = ("sample", "a red circle", "--pipeline", "shapes", "--reward", "shapes")
-    more = ("--compute", "2", "--device", "cpu", "--out", out)
+    more = ("--compute", "2", "--steps", "6", "--device", "cpu", "--out", out)
     call(python, "-m", "steer.cli.app", *words, *more, cwd=tmp_path)
     run = json.loads((out / "run.json").read_text("utf-8"))
     assert run["status"] == "finished" and (out / "report.html").stat().st_size > 10_000

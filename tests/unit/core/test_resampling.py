@@ -31,7 +31,11 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def offspring(ancestors: Tensor, particles: int) -> Tensor:
-    return torch.stack([torch.bincount(row, minlength=particles) for row in ancestors])
+    return (
+        torch.zeros(len(ancestors), particles)
+        .long()
+        .scatter_add(1, ancestors, torch.ones_like(ancestors))
+    )
 
 
 @pytest.mark.parametrize("name", RESAMPLERS)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from types import FunctionType
 
 import pytest
 
+import steer.jobs
 from steer.jobs import compare
 
 
@@ -23,14 +23,20 @@ def test_names_are_functions_and_not_modules() -> None:
     assert isinstance(read, FunctionType) and isinstance(run, FunctionType)
 
 
-def test_in_a_fresh_program() -> None:
-    """Whatever was imported before: `from steer.compare import run` once gave a module."""
-    code = (
-        "import steer.jobs.compare.job, steer.jobs.compare.page\n"
-        "from steer.jobs.compare import read, run\n"
-        "assert callable(read) and callable(run), (read, run)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_when_modules_are_imported_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a fresh program: `from steer.compare import run` once gave a module."""
+    modules = [f"steer.jobs.compare.{name}" for name in ("job", "page")]
+    for name in modules:
+        importlib.import_module(name)
+    monkeypatch.setattr(steer.jobs, "compare", compare)  # put back afterwards, as all else
+    for name in [name for name in sys.modules if f"{name}.".startswith("steer.jobs.compare.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in modules:
+        importlib.import_module(name)
+    from steer.jobs.compare import read, run
+
+    assert sys.modules["steer.jobs.compare"] is not compare
+    assert callable(read) and callable(run), (read, run)
 
 
 def test_no_module_hides_a_public_name() -> None:
