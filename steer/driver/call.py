@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -15,12 +13,12 @@ import torch
 from torch import Tensor
 
 from steer.core.errors import AGAIN, UnsupportedPipelineError
+from steer.core.warn import warn
 from steer.driver.facts import execution_device
 from steer.driver.noise import can_widen
 from steer.driver.solver_state import Generators
 
 
-_log = logging.getLogger("steer")
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 _PROMPT = re.compile(r"(negative_)?prompt(_\d)?")
 _EMBEDDING = re.compile(r"(?!.*ip_adapter).*(embeds|attention_mask|seqlens).*")  # of prompts
@@ -125,7 +123,15 @@ class Call:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seeds[0])
-            return self.pipe(*bound.args, **bound.kwargs)
+            try:
+                return self.pipe(*bound.args, **bound.kwargs)
+            except (IndexError, TypeError, ValueError) as error:
+                if len(seeds) == 1:
+                    raise
+                raise UnsupportedPipelineError(
+                    f"{type(self.pipe).__name__} takes no list of generators for several prompts "
+                    f"({error}): call it with one prompt at a time"
+                ) from error
 
     @property
     def _needs_repeats(self) -> bool:
@@ -188,8 +194,7 @@ class Call:
             "pipelines repeat in orders of their own; the call runs with lane_width=1, with the "
             "same results"
         )
-        warnings.warn(message, UserWarning, stacklevel=4)
-        _log.warning(message)
+        warn(message, stacklevel=4)
         return 1
 
     @property
@@ -235,8 +240,7 @@ class Call:
                     f"prompt {text[:40]!r}... is longer than the tokenizer's window; the pipeline "
                     f"does not see {min(cuts, key=len)!r}: shorten the prompt"
                 )
-                warnings.warn(message, UserWarning, stacklevel=3)
-                _log.warning(message)
+                warn(message, stacklevel=3)
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         found = []

@@ -165,7 +165,7 @@ class Source:
         assert self.lane is not None
         generators = self._generators(particle)
         if self._bound is not None:
-            drawn = self._prepare(self.prompts, generators, fresh=True)
+            drawn = self._draw(generators)
             return self._fitting(drawn[0] if isinstance(drawn, tuple) else drawn)
         if self._refills:
             raise UnsupportedPipelineError(
@@ -175,6 +175,22 @@ class Source:
         shape = (self.prompts, *self.lane.shape[1:])
         noise = randn_tensor(shape, generators, self.lane.device, self.lane.dtype)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def _draw(self, generators: list[torch.Generator]) -> Any:
+        """What `prepare_latents` returns for one particle of every prompt.
+
+        Raises:
+            UnsupportedPipelineError: It cannot, with a generator for each of several prompts.
+        """
+        try:
+            return self._prepare(self.prompts, generators, fresh=True)
+        except (IndexError, TypeError, ValueError) as error:
+            if self.prompts == 1:
+                raise
+            raise UnsupportedPipelineError(
+                f"{self.pipe_name} takes no list of generators for several prompts ({error}): call "
+                "it with one prompt at a time"
+            ) from error
 
     def _fitting(self, drawn: Tensor) -> Tensor:
         """Drawn latents like the lane's.

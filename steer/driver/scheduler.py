@@ -17,10 +17,15 @@ from typing import Any
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
+from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.ledger import Ledger
 from steer.driver.loop import Driven, Loop, Opening
 from steer.driver.solver_state import clone
 from steer.driver.timeline import Timeline
+
+
+class _MissingError(UnsupportedPipelineError, AttributeError):
+    """The user's scheduler lacks a function; `hasattr` says so too."""
 
 
 class SteeredScheduler:
@@ -57,8 +62,13 @@ class SteeredScheduler:
     def __getattr__(self, name: str) -> Any:
         if "_inner" not in self.__dict__:  # half-built copies
             raise AttributeError(name)
-        value = getattr(self._inner, name)
         own = _OWN.get(name)
+        if own is not None and not hasattr(self._inner, name):
+            raise _MissingError(
+                f"{type(self._inner).__name__} has no {name}: the pipeline takes the stand-in of "
+                f"a search for another scheduler; {AGAIN}"
+            )
+        value = getattr(self._inner, name)
         if own is None:
             return value
         if name == "timesteps":

@@ -81,9 +81,8 @@ class Solver:
         self._arguments: Mapping[str, Any] = {} if step_kwargs is None else step_kwargs
         self._accepted = accepted - {"generator"}
         self._takes_generator = "generator" in accepted
-        self._generator: Generators = None
-        if self._takes_generator:
-            self._generator = self._arguments.get("generator")
+        own = self._arguments.get("generator")
+        self._generator: Generators = own if self._takes_generator else None
         self._inner = clone(scheduler)
         if hasattr(scheduler, "is_scale_input_called"):
             self._inner.is_scale_input_called = True
@@ -156,7 +155,7 @@ class Solver:
     @property
     def remembers(self) -> bool:
         """Whether it keeps history per row, so that a row cannot jump to another step."""
-        return self._remembers()
+        return any(hasattr(self._inner, name) for name in _HISTORY)
 
     def draws_noise(self, steps: Sequence[Step]) -> bool:
         """Whether the scheduler, as configured and called, draws fresh noise at any of `steps`.
@@ -208,16 +207,13 @@ class Solver:
             )
         moved = self._ids is not None and self._ids != list(ids)
         grown = self._shape is not None and self._shape[0] != len(x)
-        if (moved or grown) and step.index == self._next and self._remembers():
+        if (moved or grown) and step.index == self._next and self.remembers:
             raise ValueError(
                 "the rows are not those of the last step, and the solver keeps history per row: "
                 "call gather(rows) with the indices that selected them"
             )
         if any(self._slot(i) is None for i in ids):
             self.check(self.plain_rows + 1)
-
-    def _remembers(self) -> bool:
-        return any(hasattr(self._inner, name) for name in _HISTORY)
 
     def _seed_of(self, prompt: int) -> int:
         return row_seed(self.seed, prompt) if isinstance(self.seed, int) else self.seed[prompt]
@@ -241,7 +237,7 @@ class Solver:
         begins = any(hasattr(inner, name) for name in _RESTARTS)
         second_order = hasattr(inner, "state_in_first_order")  # no history between whole steps
         whole = second_order and (index + self.offset) % 2 == 0
-        if not index or whole or not self._remembers() or (begins and self._shape is None):
+        if not index or whole or not self.remembers or (begins and self._shape is None):
             return clone(inner)
         where = f"begin at step {index}"
         if self._shape is not None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from steer.core.errors import (
 )
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
+from steer.core.warn import warn
 from steer.driver.call import Call
 from steer.driver.facts import edits_latents
 from steer.driver.noise import Source, call_seeds, can_widen
@@ -39,9 +38,6 @@ from steer.search.method import Method
 if TYPE_CHECKING:
     from steer.driver.denoisers.blend import Blend
     from steer.driver.denoisers.models import Models
-
-
-_log = logging.getLogger("steer")
 
 
 class Guided:
@@ -81,7 +77,7 @@ class Guided:
         self.report: Report | None = None
         self.lane_width, self.keep_images = lane_width, keep_images
         self._narrow: set[type] = set()  # pipelines that do not bear a wider batch
-        self._refused: dict[type, str] = {}  # and those whose loop no search can sit in
+        self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in
         self.models: Models | None = None
         if tuned is not None or blend is not None:
             from steer.driver.denoisers.models import models_for
@@ -163,10 +159,8 @@ class Guided:
         except (UnsupportedPipelineError, UnsupportedSchedulerError) as error:
             run = self._recalled(call, first, reward_prompt, error)
             before.restore()
-            output = recall(call, run)
-            output, self.report = finish(
-                run, output, interrupted=False, latent=call.latent_output, start=start
-            )
+            ending = {"interrupted": False, "latent": call.latent_output, "start": start}
+            output, self.report = finish(run, recall(call, run), **ending)
             run.ledger.add(first.ledger)
         return output
 
@@ -177,23 +171,23 @@ class Guided:
 
         Begins again where memory is short, and where the pipeline does not bear a wider batch.
         """
-        if type(self.pipe) in self._refused and not run.method.needs_loop:
-            raise UnsupportedPipelineError(self._refused[type(self.pipe)])
+        known = self._refused.get(self._kind)
+        if known is not None and not run.method.needs_loop:
+            raise UnsupportedPipelineError(known)
         attempt = partial(drive, call)
-        wasted: list[Run] = []
+        wasted: list[Run | None] = []
         try:
             run, (output, ended), failed = with_room(attempt, run, again)
         except LaneWidthError as error:
             if run.lane_width == 1:
                 raise
-            self._tell(f"{error}: lanes are as wide as the call itself; give lane_width=1")
+            warn(f"{error}: lanes are as wide as the call itself; give lane_width=1", 4)
             self._narrow.add(type(self.pipe))
             wasted.append(run)
             run, (output, ended), failed = with_room(attempt, again(run, 1), again)
-        output, report = finish(
-            run, output, interrupted=not ended, latent=call.latent_output, start=start
-        )
-        for other in (*wasted, *([failed] if failed is not None else [])):
+        ending = {"interrupted": not ended, "latent": call.latent_output, "start": start}
+        output, report = finish(run, output, **ending)
+        for other in filter(None, (*wasted, failed)):
             run.ledger.add(other.ledger)
         return run, output, report
 
@@ -204,14 +198,15 @@ class Guided:
             method = BestOfN(max(1, math.floor(first.planned)))
         if method.needs_loop or self.models is not None:
             raise error
-        if type(self.pipe) not in self._refused:
-            self._tell(f"every particle is a call of the pipeline, since no search fits: {error}")
-            self._refused[type(self.pipe)] = str(error)
+        if self._kind not in self._refused:
+            warn(f"every particle is a call of the pipeline, since no search fits: {error}", 4)
+        if first.ledger.denoiser_calls > 1:  # it took some calls to see: do not try again
+            self._refused[self._kind] = str(error)
         return self._prepare(call, method, None, reward_prompt, 1)
 
-    def _tell(self, message: str) -> None:
-        warnings.warn(message, UserWarning, stacklevel=4)
-        _log.warning(message)
+    @property
+    def _kind(self) -> tuple[type, type]:
+        return type(self.pipe), type(getattr(self.pipe, "scheduler", None))
 
     def _lane_width(self, call: Call, method: Method) -> int:
         if type(self.pipe) in self._narrow or edits_latents(self.pipe):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,13 +12,13 @@ import torch
 from torch import Tensor
 
 from steer.core.errors import OutOfMemoryError, first_line
+from steer.core.warn import warn
 from steer.driver.facts import execution_device
 from steer.driver.solver_state import Generators
 from steer.pipeline.run import Run
 
 
 T = TypeVar("T")
-_log = logging.getLogger("steer")
 _SHORTAGES = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
 
 
@@ -85,8 +83,7 @@ def with_room(
             f"half as wide a lane; callbacks see its steps a second time, and giving "
             f"lane_width={run.lane_width // 2} saves the first attempt"
         )
-    warnings.warn(message, UserWarning, stacklevel=3)
-    _log.warning(message)
+    warn(message, stacklevel=3)
     _free(run.pipe)
     half = again(run, run.lane_width // 2)
     half.trace.log("memory", lane_width=half.lane_width, rows=run.ledger.denoiser_rows)

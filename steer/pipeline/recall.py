@@ -115,7 +115,7 @@ class Calls:
         device = self.call.device
         model = Model(self.run.pipe, Asked(self.run.values))
         if self.call.latent_output and isinstance(first, Tensor):
-            return model.decode(first)
+            return self._decoded(model, first)
         images = images_of(first, device)
         if images is not None and isinstance(first, Tensor):
             images = model.returned(images)
@@ -130,6 +130,15 @@ class Calls:
                 f"{rows}, so that steer cannot tell whose they are; ask for one at a time"
             )
         return images
+
+    def _decoded(self, model: Model, latents: Tensor) -> Tensor:
+        try:
+            return model.decode(latents)
+        except RuntimeError as error:
+            raise UnsupportedPipelineError(
+                f"{model.name} returns latents {tuple(latents.shape)} that its VAE does not decode "
+                f"as they are ({error}); leave output_type='latent' out"
+            ) from error
 
     def output_of(self, names: Sequence[Name]) -> Any:
         """The pipeline's output with the rows of these particles."""

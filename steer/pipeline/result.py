@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.types import Name, Reward
+from steer.core.warn import warn
 from steer.driver.safety import flags_of
 from steer.pipeline.images import first_of, images_of
 from steer.pipeline.report.call import Report
@@ -22,9 +21,6 @@ from steer.pipeline.run import Run
 from steer.rewards.inputs import Outputs
 from steer.rewards.weights import unique
 from steer.search.context import Context
-
-
-_log = logging.getLogger("steer")
 
 
 def finish(
@@ -85,8 +81,7 @@ def _passed(run: Run, ctx: Context, accepted: list[bool]) -> list[bool]:
             "is returned, and no better candidate is left: accepted is False, and the reward is "
             "that of the image which takes its place; use more particles or another seed"
         )
-        warnings.warn(message, UserWarning, stacklevel=4)
-        _log.warning(message)
+        warn(message, stacklevel=4)
     return [good and not flag for good, flag in zip(accepted, flagged, strict=True)]
 
 
@@ -117,10 +112,9 @@ def _mend(run: Run, ctx: Context) -> None:
     what = f"{type(run.pipe).__name__} returns other images than the latents of its loop decode to"
     if not run.method.needs_loop:
         raise UnsupportedPipelineError(f"{what}; {AGAIN}")
-    warnings.warn(
+    warn(
         f"{what} (it edits them afterwards): candidates were compared as the latents decode, and "
         "rewards are those of the returned images",
-        UserWarning,
         stacklevel=5,
     )
     ctx.judging.forget()

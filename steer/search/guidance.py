@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from steer.core.ddim import ddim
 from steer.core.errors import GradientError, RewardError, UnsupportedSchedulerError
 from steer.core.rows import per_row
 from steer.core.types import Population, Step, wide
+from steer.core.warn import warn
 from steer.core.when import When
 from steer.rewards.parts import check_absolute
 from steer.search.context import Context
@@ -78,7 +78,7 @@ def window(when: When, steps: int, method: str) -> list[int]:
             f"{method}: when={when!r} holds at no step of {steps}, so nothing is guided; name "
             "other steps, or run more of them"
         )
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warn(message, stacklevel=2)
     return found
 
 

@@ -9,7 +9,6 @@ that was drawn, so that the weighted population still follows the kernel's law.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -20,6 +19,7 @@ from torch import Tensor
 from steer.core.ddim import ddim
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Move, Population, Query, Step, wide
+from steer.core.warn import warn
 from steer.driver.solver import Solver
 from steer.search.context import Context
 
@@ -172,7 +172,7 @@ def default_kernel(ctx: Context, solver: Solver, method: str, eta: float) -> Ker
             "EulerAncestralDiscreteScheduler), or search the first noise with NoiseSearch, "
             "NoiseOptimization or BestOfN (kernel='ddim' says that it is meant)"
         )
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warn(message, stacklevel=2)
     return DDIM(eta)
 
 
@@ -202,7 +202,7 @@ def _warn(scheduler: str, method: str) -> None:
         "are worse for it, and best of N has often been better; compare with BestOfN at the same "
         "compute"
     )
-    warnings.warn(message, UserWarning, stacklevel=2)
+    warn(message, stacklevel=2)
 
 
 def ask_denoiser(
