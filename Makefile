@@ -15,13 +15,17 @@ PYTEST := -m pytest -n auto --dist loadfile
 demo: $(READY)
 	$(BIN)/python -m steer.cli.demo --out demo
 
-# Quick files from most folders, for the inner loop; `make test` runs everything.
+# Quick files from every folder, for the inner loop; `make test` runs everything.
 FAST := $(addprefix tests/unit/, core search rewards/thresholds rewards/test_registry.py \
-  rewards/test_text.py rewards/test_inputs.py driver/test_scheduler.py driver/test_caches.py \
-  methods/selection/test_best_of_n.py \
-  methods/particles/test_tree_nodes.py pipeline/test_bad_input.py \
+  rewards/test_text.py rewards/test_inputs.py rewards/clip rewards/combine/test_compose.py \
+  rewards/models/test_compressibility.py rewards/models/test_clip.py \
+  driver/test_scheduler.py driver/test_caches.py driver/denoisers/test_blend_forms.py \
+  driver/denoisers/checkpoints/test_sources.py \
+  methods/selection/test_best_of_n.py methods/guidance/test_best_of_n.py \
+  methods/noise/test_search.py methods/particles/test_tree_nodes.py pipeline/test_bad_input.py \
   pipeline/report/test_page.py jobs/compare/test_config.py jobs/compare/test_analysis.py \
-  shapes/test_captions.py tune/test_objectives.py tune/test_config.py)
+  shapes/test_captions.py tune/test_objectives.py tune/test_config.py tune/data/test_config.py \
+  tune/data/test_pairs.py tune/scorer/test_objective.py) tests/cli/test_cli.py
 
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(FAST)
