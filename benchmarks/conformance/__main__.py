@@ -4,7 +4,7 @@
     python -m benchmarks.conformance --tests DIR --only flux latte   # cases with one of these words
     python -m benchmarks.conformance --tests DIR --shard 1/2         # every second one
     python -m benchmarks.conformance --tests DIR --list
-    python -m benchmarks.conformance --render                        # the tables in docs/families.md
+    python -m benchmarks.conformance --render                      # the tables in docs/families.md
 
 DIR is a checkout of diffusers, or any folder that holds its `tests/`, at about the installed
 version; nothing of it is part of this repository. Those tests need parameterized, requests_mock,
@@ -28,9 +28,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,14 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases, broken = discover(options.tests)
     if not cases and not broken:
         raise SystemExit(f"--tests {options.tests}: no tests below tests/pipelines there")
+    chosen = _chosen(cases, options)
+    if options.list:
+        print("\n".join([*(case.key for case in chosen), *map("{}: not imported".format, broken)]))
+        return
     done = {} if options.again else load(options.out)
-    for module, why in broken.items():
-        print(f"{module}: not imported, {why}", flush=True)
-        if module not in done and options.only is None:
-            append(options.out, _record(module, "", why=why))
-    chosen = [case for case in _chosen(cases, options) if case.key not in done]
+    if options.only is None and options.shard[0] == 1:
+        _keep_broken(broken, done, options.out)
     for case in chosen:
-        _run(case, options)
+        if case.key not in done:
+            _run(case, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,28 +92,27 @@ def _chosen(cases: list[Case], options: argparse.Namespace) -> list[Case]:
     return found[number - 1 :: of]
 
 
+def _keep_broken(broken: dict[str, str], done: Container[str], out: Path) -> None:
+    for module, why in broken.items():
+        print(f"{module}: not imported, {why}", flush=True)
+        if module not in done:
+            append(out, _record(module, "", {}, why=why))
+
+
 def _run(case: Case, options: argparse.Namespace) -> None:
-    if options.list:
-        print(case.key, case.pipeline.__name__)
-        return
     began = time.monotonic()
     found = results(case, examine, CHECKS, options.limit)
-    record = _record(case.key, case.pipeline.__name__, found, seconds=time.monotonic() - began)
+    seconds = round(time.monotonic() - began, 1)
+    record = _record(case.key, case.pipeline.__name__, found, seconds=seconds)
     append(options.out, record)
     counts = Counter(result.outcome for result in found.values())
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     print(f"{record.seconds:6.1f} s  {case.key}: {told}", flush=True)
 
 
-def _record(
-    case: str,
-    pipeline: str,
-    checks: dict[str, Result] | None = None,
-    why: str = "",
-    seconds: float = 0.0,
-) -> Record:
+def _record(case: str, pipeline: str, checks: dict[str, Result], **more: Any) -> Record:
     today, versions = date.today().isoformat(), provenance()["versions"]
-    return Record(case, pipeline, checks or {}, why, round(seconds, 1), today, versions)
+    return Record(case, pipeline, checks, date=today, versions=versions, **more)
 
 
 if __name__ == "__main__":

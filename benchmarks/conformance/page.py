@@ -17,6 +17,8 @@ _BLOCK = re.compile(
     r".*?(<!-- end of conformance -->)",
     re.DOTALL,
 )
+_NUMBER = re.compile(r"(?<![\w.])(?<!B, )(?<!F, )(?<!strength=)\d+(\.\d+)?(e-?\d+)?(x\d+)*\b")
+"""Sizes, counts and differences; not the 3 of `(B, 3, H, W)`, nor what to set `strength` to."""
 
 
 def write(records: Mapping[str, Record], path: Path = PAGE) -> None:
@@ -97,12 +99,12 @@ class Notes:
     def __init__(self) -> None:
         self.sentences: list[str] = []
 
-    def number(self, why: str) -> int:
+    def number(self, why: str, where: str = "") -> int:
         """The number of a sentence; those that differ in names and numbers alone share one."""
-        sentence = general(why)
-        if sentence not in self.sentences:
-            self.sentences.append(sentence)
-        return self.sentences.index(sentence) + 1
+        note = general(why) + (f" ({where})" if where else "")
+        if note not in self.sentences:
+            self.sentences.append(note)
+        return self.sentences.index(note) + 1
 
     def lines(self) -> list[str]:
         """The notes as Markdown."""
@@ -112,10 +114,10 @@ class Notes:
 def general(why: str) -> str:
     """A sentence without the names and numbers that change from pipeline to pipeline."""
     text = re.sub(r"\b\w*(Pipeline|Wrapper)\b", "(pipeline)", why)
-    text = re.sub(r"\b\w+Scheduler\b(?! or|\Z| where)", "(scheduler)", text, count=1)
-    text = re.sub(r"^(SMC|Beam|Blockwise|Tree) needs", "(method) needs", text)
+    text = re.sub(rf"^({'|'.join(METHODS)}) (needs|changes)\b", r"(method) \2", text)
+    text = re.sub(r"\b\w+Scheduler (on|remembers|precond|with)", r"(scheduler) \1", text)
     text = re.sub(r"prompt \d+ \('[^']*'\)", "prompt N", text)
-    return re.sub(r"(?<![\w.])-?\d+(\.\d+)?(e-?\d+)?(?![\w.]*['\"(])", "N", text)
+    return _NUMBER.sub("N", text)
 
 
 def cell(result: Result, notes: Notes) -> str:
@@ -126,8 +128,7 @@ def cell(result: Result, notes: Notes) -> str:
         return f"[{notes.number(result.why)}]"
     if result.outcome == "test limit":
         return f"– [{notes.number(f'Test limit: {result.why}')}]"
-    where = f" ({result.where})" if result.where else ""
-    return f"**{result.outcome}** [{notes.number(result.why + where)}]"
+    return f"**{result.outcome}** [{notes.number(result.why, result.where)}]"
 
 
 def _by_pipeline(records: Iterable[Record]) -> dict[str, list[Record]]:

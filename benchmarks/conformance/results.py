@@ -63,8 +63,8 @@ def append(path: Path, record: Record) -> None:
 def load(path: Path) -> dict[str, Record]:
     """The last record of every case, in order of their names; none without a file."""
     lines = path.read_text().splitlines() if path.exists() else []
-    records = [_record(json.loads(line)) for line in lines]
-    return dict(sorted((record.case, record) for record in records))
+    found = {record.case: record for record in (_record(json.loads(line)) for line in lines)}
+    return {case: found[case] for case in sorted(found)}
 
 
 def _record(content: dict[str, Any]) -> Record:
