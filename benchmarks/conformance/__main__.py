@@ -43,6 +43,9 @@ from benchmarks.conformance.results import Record, Result, append, load
 from benchmarks.conformance.worker import results
 
 
+OUT = RESULTS / "conformance.jsonl"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.render:
@@ -71,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--tests", type=Path, metavar="DIR", help="what holds diffusers' tests/")
     found.add_argument("--only", nargs="+", metavar="WORD", help="cases with one of these")
     found.add_argument("--shard", type=_shard, default=(1, 1), metavar="K/N", help="the k-th of n")
-    found.add_argument("--out", type=Path, default=RESULTS / "conformance.jsonl", metavar="FILE")
+    found.add_argument("--out", type=Path, default=OUT, metavar="FILE")
     found.add_argument("--again", action="store_true", help="also cases that are in the file")
     found.add_argument("--limit", type=float, default=300, help="seconds for a case")
     found.add_argument("--list", action="store_true", help="only name the cases")
