@@ -75,17 +75,19 @@ class Calls:
         outputs: By particle: the plain call's own particles share one, any other is one call for
             all prompts.
         rows: Images, videos or other outputs by name.
+        pictures: Whether they are images or videos.
     """
 
     call: Call
     run: Run
     outputs: dict[int, Any] = field(default_factory=dict)
     rows: dict[Name, Any] = field(default_factory=dict)
+    pictures: bool = True
 
     def images(self, names: Sequence[Name]) -> Any:
         """The images of these particles, or what else the pipeline makes."""
         rows = [self.rows[name] for name in names]
-        return torch.stack(rows) if isinstance(rows[0], Tensor) else Outputs(rows)
+        return torch.stack(rows) if self.pictures else Outputs(rows)
 
     def make(self, particle: int) -> None:
         """Call the pipeline for a particle of every prompt, unless that was done."""
@@ -119,6 +121,7 @@ class Calls:
         images = images_of(first, device)
         if images is not None and isinstance(first, Tensor):
             images = model.returned(images)
+        self.pictures = images is not None
         if images is None:
             items = first if isinstance(first, list | Tensor | np.ndarray) else [first]
             return Outputs(items) if len(items) == rows else Outputs([first])

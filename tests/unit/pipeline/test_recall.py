@@ -170,23 +170,28 @@ def test_feature_caches_see_plain_calls() -> None:
 class Sound:
     """No scheduler, no images, no generator: draws from the global one."""
 
+    def __init__(self, tensors: bool = False) -> None:
+        self.tensors = tensors
+
     def __call__(self, prompt: str) -> AudioPipelineOutput:
-        return AudioPipelineOutput(audios=torch.randn(1, 2, 50).numpy())
+        audios: Any = torch.randn(1, 2, 50)
+        return AudioPipelineOutput(audios=audios if self.tensors else audios.numpy())
 
 
-def test_sound_and_the_global_generator() -> None:
-    def loudness(outputs: list[np.ndarray], prompts: list[str]) -> list[float]:
-        return [float(np.abs(one).max()) for one in outputs]
+@pytest.mark.parametrize("tensors", [True, False])
+def test_sound_and_the_global_generator(tensors: bool) -> None:
+    def loudness(outputs: list[Any], prompts: list[str]) -> list[float]:
+        return [float(abs(one).max()) for one in outputs]
 
-    pipe = Sound()
+    pipe = Sound(tensors)
     torch.manual_seed(0)
     plain = pipe("a").audios
     state = torch.get_rng_state()
     torch.manual_seed(0)
     out = _quiet(pipe, BestOfN(5), loudness)
     assert torch.equal(torch.get_rng_state(), state)
-    assert out.report.base_reward == pytest.approx([np.abs(plain).max()])
-    assert out.rewards == pytest.approx([np.abs(out.audios).max()])
+    assert out.report.base_reward == pytest.approx([float(abs(plain).max())])
+    assert out.rewards == pytest.approx([float(abs(out.audios).max())])
     scores = [r for event in out.report.trace.of("score") for r in event["reward"]]
     assert len(set(scores)) == 5
     assert out.rewards == [max(scores)]
