@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import steer
-from benchmarks.conformance import __main__ as command, page, worker
+from benchmarks.conformance import __main__ as command, worker
 from benchmarks.conformance.cases import Case, discover
 from benchmarks.conformance.checks import CHECKS, METHODS, judge, of_error, search_faults
 from benchmarks.conformance.compare import Brightness, difference, frames
-from benchmarks.conformance.results import Record, Result, append, load, worst
+from benchmarks.conformance.results import Result, load, worst
 from benchmarks.conformance.subject import Limit
 from steer.core.errors import UnsupportedPipelineError
 from steer.search.method import Method
@@ -93,7 +93,6 @@ class Unbuilt(Refused):
     def get_dummy_components(self):
         raise OSError("we are offline")
 '''
-VERSIONS = {"torch": "2"}
 
 
 @pytest.fixture
@@ -271,67 +270,7 @@ class Output(list[Any]):
     """A pipeline's output: images first, and attributes."""
 
 
-def record(case: str, pipeline: str, outcome: Any = "right", why: str = "", **more: Any) -> Record:
-    checks = dict.fromkeys(CHECKS, Result("right")) | {"SMC": Result(outcome, why)}
-    return Record(case, pipeline, checks, date="2025-01-31", versions=VERSIONS, **more)
-
-
-def test_the_page_has_a_row_per_class_and_a_note_per_reason(tmp_path: Path) -> None:
-    needs = "SMC needs a stochastic sampler, and {}Scheduler on a flow model has none"
-    records = [
-        record("a:Flux", "FluxPipeline", "refused", needs.format("Euler")),
-        record("a:Flux+ip", "FluxPipeline"),
-        record("b:Sana", "SanaPipeline", "refused", needs.format("DPM")),
-        record("c:Sd", "SdPipeline", "wrong", "the reward is not that of the output"),
-        record("d:Old", "OldPipeline", "test limit", "offline"),
-        Record("e", "", why="No|module", date="2025-02-01", versions=VERSIONS),
-    ]
-    for one in records:
-        append(tmp_path / "found.jsonl", one)
-    path = tmp_path / "families.md"
-    start, end = page.PAGE.read_text().split("<!-- made by")[1].split("\n", 1)[0], "<!-- end"
-    path.write_text(f"before\n<!-- made by{start}\nold\n{end} of conformance -->\nafter\n")
-    page.write(load(tmp_path / "found.jsonl"), path)
-    text = path.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
-    assert "6 test classes of 4 pipeline classes; torch 2; 2025-01-31 to 2025-02-01." in text
-    assert "| SMC | 1 | 2 | 0 | 1 | 1 |" in text and "| identity | 5 | 0 | 0 | 0 | 0 |" in text
-    smc = 2 + list(METHODS).index("SMC")
-    rows = {row.split("|")[1].strip(): row.split("|") for row in text.splitlines() if "|" in row}
-    cells = {name: row[smc].strip() for name, row in rows.items() if name.endswith("Pipeline`")}
-    assert cells == {
-        "`FluxPipeline`": "[1]",
-        "`OldPipeline`": "– [2]",
-        "`SanaPipeline`": "[1]",
-        "`SdPipeline`": "**wrong** [3]",
-    }
-    assert "1. (method) needs a stochastic sampler, and (scheduler) on a flow" in text
-    assert "- `e`: No\\|module" in text
-    assert rows["`SdPipeline`"][2].strip() == "yes"
-
-
-def test_the_page_refuses_mixed_versions_and_a_page_without_a_place() -> None:
-    one = record("a", "FluxPipeline")
-    other = Record("b", "FluxPipeline", versions={"torch": "3"})
-    with pytest.raises(ValueError, match="several versions"):
-        page.made_with([one, other])
-    with pytest.raises(ValueError, match="no block"):
-        page.rendered("nothing", {})
-
-
-def test_a_note_keeps_what_to_do() -> None:
-    said = "FluxPipeline: images has shape (1, 2, 16), expected (B, 3, H, W): use strength=1"
-    assert page.general(said) == (
-        "(pipeline): images has shape (N, N, N), expected (B, 3, H, W): use strength=1"
-    )
-
-
 def test_the_worst_result_counts() -> None:
     limit, right, refused = Result("test limit"), Result("right"), Result("refused", "no")
     assert worst([limit, right]) == right and worst([right, refused, limit]) == refused
     assert worst([refused, Result("crash"), Result("wrong")]).outcome == "wrong"
-
-
-def test_the_committed_page_agrees_with_the_committed_results() -> None:
-    text = page.PAGE.read_text()
-    assert page.rendered(text, load(command.OUT)) == text
