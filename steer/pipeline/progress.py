@@ -9,7 +9,6 @@ from typing import Any
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Search
-from steer.search.method import Method
 
 
 _JUDGED = ("score", "iterate", "lookahead")
@@ -38,13 +37,9 @@ class Progress:
     _ess: Mapping[int, tuple[float, int]] | None = None
     _at: int | None = None
 
-    def bar(
-        self, pipe: Any, method: Method, lane_width: int, iterable: Any, total: int | None
-    ) -> Any:
-        """The pipeline's own bar, with as many ticks as denoiser calls are planned."""
-        if total is not None:
-            total = -(-method.cost(total) // lane_width)
-        self._bar = type(pipe).progress_bar(pipe, iterable=iterable, total=total)
+    def bar(self, pipe: Any, **options: Any) -> Any:
+        """The pipeline's own bar; the numbers go on it."""
+        self._bar = type(pipe).progress_bar(pipe, **options)
         return self._bar
 
     def follow(self, search: Search) -> Search:

@@ -164,6 +164,8 @@ class Run:
             offset=opening.schedule.offset,
         )
 
-    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-        """The pipeline's own bar, over all planned denoiser calls."""
-        return self.progress.bar(self.pipe, self.method, self.lane_width, iterable, total)
+    def progress_bar(self, iterable: Any = None, total: int | None = None, **options: Any) -> Any:
+        """The pipeline's own bar, over all planned denoiser calls; `options` are its own."""
+        if total is not None:
+            total = -(-self.method.cost(total) // self.lane_width)
+        return self.progress.bar(self.pipe, iterable=iterable, total=total, **options)

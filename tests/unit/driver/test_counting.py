@@ -152,3 +152,32 @@ def test_the_drop_in_counts_too() -> None:
         assert set(pipe.seen) == places
         assert "enumerate" not in vars(module)
     assert float(_redness(images, ["a"])) >= float(_redness(plain, ["a"]))
+
+
+class Barred(Indexed):
+    """Iterates over its bar and gives it options of its own, as Marigold does."""
+
+    def progress_bar(self, iterable: Any = None, total: Any = None, leave: bool = True) -> Any:
+        self.leave = leave
+        return iterable
+
+    @torch.no_grad()
+    def __call__(
+        self, prompt: str, num_images_per_prompt: int = 1, generator: Any = None
+    ) -> ImagePipelineOutput:
+        x = self.prepare_latents(num_images_per_prompt, generator)
+        self.scheduler.set_timesteps(STEPS)
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps, leave=False)):
+            self.seen.append((i, int(t)))
+            x = self.scheduler.step(x * i / 9, t, x).prev_sample
+        return ImagePipelineOutput(images=x.clamp(-1, 1) * 0.5 + 0.5)
+
+
+def test_a_loop_over_the_bar_itself() -> None:
+    pipe = Barred(DDIMScheduler())
+    pipe("a", generator=seeded(0))
+    places = set(pipe.seen)
+    pipe.seen.clear()
+    guided(pipe, _redness, method=Prune(4, (2,), (0.5,)))("a", generator=seeded(0))
+    assert set(pipe.seen) == places
+    assert pipe.leave is False
