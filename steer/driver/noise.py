@@ -95,13 +95,19 @@ class Source:
         ]
         if not isinstance(plain, tuple):
             return self._weave(plain, further)
-        # the rest (position ids, masks) is per row where it is shaped like it
-        rows = len(plain[0])
-        return tuple(
-            self._weave(part, [more[i] for more in further])
-            if isinstance(part, Tensor) and part.ndim == plain[0].ndim and len(part) == rows
-            else part
-            for i, part in enumerate(plain)
+        # the rest is per row where it is shaped like the latents: conditions, the plain call's own,
+        # as further particles have them in narrow lanes
+        latents, *rest = plain
+        return (
+            self._weave(latents, [more[0] for more in further]),
+            *(
+                self._weave(part, [part[:: self.images]] * len(further))
+                if isinstance(part, Tensor)
+                and part.ndim == latents.ndim
+                and len(part) == len(latents)
+                else part
+                for part in rest
+            ),
         )
 
     def _check_width(self) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    UNet2DModel,
+)
+from diffusers.utils.torch_utils import randn_tensor
 from families import arguments, build, redness, seeded, shared
 from torch import Tensor
 
@@ -89,6 +97,42 @@ def test_particles_come_from_the_pipelines_own_draw() -> None:
     assert torch.equal(source.draw([1], [0]).x, own)
     later = torch.randn(1, 4, 8, 8, generator=seeded(row_seed(seed, 9)))
     assert torch.equal(source.draw([0, 9], [0]).x, torch.cat([drawn[:1], later]))
+
+
+class Conditioned(DiffusionPipeline):
+    """`prepare_latents` draws a condition beside the latents, as image-to-video pipelines do."""
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+
+    def prepare_latents(self, batch_size: int, generator: Any = None) -> tuple[Tensor, Tensor]:
+        shape = (batch_size, 3, 8, 8)
+        condition = randn_tensor(shape, generator=generator)
+        return randn_tensor(shape, generator=generator), condition
+
+    @torch.no_grad()
+    def __call__(
+        self, prompt: str, num_images_per_prompt: int = 1, generator: Any = None
+    ) -> ImagePipelineOutput:
+        x, condition = self.prepare_latents(num_images_per_prompt, generator)
+        self.scheduler.set_timesteps(4)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(0.5 * x + 0.1 * condition, t, x).prev_sample
+        return ImagePipelineOutput(images=x.clamp(-1, 1) * 0.5 + 0.5)
+
+
+def test_the_condition_is_the_plain_calls_in_lanes_of_any_width() -> None:
+    pipe = Conditioned(DDIMScheduler())
+    scores = []
+    for width in (1, 2, 4):
+        call = guided(pipe, redness, method=BestOfN(4), lane_width=width)
+        out = call("a", generator=seeded(0))
+        events = out.report.trace.of("score")
+        found = {k: r for e in events for k, r in zip(e["particle"], e["reward"], strict=True)}
+        scores.append([found[k] for k in range(4)])
+    assert scores[1] == pytest.approx(scores[0], abs=1e-6)
+    assert scores[2] == pytest.approx(scores[0], abs=1e-6)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m", "euler_a"])
