@@ -60,6 +60,7 @@ class Loop:
         noises: The noise of particles, where the pipeline noises a given image.
         callbacks: Whether a callback of the user's may change latents between steps.
         failed: The search itself raised an error (a reward, say).
+        copied: The pipeline made a second scheduler of this one.
     """
 
     def __init__(self, scheduler: Any, search: Callable[[Opening], Driven], ledger: Ledger) -> None:
@@ -76,7 +77,7 @@ class Loop:
 
     def _clear(self) -> None:
         self.begin: int | None = None
-        self.finished = self.interrupted = self.failed = False
+        self.finished = self.interrupted = self.failed = self.copied = False
         self.edits: Edits | None = None
         self._item: Any = None
         self._arguments: dict[str, Any] = {}
@@ -168,6 +169,11 @@ class Loop:
         return following if isinstance(following, Tensor) else following.latents
 
     def _open(self, sample: Tensor) -> None:
+        if self.copied:
+            raise UnsupportedPipelineError(
+                "this pipeline's loop cannot be driven: it steps a second stream (sound, say) by a "
+                f"copy of its scheduler, which a search cannot follow; {AGAIN}."
+            )
         self._inner = self._outer
         schedule = Schedule.from_scheduler(self.scheduler, self._grid)
         self._offset = schedule.offset

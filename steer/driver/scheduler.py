@@ -81,9 +81,11 @@ class SteeredScheduler:
         setattr(self._inner, name, value)
 
     def __copy__(self) -> Any:
+        self.loop.copied = True
         return clone(self._inner)  # a second scheduler (for audio, say) is a plain one
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self.loop.copied = True
         return copy.deepcopy(self._inner, memo)
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from steer.driver.call import Call, check_scheduler
 from steer.driver.counting import counting
 from steer.driver.facts import is_interrupted
 from steer.driver.scheduler import SteeredScheduler
+from steer.pipeline.images import first_of, is_per_row
 from steer.pipeline.memory import is_shortage
 from steer.pipeline.run import Run
 
@@ -50,6 +51,11 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
             ) from error
         finally:
             loop.close()
+    first = first_of(output)
+    if loop.finished and run.lane_width > 1 and is_per_row(first, run.rows * run.lane_width):
+        raise LaneWidthError(
+            f"{type(pipe).__name__} returns {len(first)} rows for the {run.rows} that were chosen"
+        )
     interrupted = loop.interrupted or is_interrupted(pipe)
     if not loop.finished and not interrupted:
         raise UnsupportedPipelineError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FirstBlockCacheConfig, ImagePipelineOutput
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
 from families import arguments, build, redness, seeded
 from torch import Tensor
 
@@ -228,3 +230,62 @@ def test_what_is_scored_is_what_is_returned() -> None:
     with pytest.warns(UserWarning, match="returns other images"):
         out = guided(pipe, redness, method=Prune(4, (2,), (0.5,)))("a", generator=seeded(0))
     assert out.rewards == pytest.approx(redness(out.images, ["a"]).tolist())
+
+
+class Streams(DiffusionPipeline):
+    """Sound beside the pictures, stepped by a copy of the scheduler."""
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+
+    def prepare_latents(self, batch_size: int, generator: Any = None) -> Tensor:
+        return randn_tensor((batch_size, 3, 8, 8), generator=generator)
+
+    @torch.no_grad()
+    def __call__(
+        self, prompt: str, num_images_per_prompt: int = 1, generator: Any = None
+    ) -> ImagePipelineOutput:
+        x = self.prepare_latents(num_images_per_prompt, generator)
+        self.scheduler.set_timesteps(4)
+        second = copy.deepcopy(self.scheduler)
+        sound = torch.ones_like(x)
+        for t in self.scheduler.timesteps:
+            sound = second.step(sound * 0.1, t, sound).prev_sample
+            x = self.scheduler.step(x * 0.1 + sound * 0.2, t, x).prev_sample
+        return ImagePipelineOutput(images=x.clamp(-1, 1) * 0.5 + 0.5)
+
+
+def test_a_second_stream_is_no_search() -> None:
+    pipe = Streams(DDIMScheduler())
+    plain = pipe("a", generator=seeded(0)).images
+    out = _quiet(pipe, BestOfN(3), generator=seeded(0))
+    assert out.report.base_reward == pytest.approx(redness(plain, ["a"]).tolist())
+    with pytest.raises(UnsupportedPipelineError, match="a second stream"):
+        guided(pipe, redness, method=Prune(4, (2,), (0.5,)))("a", generator=seeded(0))
+
+
+class Widened(Streams):
+    """Returns as many rows as its batch had, whatever is left of it."""
+
+    @torch.no_grad()
+    def __call__(
+        self, prompt: str, num_images_per_prompt: int = 1, generator: Any = None
+    ) -> ImagePipelineOutput:
+        x = self.prepare_latents(num_images_per_prompt, generator)
+        self.scheduler.set_timesteps(4)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(x * 0.1, t, x).prev_sample
+        x = x.repeat(num_images_per_prompt // len(x), 1, 1, 1)
+        return ImagePipelineOutput(images=x.clamp(-1, 1) * 0.5 + 0.5)
+
+
+def test_rows_beyond_the_winners_mean_lanes_of_the_calls_size() -> None:
+    call = guided(Widened(DDIMScheduler()), redness, method=BestOfN(4))
+    with pytest.warns(UserWarning, match="returns 4 rows for the 1 that were chosen"):
+        out = call("a", generator=seeded(0))
+    assert out.images.shape == (1, 3, 8, 8)
+    assert out.rewards == pytest.approx(redness(out.images, ["a"]).tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert call("a", generator=seeded(0)).report.lane_width == 1
