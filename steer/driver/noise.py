@@ -14,7 +14,6 @@ from torch import Tensor
 from steer.core.errors import AGAIN, LaneWidthError, UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.core.types import Population
-from steer.driver.facts import execution_device
 from steer.driver.solver_state import Generators
 
 
@@ -56,6 +55,7 @@ class Source:
         prompts, images, lane_width: The batch is prompts x (images x lane_width) rows.
         seeds: One per prompt.
         generator: The user's.
+        device: Where the pipeline computes; asking the pipeline costs milliseconds.
     """
 
     def __init__(
@@ -67,9 +67,10 @@ class Source:
         lane_width: int,
         seeds: tuple[int, ...],
         generator: Generators = None,
+        device: Any = "cpu",
     ) -> None:
         self.prompts, self.images, self.lane_width, self.seeds = prompts, images, lane_width, seeds
-        self.generator, self._device = generator, execution_device(pipe)
+        self.generator, self.device = generator, device
         self.pipe_name = type(pipe).__name__
         self.prepare = pipe.prepare_latents if can_widen(pipe) else None
         self.scheduler: Any = None
@@ -125,7 +126,7 @@ class Source:
                 f"{self.pipe_name} draws latents of {rows} rows, where its batch should have "
                 f"{wanted}"
             )
-        if call_seeds(self.generator, self.prompts, self.images, self._device) != self.seeds:
+        if call_seeds(self.generator, self.prompts, self.images, self.device) != self.seeds:
             raise LaneWidthError(
                 f"{self.pipe_name} draws from the generator before it draws latents, and more for "
                 "a wider batch"

@@ -249,6 +249,7 @@ class Guided:
                 lane_width=lane_width,
                 seeds=seeds,
                 generator=call.generator,
+                device=call.device,
             ),
             seed=seeds[0],
             lane_width=lane_width,

@@ -171,7 +171,7 @@ def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
     if latent and isinstance(first, Tensor):
         assert run.winners is not None
         return ctx.show(run.winners)
-    images = images_of(first, ctx.model.device)
+    images = images_of(first, run.source.device)
     if images is None:
         raise UnsupportedPipelineError(
             f"{type(run.pipe).__name__}: its output is no image that could be scored; {AGAIN}"

@@ -12,6 +12,7 @@ import accelerate
 import pytest
 import torch
 from families import arguments, build, redness
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tuned_pairs import adapted, brightness, component, drawn, fused, save_lora, twin, with_denoiser
@@ -188,6 +189,10 @@ def test_a_calls_lora_scale_is_for_the_tuned_lora_too(tmp_path: Path) -> None:
     close(drawn(pipe, "sd", {"tuned": file}, **scaled)[0], expected)
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.7"),
+    reason="torch 2.6 compiles no layer around another one (docs/checkpoints.md)",
+)
 def test_compiled_denoisers_see_the_lora_come_and_go(tmp_path: Path) -> None:
     file, mine, *_ = files(tmp_path)
     expected = {
