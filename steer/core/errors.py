@@ -22,6 +22,10 @@ class LaneWidthError(UnsupportedPipelineError):
     """The pipeline does not bear a batch that is wider than the call's own."""
 
 
+class PaddedLaneError(LaneWidthError):
+    """The pipeline's denoiser does not bear a batch that is narrower than the pipeline's."""
+
+
 class UnsupportedSchedulerError(SteerError, ValueError):
     """The scheduler cannot do what the method needs, such as beginning in the middle."""
 

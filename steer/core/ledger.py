@@ -18,8 +18,11 @@ class Ledger:
 
     Attributes:
         denoiser_calls: Denoiser calls, one per step of the pipeline's loop.
-        denoiser_rows: Latents evaluated, padding included; once for every denoiser of a blend.
+        denoiser_rows: Latents evaluated, padding included where the denoiser gets it; once for every
+            denoiser of a blend.
         cfg_rows: Rows of the denoiser's batch per latent: 2 with classifier-free guidance, else 1.
+        checked_rows: Latents evaluated to see that narrower batches are answered alike, once for
+            every denoiser and size of a batch; no part of `equivalent_rows`.
         backward_rows: Latents differentiated through the denoiser; each counts as two rows more.
         decodes: Latents decoded to images by steer (the pipeline's own final decode included); a
             video counts once.
@@ -31,6 +34,7 @@ class Ledger:
     denoiser_calls: int = 0
     denoiser_rows: int = 0
     cfg_rows: int = 1
+    checked_rows: int = 0
     backward_rows: int = 0
     decodes: int = 0
     reward_calls: int = 0
@@ -61,7 +65,8 @@ class Ledger:
 
     def add(self, other: Ledger) -> None:
         """Add what an attempt of the same call cost that ran out of memory."""
-        for name in ("denoiser_calls", "denoiser_rows", "backward_rows", "decodes", "reward_calls"):
+        counts = ("denoiser_calls", "denoiser_rows", "checked_rows", "backward_rows")
+        for name in (*counts, "decodes", "reward_calls"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for part, spent in other.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + spent

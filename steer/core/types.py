@@ -94,12 +94,14 @@ class Query:
         step: The noise level of the latents; any step, in any order, any number of times.
         grad: Record the denoiser call, so that gradients reach `latents`.
         ids: The particle in every row; padding rows repeat one.
+        slots: Rows that are no padding, in order; empty where none is.
     """
 
     latents: Tensor
     step: Step
     grad: bool = False
     ids: tuple[Name, ...] = ()
+    slots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -225,11 +225,10 @@ class Call:
         value = self._given[name]
         return isinstance(value, Tensor | list | tuple) and len(value) == self.prompts
 
-    def widest(self, populations: Sequence[int]) -> int:
-        """The default lane width: at most 4, and such that no lane needs padding."""
-        if not can_widen(self.pipe) or self._own_inputs:
-            return 1
-        return max(w for w in range(1, 5) if all(size % w == 0 for size in populations))
+    @property
+    def can_widen(self) -> bool:
+        """Whether the pipeline's batch may be made wider than the call's own."""
+        return can_widen(self.pipe) and not self._own_inputs
 
     def warn_of_cut_prompts(self) -> None:
         """Warn of prompts that are longer than every tokenizer's window, and say what is cut."""

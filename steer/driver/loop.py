@@ -16,6 +16,7 @@ from steer.core.types import Query
 from steer.driver.counting import Number, running
 from steer.driver.edits import Edits, Noises
 from steer.driver.grid import Schedule
+from steer.driver.opened import Opened
 from steer.driver.solver_state import clone
 
 
@@ -59,6 +60,8 @@ class Loop:
             the search returns.
         noises: The noise of particles, where the pipeline noises a given image.
         callbacks: Whether a callback of the user's may change latents between steps.
+        spares: Whether padding is left out of the denoiser's batch.
+        opening: Slots of the first denoiser call that the search needs; empty for all.
         failed: The search itself raised an error (a reward, say).
         copied: The pipeline made a second scheduler of this one.
     """
@@ -73,6 +76,8 @@ class Loop:
         self.callbacks = True
         self.noises: Noises = lambda names, noise: noise
         self.evaluations: Callable[[int, int], int] = lambda index, count: 1
+        self.spares = False
+        self.opening: tuple[int, ...] = ()
         self._clear()
 
     def _clear(self) -> None:
@@ -85,6 +90,7 @@ class Loop:
         self._query: Query | None = None
         self._grid: Tensor | None = None
         self._offset = 0
+        self._opened: Opened | None = None
         self._asked = self._thinking = False
         self._moves = 0
         self._outer = self._inner = False
@@ -155,16 +161,23 @@ class Loop:
         self._asked = False
         torch.set_grad_enabled(self._outer)
         self.ledger.denoiser_calls += 1
-        self.ledger.denoiser_rows += len(sample) * self.evaluations(*self.asked())
+        rows = len(self.wanted()) or len(sample)
+        self.ledger.denoiser_rows += rows * self.evaluations(*self.asked())
         self._arguments.clear()
         self._arguments |= step_kwargs
         if self._search is None:
             self._open(sample)
-            opening = self._resume(None)
-            if isinstance(opening, Tensor) or not _is_opening(opening, sample):
-                return opening if isinstance(opening, Tensor) else opening.latents
+            first = self._resume(None)
+            if isinstance(first, Tensor):
+                return first
+            opened = Opened.of(output, first, sample, self.opening)
+            if opened.missing:
+                self._opened = opened
+                return first.latents
         elif self._query is not None:
             self._absorb(self._query, sample)
+            if self._opened is not None:
+                output, self._opened = self._opened.completed(output), None
         following = self._resume(output)
         return following if isinstance(following, Tensor) else following.latents
 
@@ -220,6 +233,18 @@ class Loop:
             return 0, 1 if self._grid is None else len(self._grid)
         return self._query.step.index, self._query.step.count
 
+    def wanted(self) -> tuple[int, ...]:
+        """Slots of the batch that the denoiser is asked for now; empty for all of them."""
+        if not self.spares:
+            return ()
+        if self._query is None:
+            return self.opening
+        return self._query.slots if self._opened is None else self._opened.missing
+
+    def count_check(self, rows: int) -> None:
+        """Count rows that were asked to see that narrower batches are answered alike."""
+        self.ledger.checked_rows += rows * self.evaluations(*self.asked())
+
     def noised(self, name: str, args: Any, kwargs: Any) -> Tensor:
         """`scheduler.add_noise` or `scale_noise`, where the pipeline calls it."""
         if self._asked or self._thinking or not self.started:
@@ -272,14 +297,6 @@ class Loop:
         self._around.close()
         if self._search is not None:
             self._search.close()
-
-
-def _is_opening(query: Query, sample: Tensor) -> bool:
-    """Whether the first query is what the pipeline's first denoiser call has evaluated already."""
-    x = query.latents
-    if query.step.index or query.grad or x.shape != sample.shape:
-        return False
-    return x is sample or torch.equal(x, sample)
 
 
 def _same(sample: Tensor, latents: Tensor) -> bool:

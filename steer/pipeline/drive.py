@@ -7,12 +7,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from steer.core.errors import AGAIN, LaneWidthError, SteerError, UnsupportedPipelineError
+from steer.core.shortage import is_shortage
 from steer.driver.call import Call, check_scheduler
 from steer.driver.counting import counting
 from steer.driver.facts import is_interrupted
+from steer.driver.narrow import Narrow
 from steer.driver.scheduler import SteeredScheduler
 from steer.pipeline.images import first_of, is_per_row
-from steer.pipeline.memory import is_shortage
 from steer.pipeline.run import Run
 
 
@@ -38,7 +39,14 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
         from steer.driver.denoisers.forward import answering
 
         models = answering(run.models, loop.asked, run.rows * run.lane_width)
-    with models, counting(pipe), _standing_in(pipe, stand_ins):
+    narrow = nullcontext()
+    if run.checked is not None:
+        loop.spares, loop.opening = True, run.opening
+        asked = Narrow(
+            pipe, run.rows * run.lane_width, loop.wanted, run.uneven, run.checked, loop.count_check
+        )
+        narrow = asked.installed()
+    with models, narrow, counting(pipe), _standing_in(pipe, stand_ins):
         try:
             output = call.run(run.lane_width)
         except Exception as error:

@@ -20,8 +20,7 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.warn import warn
 from steer.driver.call import Call
-from steer.driver.facts import edits_latents
-from steer.driver.noise import Source, call_seeds, can_widen
+from steer.driver.noise import Source, call_seeds
 from steer.driver.safety import check_of
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
@@ -32,6 +31,7 @@ from steer.pipeline.recall import recall
 from steer.pipeline.report.call import Report
 from steer.pipeline.result import finish
 from steer.pipeline.run import Run
+from steer.pipeline.widths import Widths
 from steer.search.method import Method
 
 
@@ -56,7 +56,7 @@ class Guided:
 
     _own = frozenset(
         ("pipe", "reward", "method", "compute", "judges", "lane_width", "keep_images")
-    ) | {"models", "report", "_narrow", "_refused"}
+    ) | {"models", "report", "_widths", "_refused"}
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Guided:
         self.method, self.compute = method, compute
         self.report: Report | None = None
         self.lane_width, self.keep_images = lane_width, keep_images
-        self._narrow: set[type] = set()  # pipelines that do not bear a wider batch
+        self._widths = Widths()
         self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in
         self.models: Models | None = None
         if tuned is not None or blend is not None:
@@ -147,9 +147,11 @@ class Guided:
         call.warn_of_cut_prompts()
         before = Randomness.of(call.generator, call.device)
 
-        def again(run: Run, lane_width: int) -> Run:
+        def again(run: Run, lane_width: int | None) -> Run:
             before.restore()
-            narrow = self._prepare(call, run.method, None, reward_prompt, lane_width)
+            fresh = lane_width is None and run.planned is not None
+            effort = (None, run.planned) if fresh else (run.method, None)
+            narrow = self._prepare(call, *effort, reward_prompt, lane_width)
             narrow.planned = None if run.context is not None else run.planned
             return narrow
 
@@ -165,7 +167,7 @@ class Guided:
         return output
 
     def _search(
-        self, call: Call, run: Run, again: Callable[[Run, int], Run], start: float
+        self, call: Call, run: Run, again: Callable[[Run, int | None], Run], start: float
     ) -> tuple[Run, Any, Report]:
         """The output and report of a search in the pipeline's loop.
 
@@ -175,19 +177,24 @@ class Guided:
         if known is not None and not run.method.needs_loop:
             raise UnsupportedPipelineError(known)
         attempt = partial(drive, call)
-        wasted: list[Run | None] = []
-        try:
-            run, (output, ended), failed = with_room(attempt, run, again)
-        except LaneWidthError as error:
-            if run.lane_width == 1:
-                raise
-            warn(f"{error}: lanes are as wide as the call itself; give lane_width=1", 4)
-            self._narrow.add(type(self.pipe))
-            wasted.append(run)
-            run, (output, ended), failed = with_room(attempt, again(run, 1), again)
+        wasted: list[Run] = []
+        while True:
+            try:
+                run, (output, ended), failed = with_room(attempt, run, again)
+                break
+            except LaneWidthError as error:
+                if run.lane_width == 1:
+                    raise
+                padded = self._widths.refused(call, error)
+                if not padded:
+                    warn(f"{error}: lanes are as wide as the call itself; give lane_width=1", 4)
+                wasted.append(run)
+                run = again(run, None if padded else 1)
+        if failed:
+            self._widths.fitted(call, run.method, run.lane_width)
         ending = {"interrupted": not ended, "latent": call.latent_output, "start": start}
         output, report = finish(run, output, **ending)
-        for other in filter(None, (*wasted, failed)):
+        for other in (*wasted, *failed):
             run.ledger.add(other.ledger)
         return run, output, report
 
@@ -208,11 +215,6 @@ class Guided:
     def _kind(self) -> tuple[type, type]:
         return type(self.pipe), type(getattr(self.pipe, "scheduler", None))
 
-    def _lane_width(self, call: Call, method: Method) -> int:
-        if type(self.pipe) in self._narrow or edits_latents(self.pipe):
-            return 1
-        return self.lane_width or call.widest(method.populations)
-
     def _prepare(
         self,
         call: Call,
@@ -224,16 +226,14 @@ class Guided:
         check_effort(method, compute)
         if method is None and compute is None:
             method, compute = self.method, self.compute
-        planned = None
+        planned, spares = None, self._widths.spares(call, self.models)
         if method is None:
             planned = COMPUTE if compute is None else compute
-            method = affordable(planned, call.steps, self.models, self.lane_width)
-        lane_width = call.allowed(lane_width or self._lane_width(call, method))
-        if lane_width > 1 and not can_widen(call.pipe):
-            raise UnsupportedPipelineError(
-                f"lane_width={lane_width}: {type(call.pipe).__name__} has no "
-                "prepare_latents(batch_size, generator) to widen its batch with; leave it out"
-            )
+            fixed = None if spares else self.lane_width
+            method = affordable(planned, call.steps, self.models, fixed)
+        if lane_width is None:
+            lane_width = self._widths.width(call, method, spares, self.lane_width)
+        lane_width = self._widths.check(call, lane_width)
         seeds = call_seeds(call.generator, call.prompts, call.images, call.device)
         return Run(
             pipe=call.pipe,
@@ -253,6 +253,7 @@ class Guided:
             ),
             seed=seeds[0],
             lane_width=lane_width,
+            checked=self._widths.checked if spares and lane_width > 1 else None,
             values=call.values,
             latent=call.latent_output,
             check=check_of(call.pipe, call.output_type),
@@ -286,9 +287,10 @@ def guided(
         method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out.
         compute: Denoiser rows to spend at most, in plain calls (default 4).
         judge: One or more further rewards that nobody optimises, for the report.
-        lane_width: Particles per returned image in one denoiser call; by default up to 4, such
-            that no row is padding. Results do not depend on it. Where each of several prompts has
-            its own image, mask or the like, it is 1.
+        lane_width: Particles per returned image in one denoiser call; by default such that a lane
+            has at most 8 rows (or those of the call itself) and memory has sufficed for it before.
+            Results do not depend on it. Where each of several prompts has its own image, mask or
+            the like, it is 1.
         keep_images: Keep small previews in the trace.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a UNet or

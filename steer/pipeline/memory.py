@@ -1,4 +1,4 @@
-"""Running out of memory: the call is repeated once with half the lane width, or explained."""
+"""Running out of memory: the call is repeated with half the lane width, or explained."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from steer.core.errors import OutOfMemoryError, first_line
+from steer.core.shortage import is_shortage
 from steer.core.warn import warn
 from steer.driver.facts import execution_device
 from steer.driver.solver_state import Generators
@@ -19,14 +20,6 @@ from steer.pipeline.run import Run
 
 
 T = TypeVar("T")
-_SHORTAGES = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory is short, on an accelerator or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +50,8 @@ class Randomness:
 
 def with_room(
     attempt: Callable[[Run], T], run: Run, again: Callable[[Run, int], Run]
-) -> tuple[Run, T, Run | None]:
-    """What `attempt` returns; where memory is short, of a second attempt with half the lane.
+) -> tuple[Run, T, list[Run]]:
+    """What `attempt` returns; where memory is short, of another with half the lane, and so on.
 
     Args:
         attempt: Runs the pipeline.
@@ -66,33 +59,32 @@ def with_room(
         again: Puts everything back as it was, and makes the run with another lane width.
 
     Returns:
-        The run that succeeded, what came of it, and the run that failed, if one did.
+        The run that succeeded, what came of it, and the runs that failed.
 
     Raises:
-        OutOfMemoryError: The lane cannot be halved, or half of it does not fit either.
+        OutOfMemoryError: The lane cannot be halved any more.
     """
-    try:
-        return run, attempt(run), None
-    except Exception as error:
-        if not is_shortage(error):
-            raise
-        if run.lane_width == 1:
-            raise OutOfMemoryError(_complaint(run, error, [])) from error
-        message = (
-            f"out of memory with {_lane(run)} ({first_line(error)}): the call begins again with "
-            f"half as wide a lane; callbacks see its steps a second time, and giving "
-            f"lane_width={run.lane_width // 2} saves the first attempt"
-        )
-    warn(message, stacklevel=3)
-    _free(run.pipe)
-    half = again(run, run.lane_width // 2)
-    half.trace.log("memory", lane_width=half.lane_width, rows=run.ledger.denoiser_rows)
-    try:
-        return half, attempt(half), run
-    except Exception as error:
-        if is_shortage(error):
-            raise OutOfMemoryError(_complaint(half, error, [run])) from error
-        raise
+    failed: list[Run] = []
+    while True:
+        try:
+            return run, attempt(run), failed
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            if run.lane_width == 1:
+                raise OutOfMemoryError(_complaint(run, error, failed)) from error
+            message = (
+                f"out of memory with {_lane(run)} ({first_line(error)}): the call begins again "
+                f"with half as wide a lane; callbacks see its steps once more, and giving "
+                f"lane_width={run.lane_width // 2} saves the attempt"
+            )
+        warn(message, stacklevel=3)
+        _free(run.pipe)
+        failed.append(run)
+        run = again(run, run.lane_width // 2)
+        for other in failed:
+            spent = {"lane_width": other.lane_width // 2, "rows": other.ledger.denoiser_rows}
+            run.trace.log("memory", **spent)
 
 
 def _free(pipe: Any) -> None:

@@ -16,6 +16,7 @@ from steer.driver.decoding.asked import Asked
 from steer.driver.facts import uses_guidance
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
+from steer.driver.narrow import Checked
 from steer.driver.noise import Source
 from steer.driver.safety import Check
 from steer.driver.solver import Solver
@@ -41,6 +42,7 @@ class Run:
         texts: One per prompt, for the reward.
         images: Returned images per prompt.
         lane_width: Particles per returned image in one denoiser call.
+        checked: Where padding is left out of the denoiser's batch: batches seen to bear it.
         values: Arguments of the pipeline's call by name, its defaults included.
         latent: Whether the call returns latents.
         check: The pipeline's safety checker, where it asks one.
@@ -63,6 +65,7 @@ class Run:
     source: Source
     seed: int
     lane_width: int = 1
+    checked: Checked | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     latent: bool = False
     check: Check | None = None
@@ -86,6 +89,24 @@ class Run:
         return len(self.texts) * self.images
 
     @property
+    def spares(self) -> bool:
+        """Whether padding is left out of the denoiser's batch, and so costs nothing."""
+        return self.checked is not None
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Slots of the pipeline's first batch that the method starts with; empty for all."""
+        lane, size = self.images * self.lane_width, self.images * self.method.populations[0]
+        if size >= lane:
+            return ()
+        return tuple(p * lane + k for p in range(len(self.texts)) for k in range(size))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some lane is sure to be narrower than the pipeline's batch."""
+        return any(size % self.lane_width for size in self.method.populations)
+
+    @property
     def exact(self) -> bool:
         """Whether the pipeline's latents are float32 at least."""
         lane = self.source.lane
@@ -100,7 +121,8 @@ class Run:
         self.source.check_lane(opening.latents)
         steps = len(opening.schedule)
         if self.planned is not None and steps != self.steps:
-            self.method = affordable(self.planned, steps, self.models, self.lane_width)
+            fixed = None if self.spares else self.lane_width
+            self.method = affordable(self.planned, steps, self.models, fixed)
         self.steps = steps
         self.source.lane, self.source.scheduler = opening.latents, opening.scheduler
         if uses_guidance(self.pipe):
@@ -152,6 +174,7 @@ class Run:
             make_solver=lambda plain: self._solver(opening, plain),
             evaluations=lambda step: self.evaluations(step.index, step.count),
             starts=Starts(self.source.seeds),
+            spares=self.spares,
         )
 
     def _solver(self, opening: Opening, plain: bool) -> Solver:

@@ -17,7 +17,7 @@ from steer.driver.model import Model
 from steer.driver.solver import Solver
 from steer.search.clean import Clean
 from steer.search.judging import Judging
-from steer.search.lanes import Lane, ask, in_pieces, lanes_of
+from steer.search.lanes import ask, in_pieces, lanes_of
 from steer.search.starts import Starts
 
 
@@ -35,6 +35,7 @@ class Context:
         draw_latents: The pipeline's own draw: `(particles, prompts) -> Population`.
         make_solver: A fresh `Solver`, with or without the plain call's rows.
         evaluations: Denoisers that answer one row at a step; more than one for a blend of models.
+        spares: Whether padding is left out of the denoiser's batch, and so costs nothing.
         clean: The x0 of final latents, where the loop ends before the noise does.
         accepted: Per prompt, one bool per returned image; missing means accepted.
     """
@@ -48,10 +49,10 @@ class Context:
     draw_latents: Callable[[Sequence[int], Sequence[int]], Population]
     make_solver: Callable[[bool], Solver]
     evaluations: Callable[[Step], int] = lambda step: 1
+    spares: bool = False
     clean: Clean | None = None
     accepted: dict[int, list[bool]] = field(default_factory=dict)
     _limits: list[Callable[[], float]] = field(default_factory=list)
-    _lanes: tuple[tuple[Name, ...], list[Lane]] | None = None
 
     def __post_init__(self) -> None:
         judging = self.judging
@@ -62,6 +63,11 @@ class Context:
     def lane(self) -> int:
         """Rows per prompt in one denoiser call."""
         return self.images * self.lane_width
+
+    @property
+    def piece(self) -> int:
+        """Rows that are decoded and scored together: decoders take more memory than denoisers."""
+        return len(self.prompts) * self.images * min(self.lane_width, 4)
 
     def draw(self, particles: Sequence[int], prompts: Sequence[int] | None = None) -> Population:
         """Fresh initial latents of `particles` for every prompt (or those named), prompt-major."""
@@ -77,11 +83,7 @@ class Context:
         return Population(torch.stack(rows), tuple(ids))
 
     def solver(self, start: Population | None = None) -> Solver:
-        """The user's scheduler as a reverse step, in its initial state.
-
-        Where `start` holds none of the plain call's particles, the solver leaves the user's
-        generator alone.
-        """
+        """The user's scheduler in its initial state; leaves the user's generator to plain rows."""
         return self.make_solver(start is None or any(k < self.images for _, k in start.ids))
 
     def groups(self, population: Population) -> list[Population]:
@@ -102,15 +104,12 @@ class Context:
             `(rows, *latent)`, one denoiser call for each lane.
         """
         self.judging.asked = step
-        if self._lanes is None or self._lanes[0] != population.ids:
-            names = population.ids
-            self._lanes = (names, lanes_of(names, len(self.prompts), self.lane))
-        lanes = self._lanes[1]
+        lanes = lanes_of(population.ids, len(self.prompts), self.lane)
         answer = yield from ask(lanes, population, step, grad)
         if self.clean is not None:
             self.clean.note(population, step, answer)
         if grad:
-            rows = sum(len(lane.rows) for lane in lanes)
+            rows = sum(len(lane.slots if self.spares else lane.rows) for lane in lanes)
             self.ledger.backward_rows += rows * self.evaluations(step)
         return answer
 
@@ -135,24 +134,23 @@ class Context:
     def score(self, images: Tensor, ids: Sequence[Name], reward: Reward | None = None) -> Tensor:
         """The reward of images for their particles' prompts, `(rows,)` float32.
 
-        A reward that compares candidates compares those that are given here: give a whole
-        population at once, or use `evaluate`. Raises RewardError unless each score is finite.
+        A reward that compares candidates compares those given here: give a whole population, or
+        use `evaluate`. Raises RewardError unless each score is finite.
         """
         return self.judging.score(images, ids, reward)
 
     def evaluate(self, population: Population, step: Step | None = None) -> Tensor:
-        """Decode and score clean latents, a lane at a time; `(rows,)` float32.
+        """Decode and score clean latents, a piece at a time; `(rows,)` float32.
 
         A reward that compares candidates compares previews within `population`, and final latents
         with all that were ever finished for their prompt.
 
         Args:
             population: Clean latents: x0 previews of a step, or final ones.
-            step: The step that previews belong to; `None` for final latents, whose rewards are
-                kept in `finals` and not asked twice.
+            step: Of previews; `None` for final latents, whose rewards `finals` keeps.
         """
         show = self.show if step is None else lambda part: self.decode(part.x)
-        return self.judging.evaluate(population, step, self.lane * len(self.prompts), show)
+        return self.judging.evaluate(population, step, self.piece, show)
 
     def top(self, population: Population, values: Tensor, count: int) -> list[int]:
         """Rows of the `count` best of every prompt, best first; ties go to the earlier row.

@@ -102,7 +102,7 @@ def check_gradient(ctx: Context, method: str) -> None:
 def reward_gradient(ctx: Context, clean: Population) -> tuple[Tensor, Tensor]:
     """Rewards of clean latents, and their gradient through reward and decoder.
 
-    A lane at a time. The gradient is carried back row by row at a largest entry of 1, so that a
+    A piece at a time. The gradient is carried back row by row at a largest entry of 1, so that a
     decoder in half precision neither under- nor overflows.
 
     Args:
@@ -116,7 +116,7 @@ def reward_gradient(ctx: Context, clean: Population) -> tuple[Tensor, Tensor]:
         RewardError: The scores carry no gradient.
         GradientError: A gradient that is not finite.
     """
-    chunk, rewards, gradients = ctx.lane * len(ctx.prompts), [], []
+    chunk, rewards, gradients = ctx.piece, [], []
     with ctx.model.frozen():
         for first in range(0, len(clean), chunk):
             part = clean.take(range(first, min(first + chunk, len(clean))))
@@ -131,7 +131,7 @@ def reward_gradient(ctx: Context, clean: Population) -> tuple[Tensor, Tensor]:
 def scaled_gradient(
     ctx: Context, clean: Population, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards of at most one lane, and their gradient before the decoder's part is scaled back.
+    """Rewards of some rows, and their gradient before the decoder's part is scaled back.
 
     Args:
         ctx: Where to decode and score.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,12 +24,19 @@ class Lane:
     rows: tuple[int, ...]
     slots: dict[int, int]
 
+    @property
+    def padding(self) -> int:
+        """Slots that no row needs."""
+        return len(self.rows) - len(self.slots)
 
-def lanes_of(ids: Sequence[Name], prompts: int, per_prompt: int) -> list[Lane]:
+
+@lru_cache(maxsize=8)
+def lanes_of(ids: tuple[Name, ...], prompts: int, per_prompt: int) -> tuple[Lane, ...]:
     """Cut a population into batches of `prompts` x `per_prompt` rows, each with its own prompt.
 
     Slots that no row needs repeat one (of the same prompt where there is one); their answers are
-    dropped, and their cost is counted.
+    dropped. Where the denoiser takes narrower batches they cost nothing (`steer.driver.narrow`);
+    elsewhere their cost is counted.
     """
     waiting: list[list[int]] = [[] for _ in range(prompts)]
     for row, (prompt, _) in enumerate(ids):
@@ -44,7 +52,7 @@ def lanes_of(ids: Sequence[Name], prompts: int, per_prompt: int) -> list[Lane]:
             spare = here[-1] if here else (own[-1] if own else 0)
             rows += here + [spare] * (per_prompt - len(here))
         lanes.append(Lane(tuple(rows), slots))
-    return lanes
+    return tuple(lanes)
 
 
 def ask(
@@ -56,7 +64,8 @@ def ask(
         whole = lane.rows == tuple(range(len(population)))
         with torch.set_grad_enabled(grad or torch.is_grad_enabled()):
             names = tuple(population.ids[row] for row in lane.rows)
-            query = Query(x if whole else x[list(lane.rows)], step, grad, names)
+            slots = tuple(sorted(lane.slots.values())) if lane.padding else ()
+            query = Query(x if whole else x[list(lane.rows)], step, grad, names, slots)
         version = query.latents._version
         answer = yield query
         if not whole and not grad and query.latents._version != version:

@@ -36,9 +36,14 @@ class Method(ABC):
         """How many particles per returned image run side by side, in every phase of the search.
 
         The first entry is the number that the search starts with. By default that is `n`, from the
-        first step to the last. The lane width is chosen to divide all entries where it can.
+        first step to the last. Where padding costs, the lane width is chosen to divide all entries.
         """
         return self.n if isinstance(self.n, tuple) else (self.n,)
+
+    @property
+    def widest(self) -> int:
+        """Particles per returned image that one lane may hold: those that are of use together."""
+        return max(self.populations)
 
     @property
     def draws(self) -> int:
@@ -103,6 +108,11 @@ class Around(Method):
     def populations(self) -> tuple[int, ...]:
         """Population sizes of the method inside."""
         return self.method.populations
+
+    @property
+    def widest(self) -> int:
+        """Of the method inside."""
+        return self.method.widest
 
     @property
     def draws(self) -> int:

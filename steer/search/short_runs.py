@@ -85,7 +85,7 @@ def judge(
     ctx: Context, population: Population, dtype: torch.dtype, reward: Reward | None = None
 ) -> Tensor:
     """Rewards of clean latents `(rows,)`, a lane at a time, with nothing remembered of them."""
-    chunk, scores = ctx.lane * len(ctx.prompts), []
+    chunk, scores = ctx.piece, []
     for first in range(0, len(population), chunk):
         ids = population.ids[first : first + chunk]
         with torch.no_grad():

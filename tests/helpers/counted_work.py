@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -22,27 +23,30 @@ def counting(pipe: Any) -> Iterator[SimpleNamespace]:
     seen = SimpleNamespace(rows=0, calls=0, decodes=0)
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
 
-    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    forward, own = denoiser.forward, pipe.vae.decode
+
+    @functools.wraps(forward)  # inside of what steer puts around it
+    def counted(*args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         seen.rows, seen.calls = seen.rows + len(x), seen.calls + 1
-
-    hook = denoiser.register_forward_pre_hook(before, with_kwargs=True)
-    own = pipe.vae.decode
+        return forward(*args, **kwargs)
 
     def decode(z: Any, *args: Any, **kwargs: Any) -> Any:
         seen.decodes += len(z)
         return own(z, *args, **kwargs)
 
     object.__setattr__(pipe.vae, "decode", decode)
+    denoiser.forward = counted
     try:
         yield seen
     finally:
-        hook.remove()
+        del denoiser.forward
         object.__delattr__(pipe.vae, "decode")
 
 
 def agrees(seen: SimpleNamespace, report: Any) -> bool:
     """Whether the ledger says what was seen, for a call with latent output."""
     ledger = report.ledger
-    rows = seen.rows in (ledger.denoiser_rows, ledger.denoiser_rows * ledger.cfg_rows)
+    made = ledger.denoiser_rows + ledger.checked_rows
+    rows = seen.rows in (made, made * ledger.cfg_rows)
     return rows and seen.decodes == ledger.decodes == ledger.reward_calls

@@ -162,7 +162,7 @@ TARGET = torch.randn(6, generator=torch.Generator().manual_seed(4), dtype=torch.
 class Toy:
     """A linear denoiser and a concave reward: R(x) = b . A x - |A x|^2 / 2, by hand."""
 
-    lane, prompts, pipe = 4, ("toy",), None
+    piece, prompts, pipe = 4, ("toy",), None
     steps = (Step(0, 1, torch.tensor(0), 0.0, 1.0, 1.0, 0.0, "sample"),)
     reward = CURVED
 

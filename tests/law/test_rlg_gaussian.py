@@ -148,6 +148,6 @@ def test_rows_are_those_that_the_models_saw_and_within_compute(blend: Blend, met
     steered = guided(pipe, reward, tuned=tuned, blend=blend, **effort)
     out = steered("", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
     ledger = out.report.ledger
-    assert ledger.denoiser_rows == pipe.denoiser.rows + tuned.rows
+    assert ledger.denoiser_rows + ledger.checked_rows == pipe.denoiser.rows + tuned.rows
     assert ledger.equivalent_rows <= STEPS * (8 if method is None else method.compute)
     assert ledger.equivalent_rows > STEPS * 3

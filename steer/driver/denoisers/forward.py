@@ -20,6 +20,7 @@ from steer.driver.denoisers.checkpoints.peft_layers import active_adapters
 from steer.driver.denoisers.models import Arm, Models
 from steer.driver.denoisers.tensors import halves, joined, proxied, rows_of, weighted
 from steer.driver.facts import execution_device
+from steer.driver.replaced import replaced
 
 
 _COND, _UNCOND = "cond", "uncond"
@@ -270,17 +271,3 @@ def _null_first(pipe: Any) -> bool:
     pairs = _CHUNKS.findall(inspect.cleandoc(source))
     named = [pair for pair in pairs if any("uncond" in name for name in pair)]
     return bool(named) and all("uncond" in first for first, _ in named)
-
-
-@contextmanager
-def replaced(module: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
-    """Replace attributes of the instance, past `nn.Module.__setattr__`; restored afterwards."""
-    here = module.__dict__
-    before = {name: here[name] for name in values if name in here}
-    try:
-        here.update(values)
-        yield
-    finally:
-        for name in values:
-            here.pop(name, None)
-        here.update(before)

@@ -46,6 +46,26 @@ def halves(value: Any, rows: int) -> tuple[Any, Any]:
     return value, value
 
 
+def picked(value: Any, rows: int, index: Sequence[int]) -> Any:
+    """Entries `index` of everything that has `rows` of them; all else as it is.
+
+    A list is one entry per row where it has that many items, and none of them is a batch itself.
+    """
+    if isinstance(value, Tensor):
+        if value.ndim and len(value) == rows:
+            return value[torch.as_tensor(index, dtype=torch.long, device=value.device)]
+        return value
+    if isinstance(value, Mapping):
+        made = {key: picked(item, rows, index) for key, item in value.items()}
+        return made if type(value) is dict else type(value)(**made)
+    if isinstance(value, list | tuple):
+        batches = any(isinstance(v, Tensor) and v.ndim and len(v) == rows for v in value)
+        if len(value) == rows and not batches:
+            return type(value)([value[i] for i in index])
+        return type(value)([picked(item, rows, index) for item in value])
+    return value
+
+
 def joined(first: Any, second: Any) -> Any:
     """Two outputs as one, the rows of the first before those of the second."""
     if isinstance(first, Tensor):

@@ -132,18 +132,21 @@ class Guide(Around):
                 search.close()
 
     def _answer(self, ctx: Context, query: Query) -> Asking[Tensor]:
-        """The lane's output with every particle's x0 moved; padding follows the row it repeats."""
-        first = {name: row for row, name in reversed(list(enumerate(query.ids)))}
-        rows = sorted(first.values())
+        """The lane's output with every particle's x0 moved; that of padding is left or repeated."""
+        rows = list(query.slots or range(len(query.latents)))
         ids = tuple(query.ids[row] for row in rows)
-        places = [ids.index(name) for name in query.ids]
         if self.through == "denoiser":
             here = Population(query.latents[rows], ids)
-            return (yield from self._through_denoiser(ctx, query.step, here))[places]
+            found = yield from self._through_denoiser(ctx, query.step, here)
+            whole = found[:1].repeat(len(query.latents), *[1] * (found.ndim - 1))
+            whole[rows] = found
+            return whole
         output = yield query
         here = Population(query.latents[rows], ids)  # after the answer: a callback may write them
         shift = self._through_x0(ctx, query.step, here, output[rows])
-        return shift_output(query.step, output, shift[places])
+        whole = torch.zeros_like(query.latents, dtype=shift.dtype)
+        whole[rows] = shift
+        return shift_output(query.step, output, whole)
 
     def _through_x0(self, ctx: Context, step: Step, here: Population, output: Tensor) -> Tensor:
         """The shift of x0 by the gradient of reward and decoder alone."""

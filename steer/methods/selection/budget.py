@@ -49,9 +49,9 @@ class Budget(Around):
         check_method("method", self.method, "Budget(8, BestOfN(16))")
 
     @property
-    def populations(self) -> tuple[int, ...]:
-        """Those of the method; the last one keeps a lane within half the budget."""
-        return (*self.method.populations, max(1, math.floor(self.compute / 2)))
+    def widest(self) -> int:
+        """As the method's; within half the budget, so that something is finished in good time."""
+        return min(self.method.widest, max(1, math.floor(self.compute / 2)))
 
     def cost(self, steps: int) -> int:
         """Denoiser-row equivalents per returned image, at most."""
@@ -63,7 +63,7 @@ class Budget(Around):
         rows = ctx.images * len(ctx.prompts)
         dearest = max(map(ctx.evaluations, ctx.steps))
         fits = self.method.cost(len(ctx.steps)) * rows * dearest <= purse.limit
-        plain = ctx.lane_width * rows * sum(map(ctx.evaluations, ctx.steps))
+        plain = (1 if ctx.spares else ctx.lane_width) * rows * sum(map(ctx.evaluations, ctx.steps))
         if plain > purse.limit:
             raise ValueError(
                 f"lane_width={ctx.lane_width} with compute={self.compute!r}: one lane costs "
@@ -101,6 +101,7 @@ class Purse:
             anything. They count from the first query on: as its answer where that asks for the
             first step without a gradient, on top of it elsewhere. 0 once they are counted.
         evaluations: Denoisers that answer one row at a step.
+        spares: Whether padding costs nothing.
         recorded: Rows that this run differentiated.
     """
 
@@ -109,6 +110,7 @@ class Purse:
     before: int
     opening: int
     evaluations: Callable[[Step], int]
+    spares: bool = False
     recorded: int = 0
 
     @classmethod
@@ -117,7 +119,8 @@ class Purse:
         rows = ctx.images * len(ctx.prompts)
         opening = ctx.ledger.denoiser_rows if ctx.ledger.denoiser_calls == 1 else 0
         limit = compute * rows * len(ctx.steps) + 1e-6
-        return cls(ctx.ledger, limit, ctx.ledger.denoiser_rows, opening, ctx.evaluations)
+        before = ctx.ledger.denoiser_rows
+        return cls(ctx.ledger, limit, before, opening, ctx.evaluations, ctx.spares)
 
     @property
     def spent(self) -> int:
@@ -126,9 +129,13 @@ class Purse:
 
     def price(self, query: Query) -> int:
         """What a query would add."""
-        rows = len(query.latents) * self.evaluations(query.step)
+        rows = self._rows(query)
         served = query.step.index == 0 and not query.grad
         return rows * (3 if query.grad else 1) + (0 if served else self.opening)
+
+    def _rows(self, query: Query) -> int:
+        rows = len(query.slots) if self.spares and query.slots else len(query.latents)
+        return rows * self.evaluations(query.step)
 
     def spend(
         self, search: Search, reserve: Callable[[], int]
@@ -139,8 +146,7 @@ class Purse:
             while self.spent + self.price(query) + reserve() <= self.limit:
                 answer = yield query
                 self.before, self.opening = self.before - self.opening, 0
-                rows = len(query.latents) * self.evaluations(query.step)
-                self.recorded += rows if query.grad else 0
+                self.recorded += self._rows(query) if query.grad else 0
                 query = search.send(answer)
             return None
         except StopIteration as stop:

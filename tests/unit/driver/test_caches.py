@@ -31,7 +31,7 @@ from steer.pipeline.previews import Previews
 JUMPING = [
     Prune(start=4, keep=(2,), at=(0.5,)),
     Gate(SMC(2, kernel="ddim"), threshold=2.0, max_rounds=1),
-    Budget(4, BestOfN(2)),
+    Budget(4, BestOfN(8)),
     Then(BestOfN(1), BestOfN(1)),
     LookaheadGuidance(1, lookaheads=2, through=2),
     NoiseSearch(n=2, rounds=2),

@@ -166,7 +166,7 @@ def test_lists_of_embeddings_are_counted_and_repeated() -> None:
 def test_lanes_are_narrow_where_prompts_have_inputs_of_their_own(more: dict[str, Any]) -> None:
     text = {} if "prompt_embeds" in more else {"prompt": ["a", "b"]}
     call = Call(Recorder(), (), text | more)
-    assert call.prompts == 2 and call.widest((4,)) == 1
+    assert call.prompts == 2 and not call.can_widen
     with pytest.warns(UserWarning, match="lane_width=4: each of 2 prompts has its own"):
         assert call.allowed(4) == 1
 
@@ -181,7 +181,7 @@ def test_lanes_are_narrow_where_prompts_have_inputs_of_their_own(more: dict[str,
 )
 def test_lanes_are_wide_where_prompts_share_their_inputs(more: dict[str, Any]) -> None:
     call = Call(Recorder(), (), {"prompt": ["a", "b"]} | more)
-    assert call.widest((4,)) == call.allowed(4) == 4
+    assert call.can_widen and call.allowed(4) == 4
     assert call.run(4)["num_images_per_prompt"] == 4
 
 

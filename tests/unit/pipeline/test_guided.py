@@ -380,7 +380,8 @@ def test_wide_lanes_stay_within_compute_too() -> None:
         assert out.report.ledger.denoiser_rows <= 4 * 9 * 2
 
 
-def test_padding_is_counted() -> None:
+def test_padding_is_counted_where_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steer.pipeline.widths.can_narrow", lambda pipe: False)
     out = guided(shared("sd"), redness, method=BestOfN(3), lane_width=2)(**arguments("sd"))
     assert out.report.ledger.denoiser_rows == 4 * 4
     assert out.report.ledger.reward_calls == 3

@@ -205,7 +205,8 @@ def test_methods_compose_whatever_the_width_and_rows_are_those_seen(
         return out, handle.seen
 
     out, seen = run(width)
-    assert out.report.ledger.denoiser_rows * out.report.ledger.cfg_rows == seen
+    ledger = out.report.ledger
+    assert (ledger.denoiser_rows + ledger.checked_rows) * ledger.cfg_rows == seen
     alone, _ = run(1)
     torch.testing.assert_close(out.images, alone.images, rtol=0, atol=1e-4)
     assert out.report.chosen == alone.report.chosen

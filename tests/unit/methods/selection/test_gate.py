@@ -78,7 +78,7 @@ def test_prompts_that_are_done_rest() -> None:
         assert alone.rewards[0] == pytest.approx(out.rewards[i], abs=1e-5)
         assert alone.accepted[0] == out.accepted[i]
     assert out.report.ledger.reward_calls == 3 * 2 + 2  # only one prompt needed a second round
-    assert out.report.ledger.denoiser_rows == 2 * 3 * 8  # the batch is the pipeline's
+    assert out.report.ledger.denoiser_rows == 2 * (3 + 1) * 4  # and no more
 
 
 @dataclass(frozen=True)

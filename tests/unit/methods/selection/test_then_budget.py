@@ -117,7 +117,7 @@ def test_a_budget_is_never_exceeded_and_never_worse_than_plain(compute: float, m
     out = guided(pipe, RED, method=Budget(compute, method))(**arguments("sd"))
     ledger = out.report.ledger
     assert ledger.equivalent_rows <= compute * 4
-    assert ledger.denoiser_rows == sum(rows)
+    assert ledger.denoiser_rows + ledger.checked_rows == sum(rows)
     assert len(out.rewards) == 1
     plain = run(BestOfN(1))
     if not isinstance(method, Prune) and getattr(method, "keep_start", True):
@@ -131,7 +131,7 @@ def build_counted() -> tuple[Any, list[int]]:
     """One pipeline with a hook that counts denoiser rows, and an empty list for them."""
     if not _COUNTED:
         pipe, rows = build("sd"), []
-        pipe.unet.register_forward_hook(lambda m, i, o: rows.append(len(i[0]) // 2))
+        pipe.unet.conv_in.register_forward_hook(lambda m, i, o: rows.append(len(o) // 2))
         _COUNTED.extend((pipe, rows))
     _COUNTED[1].clear()
     return _COUNTED[0], _COUNTED[1]
@@ -170,6 +170,12 @@ def test_several_prompts_share_the_budget() -> None:
     assert out.report.ledger.equivalent_rows <= 3 * 4 * 4
 
 
+def test_a_lane_beyond_the_budget_where_padding_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steer.pipeline.widths.can_narrow", lambda pipe: False)
+    with pytest.raises(ValueError, match="width=4 with compute=2"):
+        run(Budget(2, BestOfN(8)), width=4)
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"compute=0\.5"):
         Budget(0.5, BestOfN(2))
@@ -177,8 +183,6 @@ def test_refusals() -> None:
         Budget(float("nan"), BestOfN(2))
     with pytest.raises(ValueError, match="method=4"):
         Budget(2, 4)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="width=4 with compute=2"):
-        run(Budget(2, BestOfN(8)), width=4)
     with pytest.raises(ValueError, match="first='x'"):
         Then("x", CLIMB)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="put it outside"):

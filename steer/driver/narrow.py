@@ -1,0 +1,159 @@
+"""A denoiser asked for some rows of the pipeline's batch: padding then costs nothing.
+
+A pipeline's batch is fixed when its loop begins. Where a population is smaller, the rest of the
+batch is padding. `Narrow` stands around the denoiser's `forward`, takes the rows that are needed
+out of everything that has one entry per row, and puts the answers back in their places.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from steer.core.errors import PaddedLaneError
+from steer.core.shortage import is_shortage
+from steer.core.types import wide
+from steer.driver.denoisers.tensors import picked, rows_of
+from steer.driver.replaced import replaced
+
+
+Checked: TypeAlias = MutableMapping[nn.Module, set[tuple[int, int]]]
+"""Denoisers that were seen to answer fewer rows alike: lane and rows of their batch."""
+
+_DENOISERS = ("unet", "unet_2", "transformer", "transformer_2")
+_OTHERS = ("controlnet",)
+_SAME = {torch.float16: 0.02, torch.bfloat16: 0.05}
+_SAME_IN_FULL = 5e-3  # of the answer's norm; TF32 and other kernels for other batches
+
+
+def can_narrow(pipe: Any) -> bool:
+    """Whether the pipeline's denoiser may take batches of other sizes.
+
+    One that is compiled would be compiled again for each.
+    """
+    modules = _modules(pipe)
+    compiled = [
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in modules.values()
+    ]
+    return any(name in _DENOISERS for name in modules) and not any(compiled)
+
+
+def _modules(pipe: Any) -> dict[str, nn.Module]:
+    found = {name: getattr(pipe, name, None) for name in (*_DENOISERS, *_OTHERS)}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+class Narrow:
+    """The pipeline's denoisers, and its ControlNet, on the rows that are needed.
+
+    Whether a denoiser answers fewer rows as it answers all of them is seen once for every size of
+    the batch. Where all rows are needed, the last is asked by itself too, at the price of one row
+    more; elsewhere all are asked as well.
+
+    Args:
+        pipe: The pipeline.
+        lane: Rows of its batch, without those that guidance adds.
+        wanted: Slots that are needed now; empty for all of them.
+        eager: See at the first call whether it can be done; else before it is first needed.
+        checked: What was seen before.
+        count: Told how many rows were asked twice.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        lane: int,
+        wanted: Callable[[], Sequence[int]],
+        eager: bool,
+        checked: Checked,
+        count: Callable[[int], None],
+    ) -> None:
+        self.pipe, self.lane, self.wanted, self.eager = pipe, lane, wanted, eager
+        self.checked, self.count = checked, count
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Replace `forward` of the instances; restored afterwards."""
+        with ExitStack() as stack:
+            for name, module in _modules(self.pipe).items():
+                inner: Callable[..., Any] = module.forward
+                around = functools.partial(self._forward, inner, module, name in _DENOISERS)
+                own = {"forward": functools.wraps(inner)(around)}
+                stack.enter_context(replaced(module, own))
+            yield
+
+    def _forward(
+        self, inner: Callable[..., Any], module: nn.Module, counts: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        rows, slots = rows_of(args, kwargs), tuple(self.wanted()) or tuple(range(self.lane))
+        whole = len(slots) == self.lane
+        seen = self.checked.setdefault(module, set())
+        known = (self.lane, rows) in seen
+        if known or (whole and not self.eager):
+            return inner(*args, **kwargs) if whole else self._some(inner, slots, args, kwargs)
+        if rows == 0 or rows % self.lane:
+            raise self._refusal(f"it is asked for {rows} rows in a batch of {self.lane}")
+        every = inner(*args, **kwargs)
+        asked = slots[-1:] if whole else slots
+        try:
+            some = self._some(inner, asked, args, kwargs)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            if is_shortage(error):
+                raise
+            raise self._refusal(str(error)) from error
+        places = [place + slot for place in range(0, rows, self.lane) for slot in asked]
+        pairs = zip(_tensors(every, rows), _tensors(some, rows), strict=True)
+        if not all(_alike(one[places], other[places]) for one, other in pairs):
+            raise self._refusal("rows by themselves are not answered as in their batch")
+        seen.add((self.lane, rows))
+        if counts:
+            self.count(1 if whole else self.lane)
+        return every if whole else some
+
+    def _some(
+        self,
+        inner: Callable[..., Any],
+        slots: Sequence[int],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """The answer of all rows, of which only those in `slots` were asked."""
+        rows = rows_of(args, kwargs)
+        groups = range(rows // self.lane)  # null prompt and prompt
+        kept = [group * self.lane + slot for group in groups for slot in slots]
+        answer = inner(*picked(args, rows, kept), **picked(kwargs, rows, kept))
+        place = {slot: number for number, slot in enumerate(slots)}
+        back = [
+            group * len(slots) + place.get(slot, 0) for group in groups for slot in range(self.lane)
+        ]
+        return picked(answer, len(kept), back)
+
+    def _refusal(self, why: str) -> PaddedLaneError:
+        return PaddedLaneError(f"{type(self.pipe).__name__}: no narrower batches ({why})")
+
+
+def _tensors(value: Any, rows: int) -> list[Tensor]:
+    """All tensors of an output that have one entry per row."""
+    if isinstance(value, Tensor):
+        return [value] if value.ndim and len(value) == rows else []
+    items = list(value.values()) if isinstance(value, Mapping) else value
+    if not isinstance(items, list | tuple):
+        return []
+    if len(items) == rows and all(isinstance(item, Tensor) for item in items):
+        shapes = {item.shape for item in items}
+        if len(shapes) == 1 and not any(len(item) == rows for item in items if item.ndim):
+            return [torch.stack(list(items))]
+    return [tensor for item in items for tensor in _tensors(item, rows)]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    gap, size = (wide(one) - wide(other)).norm(), wide(one).norm()
+    return bool(gap <= _SAME.get(one.dtype, _SAME_IN_FULL) * size)
