@@ -18,8 +18,8 @@ class Ledger:
 
     Attributes:
         denoiser_calls: Denoiser calls, one per step of the pipeline's loop.
-        denoiser_rows: Latents evaluated, padding included where the denoiser gets it; once for every
-            denoiser of a blend.
+        denoiser_rows: Latents evaluated, once for every denoiser of a blend; padding counts where
+            the denoiser's batch has any.
         cfg_rows: Rows of the denoiser's batch per latent: 2 with classifier-free guidance, else 1.
         checked_rows: Latents evaluated to see that narrower batches are answered alike, once for
             every denoiser and size of a batch; no part of `equivalent_rows`.

@@ -149,8 +149,8 @@ class Guided:
 
         def again(run: Run, lane_width: int | None) -> Run:
             before.restore()
-            fresh = lane_width is None and run.planned is not None
-            effort = (None, run.planned) if fresh else (run.method, None)
+            anew = lane_width is None and run.planned is not None
+            effort = (None, run.planned) if anew else (run.method, None)
             narrow = self._prepare(call, *effort, reward_prompt, lane_width)
             narrow.planned = None if run.context is not None else run.planned
             return narrow
@@ -169,10 +169,7 @@ class Guided:
     def _search(
         self, call: Call, run: Run, again: Callable[[Run, int | None], Run], start: float
     ) -> tuple[Run, Any, Report]:
-        """The output and report of a search in the pipeline's loop.
-
-        Begins again where memory is short, and where the pipeline does not bear a wider batch.
-        """
+        """A search in the loop; begins again where memory is short, or the batch is not borne."""
         known = self._refused.get(self._kind)
         if known is not None and not run.method.needs_loop:
             raise UnsupportedPipelineError(known)

@@ -38,8 +38,8 @@ class Gate(Around):
     not serve, whose rate may be higher. There is always an image: in the last round the best
     previews go on, as many as a prompt still lacks, and what they come to is returned, marked
     `accepted=False` unless it clears after all. The plain call's own image is dropped like any
-    other, so the result may be below it. Survivors differ in number, so that lanes wider than 1 are
-    padded and save less; over several prompts a lane ends when all of them need it no more.
+    other, so the result may be below it. Where padding costs, lanes wider than 1 save less, since
+    survivors differ in number.
 
     Args:
         method: What a round runs.
