@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ _PROMPT = re.compile(r"(negative_)?prompt(_\d)?")
 _EMBEDDING = re.compile(r"(?!.*ip_adapter).*(embeds|attention_mask|seqlens).*")  # of prompts
 _NOT_INPUTS = ("latents", "generator", "timesteps", "sigmas", "ip_adapter", "callback")
 _STEPS = 50  # where a pipeline names no number of steps
+
+_UNREPEATED = {"KolorsPAGPipeline": ("ip_adapter_image_embeds",)}
+"""Arguments that a pipeline does not repeat for several images (it drops what it has repeated)."""
 
 
 class Call:
@@ -92,9 +96,9 @@ class Call:
 
     def run(self, lane_width: int) -> Any:
         """Call the pipeline with a batch `lane_width` times as large; at 1 exactly as asked."""
+        bound = self._copied()
         if lane_width == 1:
-            return self.pipe(*self._bound.args, **self._bound.kwargs)
-        bound = inspect.BoundArguments(self._bound.signature, self._given.copy())
+            return self.pipe(*bound.args, **bound.kwargs)
         given = bound.arguments
         rows = self.images * lane_width
         if self._count is not None and not self._needs_repeats:
@@ -106,13 +110,24 @@ class Call:
             given[self._count] = 1
         return self.pipe(*bound.args, **bound.kwargs)
 
+    def _copied(self) -> inspect.BoundArguments:
+        """The arguments, with lists and dicts of their own: some pipelines write into them.
+
+        (`KolorsPAGPipeline` puts its IP-Adapter embeddings into the list that it was given.)
+        """
+        given = {
+            name: copy.copy(value) if type(value) in (list, dict) else value
+            for name, value in self._given.items()
+        }
+        return inspect.BoundArguments(self._bound.signature, given)
+
     def again(self, seeds: Sequence[int]) -> Any:
         """Call the pipeline once more with other randomness, one image per prompt.
 
         Args:
             seeds: One per prompt. The global generator is seeded by the first, and put back.
         """
-        bound = inspect.BoundArguments(self._bound.signature, self._given.copy())
+        bound = self._copied()
         given = bound.arguments
         given.pop("latents", None)
         if self._count is not None:
@@ -170,8 +185,10 @@ class Call:
         (A A B B), encode them with random draws before or after, and take lists of them for
         several prompts, several ControlNets or several references.
         """
-        if self.prompts == 1:
-            return []
+        unrepeated = _UNREPEATED.get(type(self.pipe).__name__, ())
+        found = [name for name in unrepeated if self._given.get(name) is not None]
+        if found or self.prompts == 1:
+            return found
         return [
             name
             for name, value in self._given.items()
@@ -189,11 +206,11 @@ class Call:
         own = self._own_inputs
         if lane_width == 1 or not own:
             return lane_width
-        message = (
-            f"lane_width={lane_width}: each of {self.prompts} prompts has its own {own[0]}, which "
-            "pipelines repeat in orders of their own; the call runs with lane_width=1, with the "
-            "same results"
-        )
+        why = f"each of {self.prompts} prompts has its own {own[0]}, which pipelines repeat in orders "
+        why += "of their own"
+        if own[0] in _UNREPEATED.get(type(self.pipe).__name__, ()):
+            why = f"{type(self.pipe).__name__} does not repeat {own[0]} for several images"
+        message = f"lane_width={lane_width}: {why}; the call runs with lane_width=1, same results"
         warn(message, stacklevel=4)
         return 1
 
