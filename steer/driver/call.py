@@ -206,8 +206,8 @@ class Call:
         own = self._own_inputs
         if lane_width == 1 or not own:
             return lane_width
-        why = f"each of {self.prompts} prompts has its own {own[0]}, which pipelines repeat in orders "
-        why += "of their own"
+        why = f"each of {self.prompts} prompts has its own {own[0]}, which pipelines repeat in "
+        why += "orders of their own"
         if own[0] in _UNREPEATED.get(type(self.pipe).__name__, ()):
             why = f"{type(self.pipe).__name__} does not repeat {own[0]} for several images"
         message = f"lane_width={lane_width}: {why}; the call runs with lane_width=1, same results"

@@ -21,8 +21,9 @@ from steer.core.trace import Trace
 from steer.core.warn import warn
 from steer.driver.call import Call
 from steer.driver.facts import edits_latents
-from steer.driver.noise import Source, call_seeds, can_widen
+from steer.driver.noise import Source, can_widen
 from steer.driver.safety import check_of
+from steer.driver.seeds import call_seeds
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
 from steer.pipeline.drive import drive

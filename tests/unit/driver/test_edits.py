@@ -21,7 +21,7 @@ from steer.core.seeds import row_seed
 from steer.core.types import Query, Step
 from steer.driver.decoding.decode import decode
 from steer.driver.edits import Edits
-from steer.driver.noise import call_seeds
+from steer.driver.seeds import call_seeds
 from steer.methods import SMC, BestOfN, Guide, Method, NoiseSearch, Prune
 from steer.pipeline.guided import guided
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.seeds import row_seed
-from steer.driver.noise import call_seeds
+from steer.driver.seeds import call_seeds
 from steer.methods import BestOfN, Gate, Prune
 from steer.pipeline.guided import guided
 
