@@ -29,6 +29,7 @@ from steer.driver.safety import flags_of
 from steer.driver.solver import Solver
 from steer.pipeline.images import fields, first_of, images_of, is_per_row
 from steer.pipeline.run import Run
+from steer.rewards.frames import for_videos
 from steer.rewards.inputs import Outputs
 from steer.search.context import Context
 from steer.search.judging import Judging
@@ -132,7 +133,16 @@ class Calls:
                 f"{type(self.run.pipe).__name__} made {len(images)} images where the call asks for "
                 f"{rows}, so that steer cannot tell whose they are; ask for one at a time"
             )
+        if images.ndim == 5:
+            self._score_videos()
         return images
+
+    def _score_videos(self) -> None:
+        """Score what a class without a video processor makes all the same, frame by frame."""
+        run = self.run
+        assert run.context is not None
+        run.reward = run.context.judging.reward = for_videos(run.reward)
+        run.judges = [for_videos(judge) for judge in run.judges]
 
     def _decoded(self, model: Model, latents: Tensor) -> Tensor:
         try:

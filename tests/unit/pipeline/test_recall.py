@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -289,3 +290,16 @@ def test_rows_beyond_the_winners_mean_lanes_of_the_calls_size() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert call("a", generator=seeded(0)).report.lane_width == 1
+
+
+def test_views_of_a_class_that_is_not_known_to_make_videos_are_scored_frame_by_frame() -> None:
+    class Views(Cascade):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            images = super().__call__(*args, **kwargs).images
+            return ImagePipelineOutput(images=[list(row.expand(4, 3, 8, 8)) for row in images])
+
+    Views.__call__.__signature__ = inspect.signature(Cascade.__call__)  # type: ignore[attr-defined]
+    out = _quiet(Views(DDIMScheduler()), BestOfN(3), generator=seeded(3), num_images_per_prompt=1)
+    returned = torch.stack(out.images[0])
+    assert out.rewards == pytest.approx([float(redness(returned, ["a"] * 4).mean())])
+    assert out.rewards[0] >= out.report.base_reward[0]
