@@ -126,27 +126,37 @@ class Call:
 
         Args:
             seeds: One per prompt. The global generator is seeded by the first, and put back.
+
+        Raises:
+            IndexError, RuntimeError, TypeError, ValueError: The pipeline's own, perhaps since it
+                takes no list of generators: see `alone`.
         """
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return self._seeded({}, generators if len(generators) > 1 else generators[0], seeds[0])
+
+    def alone(self, prompt: int, seed: int) -> Any:
+        """Call the pipeline with one of several prompts, one image, and other randomness."""
+        own = set(self._own_inputs)
+        given = {
+            name: [value[prompt]] if isinstance(value, tuple) else value[prompt : prompt + 1]
+            for name, value in self._given.items()
+            if _PROMPT.fullmatch(name) or _EMBEDDING.fullmatch(name) or name in own
+            if self._is_per_prompt(name)
+        }
+        return self._seeded(given, torch.Generator().manual_seed(seed), seed)
+
+    def _seeded(self, given: dict[str, Any], generator: Generators, seed: int) -> Any:
         bound = self._copied()
-        given = bound.arguments
-        given.pop("latents", None)
+        bound.arguments.pop("latents", None)
+        bound.arguments |= given
         if self._count is not None:
-            given[self._count] = 1
+            bound.arguments[self._count] = 1
         if "generator" in self.values:
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            given["generator"] = generators if len(generators) > 1 else generators[0]
+            bound.arguments["generator"] = generator
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seeds[0])
-            try:
-                return self.pipe(*bound.args, **bound.kwargs)
-            except (IndexError, TypeError, ValueError) as error:
-                if len(seeds) == 1:
-                    raise
-                raise UnsupportedPipelineError(
-                    f"{type(self.pipe).__name__} takes no list of generators for several prompts "
-                    f"({error}): call it with one prompt at a time"
-                ) from error
+            torch.manual_seed(seed)
+            return self.pipe(*bound.args, **bound.kwargs)
 
     @property
     def _needs_repeats(self) -> bool:
@@ -240,37 +250,13 @@ class Call:
 
     def _is_per_prompt(self, name: str) -> bool:
         value = self._given[name]
-        return isinstance(value, Tensor | list | tuple) and len(value) == self.prompts
+        return isinstance(value, Tensor | np.ndarray | list | tuple) and len(value) == self.prompts
 
     def widest(self, populations: Sequence[int]) -> int:
         """The default lane width: at most 4, and such that no lane needs padding."""
         if not can_widen(self.pipe) or self._own_inputs:
             return 1
         return max(w for w in range(1, 5) if all(size % w == 0 for size in populations))
-
-    def warn_of_cut_prompts(self) -> None:
-        """Warn of prompts that are longer than every tokenizer's window, and say what is cut."""
-        for text in self.texts:
-            cuts = [_cut(tokenizer, text, window) for tokenizer, window in self._tokenizers()]
-            if cuts and all(cuts):
-                message = (
-                    f"prompt {text[:40]!r}... is longer than the tokenizer's window; the pipeline "
-                    f"does not see {min(cuts, key=len)!r}: shorten the prompt"
-                )
-                warn(message, stacklevel=3)
-
-    def _tokenizers(self) -> list[tuple[Any, int]]:
-        found = []
-        for suffix in ("", "_2", "_3", "_4"):
-            tokenizer = getattr(self.pipe, f"tokenizer{suffix}", None)
-            encoder = getattr(self.pipe, f"text_encoder{suffix}", None)
-            window = getattr(tokenizer, "model_max_length", None)
-            if encoder is None or not isinstance(window, int) or not callable(tokenizer):
-                continue
-            limit = _whole(self.values.get("max_sequence_length"))
-            clip = "CLIP" in type(tokenizer).__name__
-            found.append((tokenizer, window if limit is None or clip else limit))
-        return found
 
 
 def check_pipeline(pipe: Any) -> None:
@@ -307,16 +293,3 @@ def _has_rows(value: Any, rows: int) -> bool:
     ):
         return False
     return len(value) == rows or any(_has_rows(item, rows) for item in value)
-
-
-def _cut(tokenizer: Any, text: str, window: int) -> str:
-    """The end of a text that does not fit into a tokenizer's window."""
-    if len(text) < window:  # a token has at least one character
-        return ""
-    seen = tokenizer(text, truncation=True, max_length=window).input_ids
-    whole = tokenizer(text, truncation=False, verbose=False).input_ids
-    lost = len(whole) - len(seen)
-    if lost <= 0:
-        return ""
-    closing = 1 if whole[-1] == seen[-1] else 0
-    return tokenizer.decode(whole[len(seen) - closing : len(whole) - closing]).strip()

@@ -24,6 +24,7 @@ from steer.driver.facts import edits_latents
 from steer.driver.noise import Source, can_widen
 from steer.driver.safety import check_of
 from steer.driver.seeds import call_seeds
+from steer.driver.windows import warn_of_cut_prompts
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
 from steer.pipeline.drive import drive
@@ -145,7 +146,7 @@ class Guided:
                 "(the pipeline does so itself)"
             )
         call, start = Call(self.pipe, args, kwargs), time.perf_counter()
-        call.warn_of_cut_prompts()
+        warn_of_cut_prompts(call)
         before = Randomness.of(call.generator, call.device)
 
         def again(run: Run, lane_width: int) -> Run:
@@ -158,8 +159,8 @@ class Guided:
         try:
             run, output, self.report = self._search(call, first, again, start)
         except (UnsupportedPipelineError, UnsupportedSchedulerError) as error:
-            run = self._recalled(call, first, reward_prompt, error)
             before.restore()
+            run = self._recalled(call, first, reward_prompt, error)
             ending = {"interrupted": False, "latent": call.latent_output, "start": start}
             output, self.report = finish(run, recall(call, run), **ending)
             run.ledger.add(first.ledger)
