@@ -5,7 +5,7 @@
 The loop is what a user writes by hand: `num_images_per_prompt=4`, one reward call on the images,
 the best of them. All arms are called in turn in one process, in an order that turns with the round;
 per round the seconds of `compute=4` are divided by those of the loop, per denoiser row on either
-side. Plain batches of other sizes show what a row costs in batches of one to sixteen, from which the
+side. Plain batches show what a row costs in batches of one to sixteen, from which the
 default of eight rows a lane comes.
 """
 

@@ -59,6 +59,7 @@ class Loop:
         reusable: Whether `set_timesteps` begins another run, and then `around` is entered until
             the search returns.
         noises: The noise of particles, where the pipeline noises a given image.
+        edited: Whether the pipeline puts a given image into the latents after `step`.
         callbacks: Whether a callback of the user's may change latents between steps.
         spares: Whether padding is left out of the denoiser's batch.
         opening: Slots of the first denoiser call that the search needs; empty for all.
@@ -74,6 +75,7 @@ class Loop:
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._around = ExitStack()
         self.callbacks = True
+        self.edited = False
         self.noises: Noises = lambda names, noise: noise
         self.evaluations: Callable[[int, int], int] = lambda index, count: 1
         self.spares = False
@@ -130,7 +132,8 @@ class Loop:
     def _ask(self, t: Tensor, grad: bool = False) -> Tensor:
         self._asked = True
         self._item = t
-        self._outer = torch.is_grad_enabled()
+        if not (grad and self.edited):  # then it is on already
+            self._outer = torch.is_grad_enabled()
         if grad:
             torch.set_grad_enabled(True)
         return t
@@ -173,13 +176,20 @@ class Loop:
             opened = Opened.of(output, first, sample, self.opening)
             if opened.missing:
                 self._opened = opened
-                return first.latents
+                return self._handed(first)
         elif self._query is not None:
             self._absorb(self._query, sample)
             if self._opened is not None:
                 output, self._opened = self._opened.completed(output), None
-        following = self._resume(output)
-        return following if isinstance(following, Tensor) else following.latents
+        return self._handed(self._resume(output))
+
+    def _handed(self, following: Query | Tensor) -> Tensor:
+        """The latents that `step` returns: those of the next query, or the winners'."""
+        if isinstance(following, Tensor):
+            return following
+        if following.grad and self.edited:
+            torch.set_grad_enabled(True)  # what the pipeline does to the latents has a gradient
+        return following.latents
 
     def _open(self, sample: Tensor) -> None:
         if self.copied:

@@ -10,7 +10,7 @@ from steer.core.errors import AGAIN, LaneWidthError, SteerError, UnsupportedPipe
 from steer.core.shortage import is_shortage
 from steer.driver.call import Call, check_scheduler
 from steer.driver.counting import counting
-from steer.driver.facts import is_interrupted
+from steer.driver.facts import edits_latents, is_interrupted
 from steer.driver.narrow import Narrow
 from steer.driver.scheduler import SteeredScheduler
 from steer.pipeline.images import first_of, is_per_row
@@ -28,6 +28,7 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     scheduler = SteeredScheduler(pipe.scheduler, run.search, run.ledger)
     loop = scheduler.loop
     loop.noises, loop.callbacks = run.source.noises, call.has_callbacks
+    loop.edited = edits_latents(pipe)
     stand_ins: dict[str, Any] = {"scheduler": scheduler}
     if run.source.prepare is not None:
         stand_ins["prepare_latents"] = run.source

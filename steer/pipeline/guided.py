@@ -20,8 +20,10 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.warn import warn
 from steer.driver.call import Call
-from steer.driver.noise import Source, call_seeds
+from steer.driver.noise import Source
 from steer.driver.safety import check_of
+from steer.driver.seeds import call_seeds
+from steer.driver.windows import warn_of_cut_prompts
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
 from steer.pipeline.drive import drive
@@ -144,7 +146,7 @@ class Guided:
                 "(the pipeline does so itself)"
             )
         call, start = Call(self.pipe, args, kwargs), time.perf_counter()
-        call.warn_of_cut_prompts()
+        warn_of_cut_prompts(call)
         before = Randomness.of(call.generator, call.device)
 
         def again(run: Run, lane_width: int | None) -> Run:
@@ -159,8 +161,8 @@ class Guided:
         try:
             run, output, self.report = self._search(call, first, again, start)
         except (UnsupportedPipelineError, UnsupportedSchedulerError) as error:
-            run = self._recalled(call, first, reward_prompt, error)
             before.restore()
+            run = self._recalled(call, first, reward_prompt, error)
             ending = {"interrupted": False, "latent": call.latent_output, "start": start}
             output, self.report = finish(run, recall(call, run), **ending)
             run.ledger.add(first.ledger)

@@ -185,6 +185,33 @@ def test_lanes_are_wide_where_prompts_share_their_inputs(more: dict[str, Any]) -
     assert call.run(4)["num_images_per_prompt"] == 4
 
 
+def test_lanes_are_narrow_where_a_pipeline_does_not_repeat_an_input() -> None:
+    embeddings = {"prompt": "a", "ip_adapter_image_embeds": [torch.zeros(2, 1, 4)]}
+    call = Call(type("KolorsPAGPipeline", (Recorder,), {})(), (), embeddings)
+    assert not call.can_widen
+    with pytest.warns(UserWarning, match="does not repeat ip_adapter_image_embeds"):
+        assert call.allowed(4) == 1
+
+
+def test_a_pipeline_that_writes_into_its_arguments_leaves_those_of_the_user_alone() -> None:
+    class Writer(Recorder):
+        def __call__(
+            self,
+            prompt: Any,
+            ip_adapter_image_embeds: Any,
+            num_images_per_prompt: int = 1,
+            generator: Any = None,
+        ) -> Any:
+            ip_adapter_image_embeds[0] = None
+            return ip_adapter_image_embeds
+
+    embeddings = [torch.zeros(2, 1, 4)]
+    call = Call(Writer(), (), {"prompt": "a", "ip_adapter_image_embeds": embeddings})
+    for run in (call.run(1), call.run(2), call.again([0])):
+        assert run == [None]
+        assert embeddings[0] is not None
+
+
 def test_one_prompt_with_embeddings_that_cannot_be_repeated_is_left_to_the_pipeline() -> None:
     given = {"prompt_embeds": two(3, 4)[:1], "prompt_embeds_llama": torch.zeros(5, 1, 3, 4)}
     call = Call(Recorder(), (), given)
