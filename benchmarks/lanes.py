@@ -62,7 +62,10 @@ def batch(pipe: Any, images: int, seed: int) -> int:
 
 
 def measure(pipe: Any, rounds: int) -> dict[str, Any]:
-    """Milliseconds per denoiser row of every arm, all of its call counted."""
+    """Milliseconds per denoiser row of every arm, all of its call counted.
+
+    By the wall clock, and of the process's own CPU time, which other processes disturb less.
+    """
     reward = steer.reward("shapes")
     arms: dict[str, Callable[[int], int]] = {
         "loop": partial(loop, pipe, reward),
@@ -72,20 +75,26 @@ def measure(pipe: Any, rounds: int) -> dict[str, Any]:
         ),
         **{f"batch of {size}": partial(batch, pipe, size) for size in SIZES},
     }
-    spent: dict[str, list[float]] = {name: [] for name in arms}
+    clocks = {"wall": time.perf_counter, "cpu": time.process_time}
+    spent: dict[str, dict[str, list[float]]] = {c: {name: [] for name in arms} for c in clocks}
     rows: dict[str, int] = {}
     for number in tqdm(range(-1, rounds), desc="rounds"):
         names = list(arms)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
+            start = {clock: read() for clock, read in clocks.items()}
             rows[name] = arms[name](number + 1)
             if number >= 0:  # the first round warms up
-                spent[name].append(1000 * (time.perf_counter() - start) / rows[name])
+                for clock, read in clocks.items():
+                    spent[clock][name].append(1000 * (read() - start[clock]) / rows[name])
+    return {"rows": rows, **{clock: summary(values) for clock, values in spent.items()}}
+
+
+def summary(spent: dict[str, list[float]]) -> dict[str, Any]:
+    """Means, and ratios to the loop round by round."""
     per_row = {name: np.asarray(values) for name, values in spent.items()}
     ratios = {name: values / per_row["loop"] for name, values in per_row.items()}
     return {
-        "rows": rows,
         "milliseconds_per_row": {name: common.interval(v) for name, v in per_row.items()},
         "ratio_to_loop": {name: common.interval(v) for name, v in ratios.items()},
         "median_ratio_to_loop": {n: round(float(np.median(v)), 4) for n, v in ratios.items()},
