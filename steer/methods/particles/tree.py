@@ -47,8 +47,8 @@ class Tree(Method):
     when they are chosen, so that they spread, and lanes whose width divides `batch` stay full. An
     expansion costs as many rows as steps are left (the state's own denoiser output is kept).
     `compute` bounds every prompt on its own, in whole rounds, whatever the lane width; `Budget`
-    bounds what the pipeline really runs, padding included: with several prompts, whose trees branch
-    at different depths, some rows of a lane are padding.
+    bounds what the pipeline really runs: with several prompts, whose trees branch at different
+    depths, lanes are not full, and padding counts where it costs.
     Whenever it ends, the best finished image is the answer. With a sampler that draws noise itself
     the plain call's own image is among them.
 
