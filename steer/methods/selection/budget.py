@@ -23,12 +23,12 @@ from steer.search.sampling import sample_all
 class Budget(Around):
     """Run `method` until it is done or the next query would cost more than `compute` plain calls.
 
-    A row counts one, a row that is differentiated two more; padding counts where it costs, and so does
-    the pipeline's first call where the method has no use for it. When the budget ends the search is
-    closed and the best finished particles are returned. Where the method costs more than the
-    budget, enough is held back for the plain call until something is finished; that is the answer
-    where nothing else is. A method may ask `ctx.left()` to end in good time, as NoiseOptimization
-    does to sample what it found.
+    A row counts one, a row that is differentiated two more; padding counts where it costs, and so
+    does the pipeline's first call where the method has no use for it. When the budget ends the
+    search is closed and the best finished particles are returned. Where the method costs more than
+    the budget, enough is held back for the plain call until something is finished; that is the
+    answer where nothing else is. A method may ask `ctx.left()` to end in good time, as
+    NoiseOptimization does to sample what it found.
 
     How far a search gets may depend on the lane width: wide lanes finish together, narrow ones
     one after the other.
