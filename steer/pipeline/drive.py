@@ -26,6 +26,7 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     check_scheduler(pipe)
     scheduler = SteeredScheduler(pipe.scheduler, run.search, run.ledger)
     loop = scheduler.loop
+    loop.owner = type(pipe).__name__
     loop.noises, loop.callbacks = run.source.noises, call.has_callbacks
     stand_ins: dict[str, Any] = {"scheduler": scheduler}
     if run.source.prepare is not None:

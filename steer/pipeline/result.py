@@ -24,9 +24,17 @@ from steer.search.context import Context
 
 
 def finish(
-    run: Run, output: Any, *, interrupted: bool, latent: bool, start: float
+    run: Run, output: Any, latent: bool, start: float, *, interrupted: bool = False
 ) -> tuple[Any, Report]:
-    """Score what was not scored, and hang the report on the pipeline's output."""
+    """Score what was not scored, and hang the report on the pipeline's output.
+
+    Args:
+        run: Whose search has ended, or not.
+        output: The pipeline's.
+        latent: Whether that holds latents.
+        start: When the call began, by `time.perf_counter`.
+        interrupted: Whether the search did not come to its end.
+    """
     ctx = run.context
     rewards: list[float] = []
     images: Tensor | None = None

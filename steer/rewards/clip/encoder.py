@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import open_clip
@@ -28,6 +29,8 @@ from steer.rewards.clip.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from steer.rewards.clip.tower import VitTower
+
+_one_at_a_time = Lock()
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,10 @@ class Encoder:
 
     def prompts(self, prompts: Sequence[str], batch: int = 32) -> Tensor:
         """B prompts to unit features `(B, D)`, without gradient; each text is encoded once."""
+        with _one_at_a_time:  # rewards share encoders, and not every tokenizer bears two threads
+            return self._prompts(prompts, batch)
+
+    def _prompts(self, prompts: Sequence[str], batch: int) -> Tensor:
         unique = list(dict.fromkeys(prompts))
         known = {p: self._features[p] for p in unique if p in self._features}
         new = [p for p in unique if p not in known]
