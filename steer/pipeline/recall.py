@@ -22,6 +22,7 @@ from steer.core.seeds import row_seed
 from steer.core.types import Name, Population, Query
 from steer.driver.call import Call
 from steer.driver.decoding.asked import Asked
+from steer.driver.decoding.nan import decoding_of
 from steer.driver.facts import uses_guidance
 from steer.driver.grid import Schedule
 from steer.driver.model import Model
@@ -94,11 +95,12 @@ class Calls:
         images, prompts = self.run.images, len(self.run.texts)
         if (0, particle) in self.rows:
             return
-        if particle < images:
-            output, count, first = self.call.run(1), images, 0
-        else:
-            seeds = [row_seed(seed, particle) for seed in self.run.source.seeds]
-            output, count, first = self.call.again(seeds), 1, particle
+        with decoding_of(self.run.pipe) as decoded:
+            if particle < images:
+                output, count, first = self.call.run(1), images, 0
+            else:
+                seeds = [row_seed(seed, particle) for seed in self.run.source.seeds]
+                output, count, first = self.call.again(seeds), 1, particle
         ledger = self.run.ledger
         ledger.denoiser_calls += self.call.steps
         ledger.denoiser_rows += self.call.steps * prompts * count
@@ -108,7 +110,11 @@ class Calls:
         names = [(p, first + k) for p in range(prompts) for k in range(count)]
         assert self.run.context is not None
         self.run.context.judging.flag(names, flags_of(output, len(names)))
-        self.rows |= dict(zip(names, made, strict=True))
+        rows = dict(zip(names, made, strict=True))
+        for name, nan in zip(names, decoded.of(len(names)), strict=True):
+            if nan and isinstance(rows[name], Tensor):
+                rows[name] = torch.full_like(rows[name], torch.nan)  # black, once it is 8 bits
+        self.rows |= rows
         self.outputs |= {k: output for _, k in names}
 
     def _read(self, output: Any, rows: int) -> Any:

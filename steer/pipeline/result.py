@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.types import Name, Reward
 from steer.core.warn import warn
+from steer.driver.decoding.nan import nan_rows
 from steer.driver.safety import flags_of
 from steer.pipeline.images import first_of, images_of
 from steer.pipeline.report.call import Report
@@ -44,11 +46,14 @@ def finish(
         accepted = [False] * len(rewards)
     else:
         assert ctx is not None
+        _check_pixels(run, ctx)
         rewards, images = _scores(run, ctx, output, latent)
         flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
         accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
         accepted = _passed(run, ctx, accepted)
-    finals = {} if ctx is None else ctx.finals
+    finals = (
+        {} if ctx is None else {n: v for n, v in ctx.finals.items() if n not in ctx.judging.nan}
+    )
     base = [finals.get((prompt, 0)) for prompt in range(len(run.texts))]
     judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
     if not latent:
@@ -79,6 +84,15 @@ def finish(
     return output, report
 
 
+def _check_pixels(run: Run, ctx: Context) -> None:
+    """Raise RewardError where what is returned has NaN pixels, which 8 bits no longer show."""
+    decoded = run.decoded.of(len(run.chosen)) if run.decoded is not None else ()
+    latents = () if run.winners is None else nan_rows(run.winners.x)
+    for name, *nan in zip_longest(run.chosen, decoded, latents, fillvalue=False):
+        if any(nan) or name in ctx.judging.nan:
+            raise ctx.judging.nan_error(name)
+
+
 def _passed(run: Run, ctx: Context, accepted: list[bool]) -> list[bool]:
     """What is accepted and not flagged by the safety checker; warns of what is."""
     flagged = [name in ctx.judging.flagged for name in run.chosen]
@@ -101,7 +115,7 @@ def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[flo
         if missing or run.judges or not latent:
             images = _images(run, ctx, output, latent)
         if images is not None and not missing:
-            missing = not ctx.judging.agrees(images, run.chosen, run.exact)
+            missing = not ctx.judging.glimpses.agree(images, run.chosen, run.exact)
             if missing:
                 _mend(run, ctx)
         if missing:

@@ -17,7 +17,7 @@ from arena import PROMPTS, compare, comparison, contents, forked
 from families import build
 from PIL import Image
 
-from steer.core.errors import ComparisonError, FolderError
+from steer.core.errors import ComparisonError, FolderError, RewardError
 from steer.core.files import png
 from steer.core.seeds import row_seed
 from steer.jobs.compare import store as stores
@@ -317,3 +317,18 @@ def test_tuned_and_blended_arms(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(row_seed(0, 0))
     plain = alone(PROMPTS[0], num_inference_steps=3, guidance_scale=3.0, generator=generator)
     assert np.array_equal(pixels["tuned"], np.asarray(plain.images[0]).astype(float))
+
+
+def test_images_of_nan_are_told_with_their_arm(tmp_path: Path) -> None:
+    pipe = build("sd")
+    real = pipe.vae.decode
+
+    def decode(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = real(z, *args, **kwargs)
+        out[0][:] = float("nan")
+        return out
+
+    pipe.vae.decode = decode
+    job = CompareJob(comparison(), tmp_path / "out", pipe=pipe)
+    with pytest.raises(RewardError, match=r"arm 'base': prompt 0 .* has NaN pixels"):
+        list(job.draw(job.missing()))
