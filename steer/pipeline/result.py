@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,7 @@ def finish(
         flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
         accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
         accepted = _passed(run, ctx, accepted)
-    finals = (
-        {} if ctx is None else {n: v for n, v in ctx.finals.items() if n not in ctx.judging.nan}
-    )
-    base = [finals.get((prompt, 0)) for prompt in range(len(run.texts))]
+    base = [None if ctx is None else _base_reward(ctx, (p, 0)) for p in range(len(run.texts))]
     judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
     if not latent:
         run.ledger.decodes += run.rows
@@ -84,12 +81,20 @@ def finish(
     return output, report
 
 
+def _base_reward(ctx: Context, name: Name) -> float | None:
+    return None if name in ctx.judging.nan else ctx.finals.get(name)
+
+
 def _check_pixels(run: Run, ctx: Context) -> None:
     """Raise RewardError where what is returned has NaN pixels, which 8 bits no longer show."""
-    decoded = run.decoded.of(len(run.chosen)) if run.decoded is not None else ()
-    latents = () if run.winners is None else nan_rows(run.winners.x)
-    for name, *nan in zip_longest(run.chosen, decoded, latents, fillvalue=False):
-        if any(nan) or name in ctx.judging.nan:
+    names = run.chosen
+    broken = [name in ctx.judging.nan for name in names]
+    if run.decoded is not None:
+        broken = map(operator.or_, broken, run.decoded.of(len(names)))
+    if run.winners is not None:
+        broken = map(operator.or_, broken, nan_rows(run.winners.x))
+    for name, nan in zip(names, broken, strict=True):
+        if nan:
             raise ctx.judging.nan_error(name)
 
 

@@ -196,14 +196,8 @@ def test_a_plain_image_of_nan_is_told_and_not_scored(tmp_path: Path) -> None:
 
     pipe = build("sd", "ddim")
     nan_in_plain_calls(pipe)
-    job = SampleJob(
-        ("a red circle",),
-        pipeline="x/y",
-        reward="test-redness",
-        method="best-of-n",
-        steps=2,
-        seed=3,
-    )
+    given = {"pipeline": "x/y", "reward": "test-redness", "method": "best-of-n", "steps": 2}
+    job = SampleJob(("a red circle",), seed=3, **given)
     run = RunFolder.create(tmp_path / "out", job.to_dict(), kind="sample", command="")
     with pytest.warns(UserWarning, match="plain image of 'a red circle' has NaN pixels"):
         list(draw_missing(run, Sampler(job, pipe)))
