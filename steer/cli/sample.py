@@ -21,7 +21,10 @@ Prompts = Annotated[
 ]
 PromptsFile = Annotated[
     Path | None,
-    typer.Option(help="Further prompts, one per line; '-' is stdin.", show_default=False),
+    typer.Option(
+        help="Further prompts: text with one per line ('-' is stdin), .json, .jsonl, .csv or .tsv.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for images, run.json, report.html.")]
 Pipeline = Annotated[str, typer.Option(help="'shapes' (bundled, offline), a folder, or a hub id.")]
@@ -117,12 +120,11 @@ def sample(
     Example: steer sample "a red circle left of a blue square" --compute 4 --out results
     """
     with bad_input():
-        from steer.jobs.image_prompts import read_lines
         from steer.jobs.sample_job import SampleJob
         from steer.methods.text import method_option
 
         given = method_option(method, method_args)
-        texts = (*(prompts or ()), *(read_lines(prompts_file) if prompts_file else ()))
+        texts = (*(prompts or ()), *_read(prompts_file))
         if not texts:
             raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')
         run = _known_run(out)
@@ -145,6 +147,19 @@ def sample(
             blend=blend,
         )
     _sample(job, out, run)
+
+
+def _read(path: Path | None) -> list[str]:
+    """The prompts of a file; ValueError names it where it cannot be read."""
+    from steer.core.files.text import read_texts
+
+    if path is None:
+        return []
+    try:
+        return read_texts(path)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"--prompts-file {str(path)!r}: {why}") from error
 
 
 def _known_run(out: Path) -> RunFolder | None:
