@@ -85,6 +85,8 @@ def _run(job: CompareJob, folder: Path) -> None:
             err=True,
         )
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        job.store.release()
     if page is not None:
         _show(json.loads((folder / RESULTS).read_bytes()))
         say(f"Report: [bold]{page}[/]")

@@ -14,7 +14,7 @@ from PIL import Image
 from steer.core.errors import SteerError
 from steer.core.files.atomic import plain
 from steer.core.files.png import save_png
-from steer.core.files.run_folder import RunFolder
+from steer.core.files.run_folder import IMAGES, RunFolder
 from steer.core.files.versions import versions
 from steer.core.seeds import prompt_seed
 from steer.core.warn import warn
@@ -34,7 +34,6 @@ from steer.rewards.parts import is_relative
 from steer.shapes import oracle
 
 
-IMAGES = "images"
 _UNSCORED = {"reward": None, "judges": {}, "verdict": None}
 
 
@@ -211,6 +210,8 @@ def _save_previews(
 def draw_missing(run: RunFolder, sampler: Sampler) -> Iterator[Mapping[str, Any]]:
     """Draw the prompts that `run` lacks, one entry at a time; the run is valid at every moment.
 
+    At its end the run is finished but for its page: `run.close("finished")` when that is written.
+
     Raises:
         KeyboardInterrupt: As it came, after the run's status says `interrupted`.
     """
@@ -227,9 +228,10 @@ def draw_missing(run: RunFolder, sampler: Sampler) -> Iterator[Mapping[str, Any]
             run.data["configuration"]["method"] = entry["method"]
             run.add(entry)
             yield entry
-        status = "finished"
+        status = "running"
     except SteerError:
         status = "failed"
         raise
     finally:
         run.close(status)
+    run.data["status"] = "finished"

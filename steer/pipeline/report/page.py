@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from steer.core.files.atomic import write_atomic
-from steer.core.files.run_folder import RunFolder
+from steer.core.files.run_folder import PAGE_FILE, RunFolder
 from steer.pipeline.report import genealogy, plots
 from steer.pipeline.report.descent import title
 from steer.pipeline.report.views import (
@@ -27,7 +27,6 @@ from steer.pipeline.report.views import (
 )
 
 
-REPORT_FILE = "report.html"
 MAX_EDGE = 768
 """Images larger than this are scaled down for the page; the files keep their size."""
 
@@ -229,6 +228,6 @@ def _folded(command: str) -> str:
 
 def write_report(run: RunFolder) -> Path:
     """Build `report.html` in the run's folder, from its files alone."""
-    path = run.folder / REPORT_FILE
+    path = run.folder / PAGE_FILE
     write_atomic(path, render(run_view(run)).encode())
     return path
