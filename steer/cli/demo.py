@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steer.cli.exits import end_as_interrupted
+from steer.cli.terminal import escape
+from steer.core.files.names import visible
+
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,19 +122,20 @@ def main(
     try:
         run = demo(out, captions, compute, seed)
     except (SteerError, ValueError, OSError) as error:
-        typer.echo(f"steer.demo: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"steer.demo: {visible(' '.join(str(error).split()))}", err=True)
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     console.print(summary(run))
     console.print(
         f"\n{time.perf_counter() - start:.0f} s in all. "
-        f"Look at [bold]{out / 'report.html'}[/] and [bold]{out / GRID_FILE}[/]."
+        f"Look at [bold]{escape(out / 'report.html')}[/] and [bold]{escape(out / GRID_FILE)}[/]."
     )
 
 
 def run_main(arguments: Sequence[str] | None = None) -> None:
     """The program: `main` with `arguments`, or with the command line's."""
+    end_as_interrupted()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app(args=None if arguments is None else list(arguments), prog_name=PROGRAM)

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 
 import typer
 
+from steer.core.files.names import visible
+
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,7 +28,7 @@ def end_as_interrupted() -> None:
 
 def fail(message: object) -> typer.Exit:
     """Say what is wrong in one line on stderr; the caller raises what it gets."""
-    typer.echo(f"steer: {' '.join(str(message).split())}", err=True)
+    typer.echo(f"steer: {visible(' '.join(str(message).split()))}", err=True)
     return typer.Exit(BAD_INPUT)
 
 

@@ -27,7 +27,7 @@ def stopped(process: subprocess.Popen[str], number: int) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
-    return out + err
+    return " ".join((out + err).split())
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,19 @@ def lines(text: str) -> list[str]:
     return found[:-1] if found and not found[-1] else found
 
 
-def read_json(
-    text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
-) -> Any:
-    """A JSON value; ValueError also where it is nested too deeply.
+def read_json(text: str | bytes) -> Any:
+    """A JSON value; ValueError also where it is nested too deeply or holds lone surrogates.
 
-    Args:
-        text: Of one value.
-        pairs: Makes an object of its pairs; by default a dict, which no key may stand in twice.
+    Objects are dicts, in which no key may stand twice with different values.
     """
     try:
-        return json.loads(text, object_pairs_hook=pairs or unique)
+        found = json.loads(text, object_pairs_hook=unique)
+        json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("holds half a character (a lone surrogate)") from None
+    return found
 
 
 def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -332,3 +332,22 @@ def test_images_of_nan_are_told_with_their_arm(tmp_path: Path) -> None:
     job = CompareJob(comparison(), tmp_path / "out", pipe=pipe)
     with pytest.raises(RewardError, match=r"arm 'base': prompt 0 .* has NaN pixels"):
         list(job.draw(job.missing()))
+
+
+def test_scores_are_the_same_bytes_after_a_kill_between_drawing_and_scoring(tmp_path: Path) -> None:
+    more = {"reward": "shapes", "judges": ["shapes-clip"], "prompts": ["a red circle", "two rings"]}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert forked(1, lambda: compare(whole, **more)) == [0]
+
+    def die(self: CompareJob) -> Iterator[int]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield 0
+
+    def killed() -> None:
+        CompareJob.score = die
+        compare(cut, **more)
+
+    assert forked(1, killed) == [-signal.SIGKILL]
+    assert forked(1, lambda: compare(cut, **more)) == [0]
+    assert contents(cut, "scores") == contents(whole, "scores")
+    assert contents(cut, "images") == contents(whole, "images")

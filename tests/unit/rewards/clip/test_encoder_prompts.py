@@ -1,4 +1,4 @@
-"""Rewards share encoders: prompts from several threads neither mix nor get lost."""
+"""Rewards share encoders: what a prompt becomes hangs on no thread and on no other prompt."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ def test_prompts_from_several_threads() -> None:
                     assert torch.allclose(found, wanted, atol=1e-6)
     finally:
         encoder.cache = before
+
+
+def test_features_do_not_hang_on_the_other_prompts() -> None:
+    encoder = reward("shapes-clip").encoder
+    texts = [f"{n} red circles and a blue square" for n in ("two", "three", "four", "five", "six")]
+    encoder._features.clear()
+    together = encoder.prompts(texts)
+    encoder._features.clear()
+    alone = torch.cat([encoder.prompts([text]) for text in reversed(texts)]).flip(0)
+    assert torch.equal(together, alone)
