@@ -27,6 +27,7 @@ from steer.core.files.atomic import file_sha256, plain, usable, write_json
 from steer.core.files.folder import held
 from steer.core.files.names import slug
 from steer.core.files.png import save_png
+from steer.core.files.text import read_json
 from steer.core.files.versions import versions
 
 
@@ -179,7 +180,7 @@ class Store:
 def unseal(path: Path) -> dict[str, Any] | None:
     """A JSON file's contents, without its digest; None where it is missing or not whole."""
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or found.pop("sha256", None) != _digest(found):
