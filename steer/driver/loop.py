@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from steer.core.errors import AGAIN, UnsupportedPipelineError
+from steer.core.errors import AGAIN, SteerError, UnsupportedPipelineError, in_a_call
 from steer.core.ledger import Ledger
 from steer.core.types import Query
 from steer.driver.counting import Number, running
@@ -62,12 +63,14 @@ class Loop:
         callbacks: Whether a callback of the user's may change latents between steps.
         failed: The search itself raised an error (a reward, say).
         copied: The pipeline made a second scheduler of this one.
+        owner: The pipeline's class, for errors.
     """
 
     def __init__(self, scheduler: Any, search: Callable[[Opening], Driven], ledger: Ledger) -> None:
         self.scheduler = scheduler
         self.search_of = search
         self.ledger = ledger
+        self.owner, self._thread = "the pipeline", get_ident()
         self.reusable = False
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._around = ExitStack()
@@ -94,6 +97,14 @@ class Loop:
     @property
     def started(self) -> bool:
         return self._search is not None
+
+    def check_caller(self) -> None:
+        """Raise SteerError where another call of the pipeline meets this one.
+
+        A call in another thread, or one of the reward's or a callback's own.
+        """
+        if self._thinking or (self._thread != get_ident() and not self.reusable):
+            raise SteerError(in_a_call(self.owner))
 
     def iterate(self, grid: Tensor) -> Iterator[Tensor]:
         """What the pipeline iterates over: the timestep of each query, one at a time."""
@@ -150,6 +161,7 @@ class Loop:
 
     def answer(self, output: Tensor, sample: Tensor, step_kwargs: dict[str, Any]) -> Tensor:
         """Send the model output at `sample` to the search; returns its next latents, or winners."""
+        self.check_caller()
         if not self._asked:
             raise UnsupportedPipelineError(
                 "this pipeline's loop cannot be driven: it calls scheduler.step other than once "

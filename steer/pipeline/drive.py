@@ -9,6 +9,7 @@ from typing import Any
 from steer.core.errors import AGAIN, LaneWidthError, SteerError, UnsupportedPipelineError
 from steer.driver.call import Call, check_scheduler
 from steer.driver.counting import counting
+from steer.driver.decoding.nan import decoding_of
 from steer.driver.facts import edits_latents, is_interrupted
 from steer.driver.scheduler import SteeredScheduler
 from steer.pipeline.images import first_of, is_per_row
@@ -26,6 +27,7 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     check_scheduler(pipe)
     scheduler = SteeredScheduler(pipe.scheduler, run.search, run.ledger)
     loop = scheduler.loop
+    loop.owner = type(pipe).__name__
     loop.noises, loop.callbacks = run.source.noises, call.has_callbacks
     loop.edited = edits_latents(pipe)
     stand_ins: dict[str, Any] = {"scheduler": scheduler}
@@ -39,7 +41,8 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
         from steer.driver.denoisers.forward import answering
 
         models = answering(run.models, loop.asked, run.rows * run.lane_width)
-    with models, counting(pipe), _standing_in(pipe, stand_ins):
+    returned = decoding_of(pipe, when=lambda: loop.finished)
+    with models, counting(pipe), _standing_in(pipe, stand_ins), returned as run.decoded:
         try:
             output = call.run(run.lane_width)
         except Exception as error:
