@@ -10,7 +10,7 @@ UV := .venv-uv/bin/uv
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -n auto --dist loadfile
 
-.PHONY: demo test test-fast lint format lock test-locked test-newest test-lowest clean
+.PHONY: demo test test-fast campaign lint format lock test-locked test-newest test-lowest clean
 
 demo: $(READY)
 	$(BIN)/python -m steer.cli.demo --out demo
@@ -42,6 +42,12 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Kills, full disks, hostile files, fuzz, threads: under 20 minutes; the counts are settings, see
+# tests/campaign/conftest.py.
+campaign: $(READY)
+	OMP_NUM_THREADS=1 STEER_CAMPAIGN_OUT=benchmarks/results/campaign.json \
+	  $(BIN)/python -m pytest -m campaign tests/campaign
 
 # Exactly what the lock names, made anew when it changes; then steer itself, from this folder.
 $(VENV)/.locked: $(LOCK)

@@ -9,7 +9,7 @@ import typer
 
 from steer.cli.compare import compare
 from steer.cli.convert import convert
-from steer.cli.exits import bad_input
+from steer.cli.exits import bad_input, end_as_interrupted
 from steer.cli.sample import sample
 from steer.cli.score import score
 from steer.cli.tune import tune
@@ -30,6 +30,7 @@ def main(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Better images from diffusers pipelines, for a little extra compute."""
+    end_as_interrupted()
     if version:
         from steer.core.files.versions import versions
 

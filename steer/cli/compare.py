@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steer.cli.exits import INTERRUPTED, bad_input
-from steer.cli.terminal import command, progress, say
+from steer.cli.terminal import command, escape, progress, say
 
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def compare(config: Config, out: Out = None, check: Check = False) -> None:
         comparison = read(config)
         folder = out or Path(config.stem)
         if check:
-            say(_plan(comparison, folder))
+            say(escape(_plan(comparison, folder)))
             return
         from steer.jobs.compare.job import CompareJob
 
@@ -75,7 +75,7 @@ def _run(job: CompareJob, folder: Path) -> None:
         whole = len(job.prompts.prompts) * job.comparison.images
         if processes.first:
             others = f", over {processes.count} processes" if processes.count > 1 else ""
-            say(f"{whole} images in {len(job.comparison.arms)} arms{others}, in {folder}")
+            say(f"{whole} images in {len(job.comparison.arms)} arms{others}, in {escape(folder)}")
         progress("drawing", (1 for _ in job.draw(missing)), count, processes.first)
         progress("scoring", job.score(), job.scorings, processes.first)
         page = job.finish(command())
@@ -85,9 +85,11 @@ def _run(job: CompareJob, folder: Path) -> None:
             err=True,
         )
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        job.store.release()
     if page is not None:
         _show(json.loads((folder / RESULTS).read_bytes()))
-        say(f"Report: [bold]{page}[/]")
+        say(f"Report: [bold]{escape(page)}[/]")
     processes.leave()
 
 
@@ -100,12 +102,14 @@ def _show(found: Mapping[str, Any]) -> None:
     table = Table(box=None, header_style="dim")
     table.add_column("arm")
     for reward in found["rewards"]:
-        table.add_column(reward["name"] + ("*" if reward["optimised"] else ""), justify="right")
+        table.add_column(
+            escape(reward["name"]) + ("*" if reward["optimised"] else ""), justify="right"
+        )
     table.add_column("compute", justify="right")
     for index, arm in enumerate(found["arms"]):
         cells = arm_view(found, index).cells
         shown = [f"{c.mean} ({c.difference})" if c.difference else c.mean for c in cells]
-        table.add_row(arm["label"], *shown, f"{arm['cost']['multiple']:.2f}x")
+        table.add_row(escape(arm["label"]), *map(escape, shown), f"{arm['cost']['multiple']:.2f}x")
     say(table)
     base, reward = found["configuration"]["baseline"], found["rewards"][-1]["name"]
     for pair in found["pairs"]:
@@ -123,7 +127,7 @@ def _pair_line(found: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
     ends = [text_of(v * scale, digits, True) for v in (gap["low"], gap["high"]) if v is not None]
     span = f" \\[{', '.join(ends)}]" if ends else ""
     return (
-        f"[dim]{reward}:[/] {pair['arm']} over {pair['against']} "
+        f"[dim]{escape(reward)}:[/] {pair['arm']} over {pair['against']} "
         f"{text_of(gap['mean'] * scale, digits, True)}{span}, "
         f"{pair['wins']} won, {pair['ties']} tied, {pair['losses']} lost"
     )

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steer.cli.exits import end_as_interrupted
+from steer.cli.terminal import escape
+from steer.core.files.names import visible
+
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,9 +35,9 @@ def demo(out: Path, captions: int = 8, compute: float = 8.0, seed: int = 0) -> R
         ValueError: `captions` or `compute` is below 1.
     """
     from steer.core.files.atomic import usable
-    from steer.core.files.run_folder import RunFolder
+    from steer.core.files.run_folder import IMAGES, RunFolder
     from steer.jobs.sample_job import SampleJob
-    from steer.jobs.sampling import IMAGES, Sampler, draw_missing
+    from steer.jobs.sampling import Sampler, draw_missing
     from steer.pipeline.report.page import write_report
     from steer.shapes import prompts as shape_prompts
 
@@ -42,15 +46,30 @@ def demo(out: Path, captions: int = 8, compute: float = 8.0, seed: int = 0) -> R
     prompts = tuple(shape_prompts(split="held_out", count=captions, seed=seed))
     job = SampleJob(prompts, compute=compute, seed=seed, guidance_scale=GUIDANCE)
     usable(out)
+    _check_kind(out)
     sampler = Sampler(job)
-    shutil.rmtree(out / IMAGES, ignore_errors=True)
     words = f"--out {out} --captions {captions} --compute {compute:g} --seed {seed}"
     run = RunFolder.create(out, job.to_dict(), kind=KIND, command=f"{PROGRAM} {words}")
+    shutil.rmtree(out / IMAGES, ignore_errors=True)
     for _ in draw_missing(run, sampler):
         pass
     write_report(run)
     write_grid(run)
+    run.close("finished")
     return run
+
+
+def _check_kind(out: Path) -> None:
+    """Raise RecordError where the demo would replace something else's files."""
+    from steer.core.errors import RecordError
+    from steer.core.files.folder import check_free
+    from steer.core.files.run_folder import RUN_FILE, RunFolder, check_own
+
+    if not (out / RUN_FILE).exists():
+        check_own(out)
+        check_free(out, [GRID_FILE], "the demo")
+    elif (kind := RunFolder.load(out).data.get("kind")) != KIND:
+        raise RecordError(f"--out {str(out)!r}: holds a run of {kind!r}; name another folder")
 
 
 def write_grid(run: RunFolder) -> Path:
@@ -103,19 +122,20 @@ def main(
     try:
         run = demo(out, captions, compute, seed)
     except (SteerError, ValueError, OSError) as error:
-        typer.echo(f"steer.demo: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"steer.demo: {visible(' '.join(str(error).split()))}", err=True)
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     console.print(summary(run))
     console.print(
         f"\n{time.perf_counter() - start:.0f} s in all. "
-        f"Look at [bold]{out / 'report.html'}[/] and [bold]{out / GRID_FILE}[/]."
+        f"Look at [bold]{escape(out / 'report.html')}[/] and [bold]{escape(out / GRID_FILE)}[/]."
     )
 
 
 def run_main(arguments: Sequence[str] | None = None) -> None:
     """The program: `main` with `arguments`, or with the command line's."""
+    end_as_interrupted()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app(args=None if arguments is None else list(arguments), prog_name=PROGRAM)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from steer.cli.exits import INTERRUPTED, bad_input, fail
+from steer.cli.exits import INTERRUPTED, bad_input
 from steer.cli.terminal import command, escape, say
 
 
@@ -21,7 +21,10 @@ Prompts = Annotated[
 ]
 PromptsFile = Annotated[
     Path | None,
-    typer.Option(help="Further prompts, one per line; '-' is stdin.", show_default=False),
+    typer.Option(
+        help="Further prompts: text with one per line ('-' is stdin), .json, .jsonl, .csv or .tsv.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for images, run.json, report.html.")]
 Pipeline = Annotated[str, typer.Option(help="'shapes' (bundled, offline), a folder, or a hub id.")]
@@ -117,15 +120,15 @@ def sample(
     Example: steer sample "a red circle left of a blue square" --compute 4 --out results
     """
     with bad_input():
-        from steer.jobs.image_prompts import read_lines
+        from steer.core.files.atomic import usable
+        from steer.core.files.folder import held
         from steer.jobs.sample_job import SampleJob
         from steer.methods.text import method_option
 
         given = method_option(method, method_args)
-        texts = (*(prompts or ()), *(read_lines(prompts_file) if prompts_file else ()))
+        texts = (*(prompts or ()), *_read(prompts_file))
         if not texts:
             raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')
-        run = _known_run(out)
         job = SampleJob(
             texts,
             pipeline=pipeline,
@@ -144,45 +147,60 @@ def sample(
             tuned=tuned,
             blend=blend,
         )
-    _sample(job, out, run)
+        usable(out)
+        with held(out):
+            _sample(job, out)
+
+
+def _read(path: Path | None) -> list[str]:
+    """The prompts of a file; ValueError names it where it cannot be read."""
+    from steer.core.files.text import read_texts
+
+    if path is None:
+        return []
+    try:
+        return read_texts(path)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"--prompts-file {str(path)!r}: {why}") from error
 
 
 def _known_run(out: Path) -> RunFolder | None:
-    """The run that is in the folder already, after seeing that the folder can be used."""
-    from steer.core.files.atomic import usable
-    from steer.core.files.run_folder import RUN_FILE, RunFolder
+    """The run that is in the folder already; RecordError where something else is."""
+    from steer.core.files.run_folder import RUN_FILE, RunFolder, check_own
 
-    usable(out)
+    check_own(out)
     return RunFolder.load(out) if (out / RUN_FILE).exists() else None
 
 
-def _sample(job: SampleJob, out: Path, run: RunFolder | None) -> None:
-    with bad_input():
-        from steer.core.files.run_folder import RunFolder
+def _sample(job: SampleJob, out: Path) -> None:
+    from steer.core.files.run_folder import PAGE_FILE, RunFolder
 
-        arguments = job.to_dict()
-        if run is not None and run.entries:
-            run.check(arguments)
-            if not run.missing() and run.status == "finished":
+    run, arguments = _known_run(out), job.to_dict()
+    if run is not None and run.entries:
+        run.check(arguments)
+        if not run.missing():
+            if run.status == "finished" and (out / PAGE_FILE).is_file():
                 say(f"Finished before: nothing to do in [bold]{escape(out)}[/].")
-                return
-        from steer.jobs.sampling import Sampler
+            else:
+                _show(run)
+            return
+    from steer.jobs.sampling import Sampler
 
-        say(f"[dim]Loading {escape(job.pipeline)} and the reward {escape(job.reward)}[/]")
-        sampler = Sampler(job)
-        if run is None or not run.entries:
-            run = RunFolder.create(out, arguments, kind="sample", command=command())
+    say(f"[dim]Loading {escape(job.pipeline)} and the reward {escape(job.reward)}[/]")
+    sampler = Sampler(job)
+    if run is None or not run.entries:
+        run = RunFolder.create(out, arguments, kind="sample", command=command())
     _draw(run, sampler)
 
 
 def _draw(run: RunFolder, sampler: Sampler) -> None:
     """Draw what is missing, then show what came of it; an interrupt leaves what is finished."""
-    from steer.cli.summary import summary
-    from steer.core.errors import SteerError
     from steer.jobs.sampling import draw_missing
     from steer.pipeline.report.page import write_report
 
-    before, asked = len(run.entries), len(sampler.job.prompts)
+    asked = len(sampler.job.prompts)
+    before = asked - len(run.missing())
     if before:
         say(f"Continuing: {before} of {asked} prompts are finished.")
     try:
@@ -195,8 +213,16 @@ def _draw(run: RunFolder, sampler: Sampler) -> None:
             f"[bold]{escape(run.folder)}[/]; the same command continues with the rest."
         )
         raise typer.Exit(INTERRUPTED) from None
-    except SteerError as error:
-        raise fail(error) from error
+    _show(run)
+
+
+def _show(run: RunFolder) -> None:
+    """Write the page of a run whose images are all there, and show what came of it."""
+    from steer.cli.summary import summary
+    from steer.pipeline.report.page import write_report
+
+    run.data["status"] = "finished"
     path = write_report(run)
+    run.close("finished")  # last: whoever finds this finds the page, too
     say(summary(run))
     say(f"Report: [bold]{escape(path)}[/]")

@@ -10,6 +10,7 @@ import typer
 
 from steer.cli.exits import FAILED, INTERRUPTED, bad_input
 from steer.cli.terminal import escape, progress, say
+from steer.core.files.names import visible
 
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _show(
             if file:
                 say(f"{flag.lstrip('-')}: [bold]{escape(file)}[/]")
     for path, why in job.failed.items():
-        typer.echo(f"steer: {path}: {why}", err=True)
+        typer.echo(f"steer: {visible(path)}: {visible(why)}", err=True)
     if job.failed:
         count = f"{len(job.failed)} of {len(job.images)} images"
         typer.echo(f"steer: {count} could not be scored", err=True)

@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from itertools import takewhile
 
-from rich.markup import escape
 from rich.table import Table
 
+from steer.cli.terminal import escape
 from steer.core.files.score_log import Row, mean_scores, rank_rows, score_text
 
 

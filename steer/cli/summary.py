@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from steer.cli.terminal import escape
 from steer.pipeline.report.page import run_view
 from steer.pipeline.report.plots import number
 

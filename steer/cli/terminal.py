@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from steer.core.files.names import visible
+
 
 def say(what: Any) -> None:
     """Print text with rich's markup, or a table, on stdout."""
@@ -16,10 +18,10 @@ def say(what: Any) -> None:
 
 
 def escape(text: object) -> str:
-    """Text as it is, where markup is read."""
+    """Text as it is, where markup is read; what a terminal would obey is written out."""
     from rich.markup import escape
 
-    return escape(str(text))
+    return escape(visible(text))
 
 
 def progress(what: str, counts: Iterable[int], total: int, shown: bool = True) -> None:

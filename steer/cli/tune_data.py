@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from steer.cli.exits import INTERRUPTED, bad_input
+from steer.cli.terminal import escape
 
 
 def data(
@@ -52,6 +53,6 @@ def _show(folder: Path) -> None:
         parts.append(f"{found['pairs']} pairs")
     left = {k: n for k, n in found.get("left_out", {}).items() if n}
     console = Console()
-    console.print(f"{'; '.join(parts)}: [bold]{folder}[/]")
+    console.print(f"{'; '.join(parts)}: [bold]{escape(folder)}[/]")
     if left:
         console.print("Left out: " + ", ".join(f"{n} {k}" for k, n in left.items()))

@@ -10,6 +10,15 @@ AGAIN = "use BestOfN or a Gate around it, which call the pipeline again for ever
 """The way out where no search can sit in a pipeline's loop."""
 
 
+def in_a_call(pipeline: str) -> str:
+    """The sentence for a call that finds the pipeline in the middle of another one."""
+    return (
+        f"{pipeline} is in a guided call, and this call comes from inside it or from another "
+        "thread's plain pipe(...): load a second pipeline for it, or call guided(pipe, ...) in "
+        "every thread, which waits for its turn"
+    )
+
+
 class SteerError(Exception):
     """Base class of steer's errors."""
 

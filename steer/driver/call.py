@@ -244,9 +244,11 @@ class Call:
         """Whether several prompts of several images each may get each other's attention masks.
 
         Sana, Lumina, LTX and others repeat embeddings prompt by prompt and masks image by image
-        (diffusers 0.42, `prompt_attention_mask.repeat(num_images_per_prompt, 1)`).
+        (diffusers 0.42, `prompt_attention_mask.repeat(num_images_per_prompt, 1)`); so do Qwen-Image
+        and HunyuanImage with `prompt_embeds_mask`.
         """
-        return self.prompts > 1 and any("attention_mask" in name for name in self.values)
+        masks = ("attention_mask", "embeds_mask")
+        return self.prompts > 1 and any(mask in name for name in self.values for mask in masks)
 
     def _is_per_prompt(self, name: str) -> bool:
         value = self._given[name]

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from steer.core.errors import AGAIN, UnsupportedPipelineError
+from steer.core.errors import AGAIN, SteerError, UnsupportedPipelineError, in_a_call
 from steer.core.ledger import Ledger
 from steer.core.types import Query
 from steer.driver.counting import Number, running
 from steer.driver.edits import Edits, Noises
 from steer.driver.grid import Schedule
-from steer.driver.opened import Opened
+from steer.driver.opened import Opened, same
 from steer.driver.solver_state import clone
 
 
@@ -65,12 +66,14 @@ class Loop:
         opening: Slots of the first denoiser call that the search needs; empty for all.
         failed: The search itself raised an error (a reward, say).
         copied: The pipeline made a second scheduler of this one.
+        owner: The pipeline's class, for errors.
     """
 
     def __init__(self, scheduler: Any, search: Callable[[Opening], Driven], ledger: Ledger) -> None:
         self.scheduler = scheduler
         self.search_of = search
         self.ledger = ledger
+        self.owner, self._thread = "the pipeline", get_ident()
         self.reusable = False
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._around = ExitStack()
@@ -100,6 +103,14 @@ class Loop:
     @property
     def started(self) -> bool:
         return self._search is not None
+
+    def check_caller(self) -> None:
+        """Raise SteerError where another call of the pipeline meets this one.
+
+        A call in another thread, or one of the reward's or a callback's own.
+        """
+        if self._thinking or (self._thread != get_ident() and not self.reusable):
+            raise SteerError(in_a_call(self.owner))
 
     def iterate(self, grid: Tensor) -> Iterator[Tensor]:
         """What the pipeline iterates over: the timestep of each query, one at a time."""
@@ -156,6 +167,7 @@ class Loop:
 
     def answer(self, output: Tensor, sample: Tensor, step_kwargs: dict[str, Any]) -> Tensor:
         """Send the model output at `sample` to the search; returns its next latents, or winners."""
+        self.check_caller()
         if not self._asked:
             raise UnsupportedPipelineError(
                 "this pipeline's loop cannot be driven: it calls scheduler.step other than once "
@@ -251,10 +263,6 @@ class Loop:
             return self.opening
         return self._query.slots if self._opened is None else self._opened.missing
 
-    def count_check(self, rows: int) -> None:
-        """Count rows that were asked to see that narrower batches are answered alike."""
-        self.ledger.checked_rows += rows * self.evaluations(*self.asked())
-
     def noised(self, name: str, args: Any, kwargs: Any) -> Tensor:
         """`scheduler.add_noise` or `scale_noise`, where the pipeline calls it."""
         if self._asked or self._thinking or not self.started:
@@ -282,7 +290,7 @@ class Loop:
             return
         if self.edits is not None:
             self.edits.learn(sample.detach())
-        elif not self.callbacks and self._moves <= _WATCHED and not _same(sample, query.latents):
+        elif not self.callbacks and self._moves <= _WATCHED and not same(sample, query.latents):
             raise UnsupportedPipelineError(
                 "this pipeline's loop cannot be driven: it changes the latents after "
                 f"scheduler.step, which a search cannot follow; {AGAIN}."
@@ -307,10 +315,3 @@ class Loop:
         self._around.close()
         if self._search is not None:
             self._search.close()
-
-
-def _same(sample: Tensor, latents: Tensor) -> bool:
-    """Whether these are the same latents, but for a cast."""
-    if sample.shape != latents.shape:
-        return False
-    return torch.allclose(sample.float(), latents.float(), rtol=1e-2, atol=1e-3, equal_nan=True)

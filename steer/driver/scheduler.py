@@ -107,6 +107,7 @@ def _step(scheduler: SteeredScheduler, *args: Any, return_dict: bool = True, **k
 
 
 def _set_timesteps(scheduler: SteeredScheduler, *args: Any, **kwargs: Any) -> None:
+    scheduler.loop.check_caller()
     scheduler._inner.set_timesteps(*args, **kwargs)
     scheduler.loop.rewind()
 

@@ -90,15 +90,15 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _look(path: str, explicit: bool) -> ImageFile | None:
     """What the header says; None for a sheet made by steer that nobody named."""
-    from PIL import Image
+    from steer.core.files.png import open_image
 
     stamp = ""
     try:
         status = os.stat(path)
         stamp = f"{status.st_size}-{status.st_mtime_ns}"
-        with Image.open(path) as image:
+        with open_image(path) as image:
             size, kind = image.size, image.format
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         return ImageFile(path, stamp, error=reason(error, path))
     data = _png_data(path) if kind == "PNG" else None
     if data is not None and "prompt" not in data and not explicit:

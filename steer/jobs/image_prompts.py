@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from steer.core.files.text import PROMPTS, first_of, read_entries, unique
 from steer.jobs.image_files import ImageFile
 
 
 FILE_COLUMNS = ("path", "file_name", "filename", "file", "image")
-PROMPT_COLUMNS = ("prompt", "text", "caption")
-_COLUMNS = f"a file ({', '.join(FILE_COLUMNS)}) and a prompt ({', '.join(PROMPT_COLUMNS)})"
+_COLUMNS = f"a file ({', '.join(FILE_COLUMNS)}) and a prompt ({', '.join(PROMPTS)})"
 _SHOWN = 3
 
 
@@ -32,23 +28,10 @@ def read_prompts(path: Path) -> list[str] | dict[str, str]:
         ValueError: The file is missing, cannot be read so, or names an image twice differently.
     """
     try:
-        text = _text(path)
-        kind = path.suffix.lower()
-        if kind == ".json":
-            return _from_json(json.loads(text, object_pairs_hook=_unique))
-        if kind == ".jsonl":
-            return _from_rows(json.loads(line) for line in text.splitlines() if line.strip())
-        if kind in (".csv", ".tsv"):
-            delimiter = "\t" if kind == ".tsv" else ","
-            return _from_rows(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True))
-        return _lines(text)
-    except (OSError, ValueError, csv.Error) as error:
+        found = read_entries(path)
+        return found if _are_texts(found) else _from_rows(found)
+    except (OSError, ValueError) as error:
         raise ValueError(f"prompts_file={str(path)!r}: {_why(error)}") from error
-
-
-def read_lines(path: Path) -> list[str]:
-    """The non-empty lines of a text file, stripped; `-` is stdin. OSError where there is none."""
-    return _lines(_text(path))
 
 
 def by_file(images: Sequence[ImageFile], path: Path) -> tuple[list[str], int]:
@@ -97,46 +80,25 @@ def without_prompt(images: Sequence[ImageFile], prompts: Sequence[str | None]) -
     )
 
 
-def _text(path: Path) -> str:
-    return sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _from_json(value: Any) -> list[str] | dict[str, str]:
-    if isinstance(value, Mapping):
-        odd = next((k for k, v in value.items() if not isinstance(v, str)), None)
-        if odd is not None:
-            raise ValueError(f"the prompt of {odd!r} is not a string; write {{file: prompt}}")
-        return dict(value)
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return value
-    if isinstance(value, list):
-        return _from_rows(value)
-    raise ValueError("neither an object {file: prompt} nor a list")
+def _are_texts(found: list[Any] | dict[str, Any]) -> bool:
+    """Whether these are prompts already, texts or an object of them; ValueError where mixed."""
+    values = found.values() if isinstance(found, dict) else found
+    odd = next((value for value in values if not isinstance(value, str)), None)
+    if odd is not None and isinstance(found, dict):
+        name = next(key for key, value in found.items() if value is odd)
+        raise ValueError(f"the prompt of {name!r} is not a string; write {{file: prompt}}")
+    return odd is None and bool(found)
 
 
 def _from_rows(rows: Iterable[Any]) -> dict[str, str]:
     pairs = []
     for number, row in enumerate(rows, 1):
         cells = row if isinstance(row, Mapping) else {}
-        name = next((cells[c] for c in FILE_COLUMNS if c in cells), None)
-        prompt = next((cells[c] for c in PROMPT_COLUMNS if c in cells), None)
+        name, prompt = first_of(cells, FILE_COLUMNS), first_of(cells, PROMPTS)
         if not isinstance(name, str) or not name or not isinstance(prompt, str):
             raise ValueError(f"row {number} lacks {_COLUMNS}")
         pairs.append((name, prompt))
-    return _unique(pairs)
-
-
-def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a dict; ValueError where a name has two values."""
-    made: dict[str, Any] = {}
-    for name, value in pairs:
-        if made.setdefault(name, value) != value:
-            raise ValueError(f"{name!r} stands there twice, with different values")
-    return made
+    return unique(pairs)
 
 
 def _parts(name: str) -> tuple[str, ...]:

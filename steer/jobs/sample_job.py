@@ -63,6 +63,9 @@ class SampleJob:
             raise ValueError(
                 f"prompts={list(self.prompts)!r}: give at least one, none of them empty"
             )
+        for prompt in self.prompts:
+            if not _is_unicode(prompt):
+                raise ValueError(f"prompts: {prompt!r} is not UTF-8")
         self._check_effort()
         for name in ("steps", "images_per_prompt", "lane_width"):
             value = getattr(self, name)
@@ -93,6 +96,10 @@ class SampleJob:
     def to_dict(self) -> dict[str, Any]:
         """The arguments by name, JSON-ready."""
         return plain(asdict(self))
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_bare(method: Written) -> bool:

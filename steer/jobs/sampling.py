@@ -14,9 +14,11 @@ from PIL import Image
 from steer.core.errors import SteerError
 from steer.core.files.atomic import plain
 from steer.core.files.png import save_png
-from steer.core.files.run_folder import RunFolder
+from steer.core.files.run_folder import IMAGES, RunFolder
 from steer.core.files.versions import versions
 from steer.core.seeds import prompt_seed
+from steer.core.warn import warn
+from steer.driver.decoding.nan import decoding_of
 from steer.driver.denoisers import parse_blend
 from steer.driver.denoisers.blend import Blend
 from steer.driver.facts import quiet
@@ -32,7 +34,7 @@ from steer.rewards.parts import is_relative
 from steer.shapes import oracle
 
 
-IMAGES = "images"
+_UNSCORED = {"reward": None, "judges": {}, "verdict": None}
 
 
 class Sampler:
@@ -117,9 +119,10 @@ class Sampler:
             save_png(folder / name, image, self._metadata(entry, reward=reward, rank=rank))
         if job.base:
             same = report.chosen == [(0, 0)] and not self.blended
-            image = out.images[0] if same else self._plain(prompt, seed)
+            image, broken = (out.images[0], False) if same else self._plain(prompt, seed)
             name = f"{IMAGES}/{index:04d}-plain.png"
-            entry["base"] = {"image": name, **self._judge(image, prompt, report)}
+            known = _UNSCORED if broken else self._judge(image, prompt, report)
+            entry["base"] = {"image": name, **known}
             reward = entry["base"]["reward"]
             save_png(folder / name, image, self._metadata(entry, reward=reward, method=None))
         entry["previews"] = _save_previews(folder, index, report.trace.images)
@@ -135,10 +138,16 @@ class Sampler:
             **({} if scale is None else {"guidance_scale": scale}),
         )
 
-    def _plain(self, prompt: str, seed: int) -> Image.Image:
-        """The image of the plain call from the same seed: particle 0 without a search."""
-        with quiet(self.pipe):
-            return self._call(self.pipe, prompt, seed, 1).images[0]
+    def _plain(self, prompt: str, seed: int) -> tuple[Image.Image, bool]:
+        """The image of the plain call from the same seed, and whether it has NaN pixels."""
+        with quiet(self.pipe), decoding_of(self.pipe) as decoded:
+            image = self._call(self.pipe, prompt, seed, 1).images[0]
+        if any(decoded.rows):
+            warn(
+                f"the plain image of {prompt!r} has NaN pixels, which a PNG shows as black: it has "
+                "no score; use dtype=float32 (--dtype float32)"
+            )
+        return image, any(decoded.rows)
 
     def _judge(self, image: Image.Image, prompt: str, report: Report) -> dict[str, Any]:
         """The plain image's scores: those of particle 0 where the search finished it untuned."""
@@ -201,6 +210,8 @@ def _save_previews(
 def draw_missing(run: RunFolder, sampler: Sampler) -> Iterator[Mapping[str, Any]]:
     """Draw the prompts that `run` lacks, one entry at a time; the run is valid at every moment.
 
+    At its end the run is finished but for its page: `run.close("finished")` when that is written.
+
     Raises:
         KeyboardInterrupt: As it came, after the run's status says `interrupted`.
     """
@@ -217,9 +228,10 @@ def draw_missing(run: RunFolder, sampler: Sampler) -> Iterator[Mapping[str, Any]
             run.data["configuration"]["method"] = entry["method"]
             run.add(entry)
             yield entry
-        status = "finished"
+        status = "running"
     except SteerError:
         status = "failed"
         raise
     finally:
         run.close(status)
+    run.data["status"] = "finished"

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 
+from steer.core.files.png import open_image
 from steer.core.types import Reward
 from steer.jobs.device import usable_device
 from steer.jobs.image_files import reason
@@ -150,11 +151,11 @@ def decode(path: str) -> np.ndarray:
         ValueError: It is damaged, or has more than 8 bits a channel; the message says which.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode.startswith(_WIDE):
                 raise ValueError(f"{image.mode} pixels, more than 8 bits: save it as 8-bit RGB")
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(reason(error, path)) from error
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from steer.core.errors import SteerError
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
 from steer.driver.facts import makes_videos, named_device
@@ -20,6 +23,15 @@ COMPUTE = 4.0
 def resolve_reward(reward: Any, pipe: Any) -> Reward:
     """What `steer.reward` takes as a reward on the pipeline's device, fit for what it makes."""
     return resolve(reward, named_device(pipe), videos=makes_videos(pipe))
+
+
+def check_grad_mode() -> None:
+    """Raise SteerError under `torch.inference_mode`."""
+    if torch.is_inference_mode_enabled():
+        raise SteerError(
+            "torch.inference_mode is on: searches need ordinary tensors; use torch.no_grad "
+            "(the pipeline does so itself)"
+        )
 
 
 def check_effort(method: Any, compute: Any) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from steer.core.errors import AGAIN, LaneWidthError, SteerError, UnsupportedPipelineError
 from steer.core.shortage import is_shortage
 from steer.driver.call import Call, check_scheduler
 from steer.driver.counting import counting
+from steer.driver.decoding.nan import decoding_of
 from steer.driver.facts import edits_latents, is_interrupted
+from steer.driver.loop import Loop
 from steer.driver.narrow import Narrow
 from steer.driver.scheduler import SteeredScheduler
 from steer.pipeline.images import first_of, is_per_row
@@ -27,6 +29,7 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     check_scheduler(pipe)
     scheduler = SteeredScheduler(pipe.scheduler, run.search, run.ledger)
     loop = scheduler.loop
+    loop.owner = type(pipe).__name__
     loop.noises, loop.callbacks = run.source.noises, call.has_callbacks
     loop.edited = edits_latents(pipe)
     stand_ins: dict[str, Any] = {"scheduler": scheduler}
@@ -43,11 +46,10 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     narrow = nullcontext()
     if run.checked is not None:
         loop.spares, loop.opening = True, run.opening
-        asked = Narrow(
-            pipe, run.rows * run.lane_width, loop.wanted, run.uneven, run.checked, loop.count_check
-        )
-        narrow = asked.installed()
-    with models, narrow, counting(pipe), _standing_in(pipe, stand_ins):
+        narrow = _narrowed(run, loop)
+    returned = decoding_of(pipe, when=lambda: loop.finished)
+    stands = _standing_in(pipe, stand_ins)
+    with models, narrow, counting(pipe), stands, returned as run.decoded:
         try:
             output = call.run(run.lane_width)
         except Exception as error:
@@ -72,6 +74,17 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
             f"scheduler.timesteps and call scheduler.step); {AGAIN}"
         )
     return output, loop.finished
+
+
+def _narrowed(run: Run, loop: Loop) -> AbstractContextManager[None]:
+    """The denoiser on the rows that the loop wants; what a check costs is in the ledger."""
+
+    def count(rows: int) -> None:
+        run.ledger.checked_rows += rows * loop.evaluations(*loop.asked())
+
+    assert run.checked is not None
+    lane = run.rows * run.lane_width
+    return Narrow(run.pipe, lane, loop.wanted, run.uneven, run.checked, count).installed()
 
 
 def _is_ours(error: Exception) -> bool:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from steer.core.errors import (
     LaneWidthError,
     SteerError,
@@ -25,7 +23,7 @@ from steer.driver.safety import check_of
 from steer.driver.seeds import call_seeds
 from steer.driver.windows import warn_of_cut_prompts
 from steer.methods.selection.best_of_n import BestOfN
-from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
+from steer.pipeline.arguments import COMPUTE, check_effort, check_grad_mode, fitting, reward_texts
 from steer.pipeline.drive import drive
 from steer.pipeline.memory import Randomness, with_room
 from steer.pipeline.plan import affordable
@@ -33,6 +31,7 @@ from steer.pipeline.recall import recall
 from steer.pipeline.report.call import Report
 from steer.pipeline.result import finish
 from steer.pipeline.run import Run
+from steer.pipeline.turns import turn
 from steer.pipeline.widths import Widths
 from steer.search.method import Method
 
@@ -101,6 +100,9 @@ class Guided:
         effort = self.method if self.method is not None else f"compute={self.compute or COMPUTE:g}"
         return f"Guided({type(self.pipe).__name__}, {self.reward.name!r}, {effort})"
 
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *dir(self.pipe)})
+
     def to(self, *args: Any, **kwargs: Any) -> Guided:
         """`pipe.to(...)`; returns the guided pipeline."""
         self.pipe.to(*args, **kwargs)
@@ -137,15 +139,15 @@ class Guided:
                 short with half the lane too (`OutOfMemoryError`).
             ValueError: Arguments out of range; the message names them.
 
-        What a reward raises goes through as it is, with a note that says which prompt, particle and
-        step were at hand.
+        What a reward raises goes through, with a note of prompt, particle and step. Calls from
+        several threads take turns; one from inside another (a reward's own) raises SteerError.
         """
-        if torch.is_inference_mode_enabled():
-            raise SteerError(
-                "torch.inference_mode is on: searches need ordinary tensors; use torch.no_grad "
-                "(the pipeline does so itself)"
-            )
-        call, start = Call(self.pipe, args, kwargs), time.perf_counter()
+        check_grad_mode()
+        with turn(self.pipe):
+            return self._call(Call(self.pipe, args, kwargs), method, compute, reward_prompt)
+
+    def _call(self, call: Call, method: Any, compute: float | None, reward_prompt: Any) -> Any:
+        start = time.perf_counter()
         warn_of_cut_prompts(call)
         before = Randomness.of(call.generator, call.device)
 
@@ -163,8 +165,7 @@ class Guided:
         except (UnsupportedPipelineError, UnsupportedSchedulerError) as error:
             before.restore()
             run = self._recalled(call, first, reward_prompt, error)
-            ending = {"interrupted": False, "latent": call.latent_output, "start": start}
-            output, self.report = finish(run, recall(call, run), **ending)
+            output, self.report = finish(run, recall(call, run), call.latent_output, start)
             run.ledger.add(first.ledger)
         return output
 
@@ -191,8 +192,7 @@ class Guided:
                 run = again(run, None if padded else 1)
         if failed:
             self._widths.fitted(call, run.method, run.lane_width)
-        ending = {"interrupted": not ended, "latent": call.latent_output, "start": start}
-        output, report = finish(run, output, **ending)
+        output, report = finish(run, output, call.latent_output, start, interrupted=not ended)
         for other in (*wasted, *failed):
             run.ledger.add(other.ledger)
         return run, output, report
@@ -292,9 +292,8 @@ def guided(
             the like, it is 1.
         keep_images: Keep small previews in the trace.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
-            `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a UNet or
-            transformer, a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
-            All else stays the pipeline's.
+            `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a denoiser,
+            a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
         blend: How tuned and untuned denoisers combine, such as `steer.RLG(2.0)`; the tuned one
             alone if left out. `compute` goes on counting plain calls of the base.
 

@@ -9,8 +9,9 @@ particle), as in a search.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from steer.core.seeds import row_seed
 from steer.core.types import Name, Population, Query
 from steer.driver.call import Call
 from steer.driver.decoding.asked import Asked
+from steer.driver.decoding.nan import decoding_of
 from steer.driver.facts import uses_guidance
 from steer.driver.grid import Schedule
 from steer.driver.model import Model
@@ -96,20 +98,22 @@ class Calls:
             return
         if particle < images:
             names = [(p, k) for p in range(prompts) for k in range(images)]
-            self._keep(self.call.run(1), names)
+            self._keep(names, lambda: self.call.run(1))
             return
         names = [(p, particle) for p in range(prompts)]
         seeds = [row_seed(seed, particle) for seed in self.run.source.seeds]
         try:
-            self._keep(self.call.again(seeds), names)
+            self._keep(names, lambda: self.call.again(seeds))
         except (IndexError, RuntimeError, TypeError, ValueError):
             if prompts == 1:
                 raise
-            for (prompt, _), seed in zip(names, seeds, strict=True):  # no list of generators
-                self._keep(self.call.alone(prompt, seed), [(prompt, particle)])
+            for name, seed in zip(names, seeds, strict=True):  # it takes no list of generators
+                self._keep([name], partial(self.call.alone, name[0], seed))
 
-    def _keep(self, output: Any, names: list[Name]) -> None:
-        """Note what a call made for these particles."""
+    def _keep(self, names: list[Name], run: Callable[[], Any]) -> None:
+        """Run a call, and note what it made for these particles."""
+        with decoding_of(self.run.pipe) as decoded:
+            output = run()
         ledger = self.run.ledger
         ledger.denoiser_calls += self.call.steps
         ledger.denoiser_rows += self.call.steps * len(names)
@@ -118,7 +122,11 @@ class Calls:
         made = self._read(output, len(names))
         assert self.run.context is not None
         self.run.context.judging.flag(names, flags_of(output, len(names)))
-        self.rows |= dict(zip(names, made, strict=True))
+        rows = dict(zip(names, made, strict=True))
+        for name, nan in zip(names, decoded.of(len(names)), strict=True):
+            if nan and isinstance(rows[name], Tensor):
+                rows[name] = torch.full_like(rows[name], torch.nan)  # black, once it is 8 bits
+        self.rows |= rows
         self.outputs |= {name: (output, row) for row, name in enumerate(names)}
 
     def _read(self, output: Any, rows: int) -> Any:

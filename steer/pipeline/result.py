@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from torch import Tensor
 from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.types import Name, Reward
 from steer.core.warn import warn
+from steer.driver.decoding.nan import nan_rows
 from steer.driver.safety import flags_of
 from steer.pipeline.images import first_of, images_of
 from steer.pipeline.report.call import Report
@@ -24,9 +26,17 @@ from steer.search.context import Context
 
 
 def finish(
-    run: Run, output: Any, *, interrupted: bool, latent: bool, start: float
+    run: Run, output: Any, latent: bool, start: float, *, interrupted: bool = False
 ) -> tuple[Any, Report]:
-    """Score what was not scored, and hang the report on the pipeline's output."""
+    """Score what was not scored, and hang the report on the pipeline's output.
+
+    Args:
+        run: Whose search has ended, or not.
+        output: The pipeline's.
+        latent: Whether that holds latents.
+        start: When the call began, by `time.perf_counter`.
+        interrupted: Whether the search did not come to its end.
+    """
     ctx = run.context
     rewards: list[float] = []
     images: Tensor | None = None
@@ -36,12 +46,12 @@ def finish(
         accepted = [False] * len(rewards)
     else:
         assert ctx is not None
+        _check_pixels(run, ctx)
         rewards, images = _scores(run, ctx, output, latent)
         flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
         accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
         accepted = _passed(run, ctx, accepted)
-    finals = {} if ctx is None else ctx.finals
-    base = [finals.get((prompt, 0)) for prompt in range(len(run.texts))]
+    base = [None if ctx is None else _base_reward(ctx, (p, 0)) for p in range(len(run.texts))]
     judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
     if not latent:
         run.ledger.decodes += run.rows
@@ -71,6 +81,23 @@ def finish(
     return output, report
 
 
+def _base_reward(ctx: Context, name: Name) -> float | None:
+    return None if name in ctx.judging.nan else ctx.finals.get(name)
+
+
+def _check_pixels(run: Run, ctx: Context) -> None:
+    """Raise RewardError where what is returned has NaN pixels, which 8 bits no longer show."""
+    names = run.chosen
+    broken = [name in ctx.judging.nan for name in names]
+    if run.decoded is not None:
+        broken = map(operator.or_, broken, run.decoded.of(len(names)))
+    if run.winners is not None:
+        broken = map(operator.or_, broken, nan_rows(run.winners.x))
+    for name, nan in zip(names, broken, strict=True):
+        if nan:
+            raise ctx.judging.nan_error(name)
+
+
 def _passed(run: Run, ctx: Context, accepted: list[bool]) -> list[bool]:
     """What is accepted and not flagged by the safety checker; warns of what is."""
     flagged = [name in ctx.judging.flagged for name in run.chosen]
@@ -93,7 +120,7 @@ def _scores(run: Run, ctx: Context, output: Any, latent: bool) -> tuple[list[flo
         if missing or run.judges or not latent:
             images = _images(run, ctx, output, latent)
         if images is not None and not missing:
-            missing = not ctx.judging.agrees(images, run.chosen, run.exact)
+            missing = not ctx.judging.glimpses.agree(images, run.chosen, run.exact)
             if missing:
                 _mend(run, ctx)
         if missing:

@@ -13,6 +13,7 @@ from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward
 from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
+from steer.driver.decoding.nan import Decoded
 from steer.driver.facts import uses_guidance
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
@@ -53,6 +54,7 @@ class Run:
         winners: The winners, with the latents of the pipeline's loop.
         progress: What the pipeline's progress bar shows.
         made: Images by particle, where the pipeline was called again for each.
+        decoded: Which of the returned rows the pipeline's decoder made NaN.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
 
@@ -78,6 +80,7 @@ class Run:
     winners: Population | None = None
     made: Callable[[Sequence[Name]], Any] | None = None
     models: Models | None = None
+    decoded: Decoded | None = None
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:

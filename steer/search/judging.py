@@ -16,13 +16,13 @@ from steer.core.ledger import Ledger
 from steer.core.rows import rows_by_prompt
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward, Step
+from steer.driver.decoding.nan import nan_rows, without_nan
 from steer.driver.safety import Check
 from steer.rewards.frames import count_images
 from steer.rewards.parts import Parts, combine_parts, is_relative, parts_of
+from steer.search.glimpses import Glimpses
 
 
-_SAME = 0.004  # of a mean over an area; pixels are rounded to 8 bits
-_SAME_IN_HALF = 0.03  # half precision depends on the batch
 _PREVIEW = 96  # longest side of the previews that a trace keeps
 
 
@@ -38,8 +38,11 @@ class Judging:
         check: The pipeline's safety checker; final images are scored as it shows them.
         finals: Final reward per particle, where it was scored; of a reward that compares
             candidates, among all finished ones of the prompt so far.
-        flagged: Particles whose final image the safety checker flagged; they rank last.
+        flagged: Particles whose final image the safety checker flagged, or that is NaN; they rank
+            last.
+        nan: Particles whose final image has NaN pixels; it was not scored.
         base: Final image or video of particle 0 per prompt, where it was decoded.
+        glimpses: What final images looked like.
         asked: The step of the latest denoiser call, for errors.
     """
 
@@ -51,9 +54,10 @@ class Judging:
     check: Check | None = None
     finals: dict[Name, float] = field(default_factory=dict)
     flagged: set[Name] = field(default_factory=set)
+    nan: set[Name] = field(default_factory=set)
     base: dict[int, Tensor] = field(default_factory=dict)
     asked: Step | None = None
-    _glimpses: dict[Name, Tensor] = field(default_factory=dict)
+    glimpses: Glimpses = field(default_factory=Glimpses)
     _watchers: list[Callable[[Population, Tensor], None]] = field(default_factory=list)
     _finished: dict[Name, dict[str, float]] = field(default_factory=dict)
 
@@ -77,10 +81,7 @@ class Judging:
             try:
                 return parts_of(reward, images, [self.prompts[prompt] for prompt, _ in ids])
             except NotFiniteError as error:
-                raise RewardError(
-                    f"{self._particle(ids[error.index])}: its decoded image has NaN pixels; where "
-                    "the VAE runs in half precision, decode in float32 (pipe.vae.to(torch.float32))"
-                ) from error
+                raise self.nan_error(ids[error.index]) from error
 
     def combine(self, parts: Parts, ids: Sequence[Name], reward: Reward | None = None) -> Tensor:
         """Scores by part as one reward per particle, `(rows,)` float32, prompt by prompt.
@@ -108,10 +109,16 @@ class Judging:
         chunk: int,
         show: Callable[[Population], Tensor],
     ) -> Tensor:
-        """Decode and score clean latents, `chunk` rows at a time; see `Context.evaluate`."""
+        """Decode and score clean latents, `chunk` rows at a time; see `Context.evaluate`.
+
+        Images with NaN pixels are not scored, and get less than any other of their prompt.
+
+        Raises:
+            RewardError: All previews of a prompt are NaN.
+        """
         known = self.finals if step is None else {}
         todo = [row for row, name in enumerate(population.ids) if name not in known]
-        part, pieces = population.take(todo), []
+        part, pieces, whole = population.take(todo), [], []
         for start in range(0, len(part), chunk):
             ids = part.ids[start : start + chunk]
             with torch.no_grad():
@@ -119,17 +126,58 @@ class Judging:
                 if step is None and self.check is not None:
                     images, flags = self.check(images)
                     self.flag(ids, flags)
+                rows = [row for row, nan in enumerate(nan_rows(images)) if not nan]
+                whole += [start + row for row in rows]
+                if not rows:
+                    continue
+                if len(rows) < len(ids):
+                    images, ids = images[rows], tuple(ids[row] for row in rows)
                 pieces.append(self.parts(images, ids))
             self._keep(images, ids, step)
+        scored = part.take(whole)
+        self._tell_nan(part, scored, step)
         if pieces:
             scores = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-            values = self._note(part.ids, scores, step)
+            values = self._note(scored.ids, scores, step)
             if step is not None:
-                return values
+                return without_nan(values, whole, [prompt for prompt, _ in part.ids])
             for watch in self._watchers:
-                watch(part, values)
-        everyone = [self.finals[name] for name in population.ids]
+                watch(scored, values)
+        everyone = [self.final(name) for name in population.ids]
         return torch.tensor(everyone, device=population.x.device)
+
+    def final(self, name: Name) -> float:
+        """A finished particle's reward; that of its prompt's worst where its image is NaN."""
+        if name in self.nan:
+            others = [v for n, v in self.finals.items() if n[0] == name[0] and n not in self.nan]
+            self.finals[name] = min(others, default=0.0)
+        return self.finals[name]
+
+    def _tell_nan(self, part: Population, scored: Population, step: Step | None) -> None:
+        """Note whose images are NaN; RewardError where no preview of a prompt is left."""
+        there = set(scored.ids)
+        lost = [name for name in part.ids if name not in there]
+        for prompt, rows in rows_by_prompt(lost).items():
+            if step is not None and prompt not in scored.prompts:
+                raise self.nan_error(lost[rows[0]])
+            self.log_nan(step, [lost[row] for row in rows])
+
+    def log_nan(self, step: Step | None, names: Sequence[Name]) -> None:
+        """Note particles of one prompt whose images have NaN pixels; final ones rank last."""
+        particles = [particle for _, particle in names]
+        at = None if step is None else step.index
+        self.trace.log("nan", step=at, prompt=names[0][0], particle=particles)
+        if step is None:
+            self.flagged.update(names)
+            self.nan.update(names)
+            self.finals |= {name: 0.0 for name in names if name not in self.finals}
+
+    def nan_error(self, name: Name) -> RewardError:
+        """The error for an image with NaN pixels, where nothing better is left."""
+        return RewardError(
+            f"{self._particle(name)}: its decoded image has NaN pixels; where the VAE runs in half "
+            "precision, decode in float32 (pipe.vae.to(torch.float32))"
+        )
 
     @contextmanager
     def watch(self, follow: Callable[[Population, Tensor], None]) -> Iterator[None]:
@@ -149,7 +197,7 @@ class Judging:
 
     def rank(self, name: Name) -> tuple[bool, float]:
         """Sort key of a finished particle, best first: those that were flagged come last."""
-        return name in self.flagged, -self.finals[name]
+        return name in self.flagged, -self.final(name)
 
     def top(self, ids: Sequence[Name], values: Sequence[float], count: int) -> list[int]:
         """Rows of the `count` best of every prompt, best first; flagged particles come last."""
@@ -209,8 +257,8 @@ class Judging:
         """Small previews for the trace, and the base image for the judges."""
         if step is None and self.keeps_base:
             self.base |= {p: images[row] for row, (p, k) in enumerate(ids) if k == 0}
-        if step is None and isinstance(images, Tensor):
-            self._glimpses |= dict(zip(ids, _glimpse(images), strict=True))
+        if step is None:
+            self.glimpses.keep(images, ids)
         if not self.trace.keep_images:
             return
         if images.ndim == 5:  # of a video, its middle frame
@@ -222,26 +270,11 @@ class Judging:
         at = -1 if step is None else step.index
         self.trace.images |= {(p, k, at): small[row] for row, (p, k) in enumerate(ids)}
 
-    def agrees(self, images: Tensor, ids: Sequence[Name], exact: bool) -> bool:
-        """Whether these are the images that were scored as the particles' final ones.
-
-        Args:
-            images: `(B, 3, H, W)`, perhaps rounded to 8 bits.
-            ids: The particle of each.
-            exact: Whether the pipeline computes in float32 at least.
-        """
-        known = [row for row, name in enumerate(ids) if name in self._glimpses]
-        if not known or not isinstance(images, Tensor):
-            return True
-        scored = torch.stack([self._glimpses[ids[row]] for row in known])
-        gap = (_glimpse(images)[known].to(scored) - scored).abs().max()
-        return bool(gap < (_SAME if exact else _SAME_IN_HALF))
-
     def forget(self) -> None:
         """Drop all final scores: the images that were scored are not those that are returned."""
         self.finals.clear()
         self._finished.clear()
-        self._glimpses.clear()
+        self.glimpses.clear()
         self.base.clear()
 
     @contextmanager
@@ -268,13 +301,6 @@ class Judging:
     def _particle(self, name: Name) -> str:
         prompt, particle = name
         return f"prompt {prompt} ({self.prompts[prompt]!r}), particle {particle}"
-
-
-def _glimpse(images: Tensor) -> Tensor:
-    """`(B, 3, 8, 8)` of images, or of the middle frame of videos, by area."""
-    if images.ndim == 5:
-        images = images[:, images.shape[1] // 2]
-    return F.adaptive_avg_pool2d(images.detach().float(), 8)
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:

@@ -16,6 +16,7 @@ from steer.core.errors import TuneError
 from steer.core.files.atomic import write_json
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
+from steer.tune.logs import save_state
 from steer.tune.tables import INDEX, MANIFEST, PAIRS
 
 
@@ -45,7 +46,7 @@ def save(out: Path, step: int, state: Mapping[str, Any], config: TuneConfig, dat
     partial = folder.parent / f".partial-{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    torch.save({**state, "step": step}, partial / STATE)
+    save_state({**state, "step": step}, partial / STATE)
     write_json(partial / META, {"step": step, "config": config.to_dict(), "data": data})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steer.core.errors import TuneError
-from steer.core.files.atomic import plain
+from steer.core.errors import RecordError, TuneError
+from steer.core.files.atomic import plain, usable
+from steer.core.files.folder import held
+from steer.core.files.text import read_json
 
 
 _SHOWN = 3
@@ -67,6 +70,17 @@ def check_enough(count: int, needed: int, what: str, way_out: str) -> None:
         raise TuneError(f"{count} {what}, and {needed} are needed: {way_out}")
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """An object that a run wrote as JSON; TuneError where the file is damaged."""
+    try:
+        found = read_json(path.read_bytes())
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        raise TuneError(f"{str(path)!r}: damaged ({found!r:.80}); use another folder")
+    return found
+
+
 def check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuse to continue with another configuration.
 
@@ -88,6 +102,23 @@ def check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]
             f"{str(folder)!r} was begun with another configuration: {'; '.join(changed)}. "
             "Use the same values to continue, or another folder to begin again"
         )
+
+
+@contextmanager
+def own_folder(out: str | Path) -> Iterator[Path]:
+    """A run's folder, made where it is not there, with other processes kept out.
+
+    Raises:
+        TuneError: It cannot be read and written, or another process works in it.
+    """
+    folder = Path(out).expanduser()
+    with ExitStack() as stack:
+        try:
+            usable(folder)
+            stack.enter_context(held(folder))
+        except (RecordError, OSError) as error:
+            raise TuneError(f"out={str(folder)!r}: {error}") from error
+        yield folder
 
 
 def check_room(folder: Path, needed: int) -> None:

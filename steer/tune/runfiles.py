@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steer.core.errors import RecordError, TuneError
 from steer.core.files.atomic import write_atomic, write_json
+from steer.core.files.folder import check_free
 from steer.core.files.versions import versions
+from steer.tune.checkpointing import checkpoints
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
 from steer.tune.labels import Labels
+from steer.tune.logs import append_line, trim_log
 
 
 TUNED, LOG, CONFIG, THRESHOLD, SUMMARY = (
@@ -21,6 +25,9 @@ TUNED, LOG, CONFIG, THRESHOLD, SUMMARY = (
     "threshold.json",
     "tune.json",
 )
+
+
+_MARK = b"# Written by steer tune run.\n"
 
 
 class RunFiles:
@@ -34,6 +41,17 @@ class RunFiles:
     def __init__(self, out: Path, active: bool) -> None:
         self.out, self._active = out, active
 
+    def check(self) -> None:
+        """Raise TuneError where a new run would replace files that are not those of a run."""
+        config = self.out / CONFIG
+        ours = config.is_file() and config.read_bytes().startswith(_MARK)
+        if ours or checkpoints(self.out):
+            return
+        try:
+            check_free(self.out, (CONFIG, LOG, THRESHOLD, TUNED), "steer tune run")
+        except RecordError as error:
+            raise TuneError(str(error)) from error
+
     def begin(self, config: TuneConfig, labels: Labels | None, step: int) -> None:
         """Record what is to be done; drop what the log says of steps that will be made again."""
         import yaml
@@ -42,21 +60,17 @@ class RunFiles:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         values = json.loads(json.dumps(config.to_dict()))
-        write_atomic(self.out / CONFIG, yaml.safe_dump(values, sort_keys=False).encode())
+        text = yaml.safe_dump(values, sort_keys=False)
+        write_atomic(self.out / CONFIG, _MARK + text.encode())
         if labels is not None:
             labels.threshold.save(self.out / THRESHOLD)
-        path = self.out / LOG
-        if path.is_file():
-            lines = path.read_text("utf-8").splitlines()
-            kept = [line for line in lines if step and json.loads(line)["step"] <= step]
-            write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
+        trim_log(self.out / LOG, step)
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
         """Append a line: the step and its numbers."""
         if self._active:
             self.out.mkdir(parents=True, exist_ok=True)
-            with (self.out / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **row}) + "\n")
+            append_line(self.out / LOG, {"step": step, **row})
 
     def origin(
         self, weights: Path, step: int, config: TuneConfig, data: Dataset, labels: Labels | None

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from steer.core.errors import NonFiniteError
 from steer.tune import checkpointing
+from steer.tune.checks import own_folder
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
 from steer.tune.goals import CSFT, Errors, Outcome
@@ -73,6 +74,7 @@ class Trainer:
         from accelerate.utils import set_seed
 
         self.config, self.goal, self.out = config, config.objective, Path(config.out)
+        RunFiles(self.out, True).check()
         self.progress, self.step = progress, 0
         self.data = Dataset.load(config.data)
         rows, self.labels = training_rows(self.goal, self.data)
@@ -124,6 +126,10 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the end and export; see `tune`."""
+        with own_folder(self.out) if self.accelerator.is_main_process else nullcontext():
+            return self._run()
+
+    def _run(self) -> Path:
         self._resume()
         self.files.begin(self.config, self.labels, self.step)
         look = self.config.validation.every
@@ -251,8 +257,7 @@ class Trainer:
     def average(self) -> Iterator[None]:
         """With the averaged weights in the denoiser, where there is an average."""
         if self.ema is None:
-            yield
-            return
+            return (yield)
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         try:

@@ -440,10 +440,10 @@ def test_bad_input(folder: Path, words: list[str], reward: str, told: str) -> No
         ("p.json", '{"1.png": 3}', "is not a string"),
         ("p.json", '{"1.png": "a", "1.png": "b"}', "stands there twice"),
         ("p.json", "{", "p.json"),
-        ("p.json", "3", "neither an object"),
+        ("p.json", "3", "neither a list nor an object"),
         ("p.jsonl", '{"path": "1.png"}', "row 1 lacks"),
         ("p.csv", "name,words\n1.png,a\n", "row 1 lacks"),
-        ("p.csv", "path,prompt\n1.png\n", "row 1 lacks"),
+        ("p.csv", "path,prompt\n1.png\n", "row 1 has 1 cells, and the header 2"),
         ("missing.csv", None, "No such file"),
     ],
 )

@@ -90,7 +90,7 @@ def test_entry_points_and_extras(wheel: Path, names: set[str]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         points = archive.read(f"{info}/entry_points.txt").decode()
         facts = archive.read(f"{info}/METADATA").decode()
-    assert "steer = steer.cli.app:app" in points
+    assert "steer = steer.cli.entry:run" in points
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert all(f"Provides-Extra: {extra}" in facts for extra in project["optional-dependencies"])
 

@@ -38,6 +38,8 @@ def replacement(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        with temporary.open("rb+") as file:  # on the disk before it has its name: a power cut
+            os.fsync(file.fileno())
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except BaseException:

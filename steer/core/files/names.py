@@ -1,9 +1,14 @@
-"""Names: their natural order, and as names of folders."""
+"""Names and other text of users: in natural order, as names of folders, on a terminal."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+
+
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def natural_key(path: str) -> list[tuple[int, int, str]]:
@@ -23,3 +28,11 @@ def slug(name: str, otherwise: str = "reward") -> str:
     if clean == name:
         return clean
     return f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def visible(text: object) -> str:
+    """Text with escape sequences for what a terminal would obey: control and direction characters.
+
+    Line breaks and tabs stay; lone surrogates (names that are not UTF-8) become `\\udcff`.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))

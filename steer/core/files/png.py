@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from steer.core.errors import RecordError
+from steer.core.errors import RecordError, first_line
 from steer.core.files.atomic import plain, write_atomic
+from steer.core.files.text import read_json
 from steer.core.files.versions import versions
 
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+"""What steer takes for images, by Pillow's names."""
 
 _CHUNK = "steer"
 
@@ -38,16 +45,41 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         RecordError: `path` cannot be read as an image, or carries no such data.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_image(path, ("PNG",)) as image:
             text = image.info.get(_CHUNK)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise RecordError(f"path={str(path)!r}: not a readable image ({error})") from error
     if not isinstance(text, str):
         raise RecordError(
             f"path={str(path)!r}: no reproduction data in this image; "
             "`steer sample` writes it into PNG files, and re-encoding an image drops it"
         )
-    return json.loads(text)
+    try:
+        found = read_json(text)
+    except ValueError as error:
+        raise RecordError(f"path={str(path)!r}: its data is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise RecordError(f"path={str(path)!r}: its data is {type(found).__name__}, no object")
+    return found
+
+
+@contextmanager
+def open_image(path: str | Path, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+    """An image file opened by Pillow, as one of `formats` whatever its name is.
+
+    (Pillow knows many more, and hands some to other programs: EPS to Ghostscript.)
+
+    Raises:
+        OSError, SyntaxError, ValueError: It is none of them, damaged, no ordinary file (a pipe
+            would be waited for), or larger than Pillow's limit (a decompression bomb).
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("no ordinary file")
+    try:
+        with Image.open(path, formats=list(formats)) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError):
+        raise
+    except Exception as error:  # whatever the damage makes a decoder raise
+        raise ValueError(f"damaged, or too large ({first_line(error)})") from error

@@ -1,28 +1,29 @@
 """What a run leaves behind: `run.json`, and PNG files that carry their own reproduction data.
 
 Every file is written beside its name and then renamed over it, so a reader finds the old file or
-the new one, never half of one. Importing this module does not import torch.
+the new one, never half of one; of images `run.json` keeps the SHA-256. Importing this module does
+not import torch.
 """
 
 from __future__ import annotations
 
-import json
 import platform
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from steer.core.errors import RecordError
-from steer.core.files.atomic import plain, usable, write_json
+from steer.core.files.atomic import file_sha256, plain, usable, write_json
+from steer.core.files.folder import check_free
+from steer.core.files.text import read_json
 from steer.core.files.versions import versions
 
 
-if TYPE_CHECKING:
-    pass
-
 FORMAT = "steer-run/1"
-RUN_FILE = "run.json"
+RUN_FILE, PAGE_FILE, IMAGES = "run.json", "report.html", "images"
+_IMAGE = re.compile(r"\d{4,}-(\d+|plain|previews)\.png|\..+\.tmp")
 
 
 def _now() -> str:
@@ -49,15 +50,18 @@ class RunFolder:
         if not folder.is_dir():
             raise RecordError(f"folder {str(folder)!r}: no such folder")
         try:
-            data = json.loads(path.read_text("utf-8"))
+            data = read_json(path.read_bytes())
         except FileNotFoundError:
             raise RecordError(
                 f"folder {str(folder)!r}: holds no {RUN_FILE}; name a folder that "
                 "`steer sample --out` wrote"
             ) from None
         except (OSError, ValueError) as error:
-            raise RecordError(f"{str(path)!r}: cannot be read ({error})") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise RecordError(
+                f"{str(path)!r}: cannot be read ({error}); delete this file to begin again in the "
+                "folder, or choose another"
+            ) from error
+        if not _is_run(data):
             raise RecordError(f"{str(path)!r}: not a {FORMAT} file; choose another folder")
         return cls(folder, data)
 
@@ -65,8 +69,14 @@ class RunFolder:
     def create(
         cls, folder: str | Path, arguments: Mapping[str, Any], *, kind: str, command: str
     ) -> RunFolder:
-        """A new run in `folder`; raises RecordError when the folder cannot be written."""
+        """A new run in `folder`.
+
+        Raises:
+            RecordError: The folder cannot be written, or holds files of others by the names of a
+                run's.
+        """
         usable(Path(folder))
+        check_own(Path(folder))
         Path(folder).mkdir(parents=True, exist_ok=True)
         run = cls(Path(folder), _new_run(kind, command, plain(arguments)))
         run.save()
@@ -93,6 +103,8 @@ class RunFolder:
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Record a finished prompt; its images must already be in the folder."""
+        digests = {name: file_sha256(self.folder / name) for name in _files(entry)}
+        entry = {**entry, "sha256": digests}
         others = [e for e in self.entries if e["index"] != entry["index"]]
         self.data["prompts"] = sorted([*others, plain(entry)], key=lambda e: e["index"])
         self.save()
@@ -108,8 +120,53 @@ class RunFolder:
         write_json(self.folder / RUN_FILE, self.data)
 
     def _has_files(self, entry: Mapping[str, Any]) -> bool:
-        files = [*entry["images"], *([entry["base"]["image"]] if entry.get("base") else [])]
-        return all((self.folder / name).is_file() for name in files)
+        """Whether a prompt's images are there, and the recorded ones."""
+        digests = entry.get("sha256", {})
+        paths = {name: self.folder / name for name in _files(entry)}
+        return all(p.is_file() and digests.get(n) == file_sha256(p) for n, p in paths.items())
+
+
+def check_own(folder: Path) -> None:
+    """Raise RecordError where a folder without a run holds files that a run would replace."""
+    if (folder / RUN_FILE).exists():
+        return
+    taken = [] if _is_page(folder / PAGE_FILE) else [PAGE_FILE]
+    check_free(folder, taken + ([] if _is_drawn(folder / IMAGES) else [IMAGES]), "steer")
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is a report that steer wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return " · steer</title>".encode() in file.read(4096)
+
+
+def _is_drawn(folder: Path) -> bool:
+    """Whether all files of a folder are named as a run names its images."""
+    return folder.is_dir() and all(_IMAGE.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _files(entry: Mapping[str, Any]) -> list[str]:
+    """The files of a prompt: its images, the plain one, and the sheet of previews."""
+    sheet = entry.get("previews")
+    base = entry.get("base")
+    return [
+        *entry["images"],
+        *([base["image"]] if base else []),
+        *([sheet["file"]] if sheet else []),
+    ]
+
+
+def _is_run(data: Any) -> bool:
+    """Whether this is what `_new_run` makes, with entries added."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        return False
+    kinds = {"prompts": list, "arguments": dict, "configuration": dict, "status": str}
+    if not all(isinstance(data.get(name), kind) for name, kind in kinds.items()):
+        return False
+    entries = data["prompts"]
+    return all(isinstance(e, dict) and isinstance(e.get("images"), list) for e in entries)
 
 
 def _new_run(kind: str, command: str, arguments: dict[str, Any]) -> dict[str, Any]:

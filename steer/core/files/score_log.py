@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from steer.core.errors import RecordError
 from steer.core.files.atomic import write_atomic
+from steer.core.files.folder import lock
 from steer.core.files.tables import write_table
 
 
@@ -85,9 +86,15 @@ class ScoreLog:
 
     @contextmanager
     def appending(self) -> Iterator[None]:
-        """Keep the file open for `add`."""
+        """Keep the file open for `add`, and other processes out of it.
+
+        Raises:
+            RecordError: Another process scores into it.
+        """
         self._file = self.path.open("ab", buffering=0)
         try:
+            lock(self._file, repr(str(self.path)))
+            self._read()  # what another process has added meanwhile
             self._file.truncate(self._whole)
             if not self._whole:
                 self._file.write(_HEADER)

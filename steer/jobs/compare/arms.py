@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from steer.core.checks import did_you_mean
-from steer.core.errors import ComparisonError
+from steer.core.errors import ComparisonError, RewardError
 from steer.core.files.atomic import plain
 from steer.core.seeds import pair_seed
 from steer.driver.denoisers import parse_blend
@@ -108,12 +108,15 @@ class Painter:
         """
         self.studio.pipe.set_progress_bar_config(disable=True)
         seeds = [pair_seed(unit.seed, unit.prompt) for unit in units]
-        out = self._guided(
-            list(prompts),
-            num_inference_steps=self.steps,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            **self._options,
-        )
+        try:
+            out = self._guided(
+                list(prompts),
+                num_inference_steps=self.steps,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                **self._options,
+            )
+        except RewardError as error:
+            raise RewardError(f"arm {self.arm.name!r}: {error}") from error
         report = out.report
         shared = {
             "method": repr(report.method),

@@ -191,10 +191,13 @@ def run(
         SteerError, ValueError: Whatever cannot be used; the message names it and the way out.
     """
     job = CompareJob(comparison, folder, pipe=pipe)
-    for _ in job.draw(job.missing()):
-        pass
-    for _ in job.score():
-        pass
-    page = job.finish(command)
+    try:
+        for _ in job.draw(job.missing()):
+            pass
+        for _ in job.score():
+            pass
+        page = job.finish(command)
+    finally:
+        job.store.release()
     job.processes.leave()
     return page

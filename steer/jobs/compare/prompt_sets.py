@@ -19,6 +19,7 @@ from typing import Any
 
 from steer.core.checks import near
 from steer.core.errors import PromptsError
+from steer.core.files.text import lines, read_text, read_texts
 from steer.jobs.compare.prompts import Prompt, PromptSet
 from steer.jobs.compare.published_sets import READERS
 
@@ -101,14 +102,14 @@ def _from_file(name: str) -> PromptSet:
             f"prompts={name!r}: neither a file nor a set{near(name.partition(':')[0], SETS)}, or a "
             "text file with one prompt per line"
         )
+    table = path.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv")
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        texts = read_texts(path) if table else [line.strip() for line in lines(read_text(path))]
+    except (OSError, ValueError) as error:
         raise PromptsError(f"prompts={name!r}: cannot be read ({error})") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
-    texts = [line.strip() for line in lines]
-    _check_own(texts, f"prompts={name!r}", "line")
+    while texts and not texts[-1]:
+        texts.pop()
+    _check_own(texts, f"prompts={name!r}", "entry" if table else "line")
     return PromptSet(path.name, tuple(map(Prompt, texts)), path.name)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steer.core.errors import PromptsError
+from steer.core.files.text import lines
 from steer.jobs.compare.prompt_files import COMPBENCH, DRAWBENCH, GENEVAL, HPSV2, PARTI, fetch
 from steer.jobs.compare.prompts import Prompt, PromptSet
 
@@ -34,15 +35,15 @@ def _drawbench() -> PromptSet:
 
 
 def _geneval() -> PromptSet:
-    rows = [json.loads(line) for line in fetch(GENEVAL).decode().splitlines() if line.strip()]
+    rows = [json.loads(line) for line in lines(fetch(GENEVAL).decode()) if line.strip()]
     return _rows("geneval", rows, "prompt", "tag", 553, "GenEval, djghosh13/geneval")
 
 
 def _compbench() -> PromptSet:
     found = []
     for category, file in COMPBENCH.items():
-        lines = [line.strip() for line in fetch(file).decode("utf-8-sig").splitlines()]
-        found += [Prompt(text, category) for text in _texts(lines, 300, f"compbench {category}")]
+        texts = [line.strip() for line in lines(fetch(file).decode("utf-8-sig"))]
+        found += [Prompt(text, category) for text in _texts(texts, 300, f"compbench {category}")]
     return PromptSet("compbench", tuple(found), "T2I-CompBench validation, Karine-Huang")
 
 

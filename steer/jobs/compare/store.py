@@ -17,15 +17,17 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steer.core.errors import FolderError
 from steer.core.files.atomic import file_sha256, plain, usable, write_json
+from steer.core.files.folder import held
 from steer.core.files.names import slug
 from steer.core.files.png import save_png
+from steer.core.files.text import read_json
 from steer.core.files.versions import versions
 
 
@@ -54,6 +56,7 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
+        self._lock: ExitStack | None = None
 
     def image(self, unit: Unit) -> Path:
         """Where a unit's image lies."""
@@ -69,11 +72,25 @@ class Store:
         Raises:
             FolderError: It holds something else or another configuration (the message shows the
                 differences), or cannot be written.
+            RecordError: Another process works in it. Until `release`, this one does.
         """
         try:
             usable(self.folder)
         except ValueError as error:
             raise FolderError(str(error)) from error
+        with ExitStack() as stack:
+            if self._lock is None:
+                stack.enter_context(held(self.folder))
+            self._begin(setup, arms)
+            self._lock = self._lock or stack.pop_all()
+
+    def release(self) -> None:
+        """Let other processes into the folder."""
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = None
+
+    def _begin(self, setup: Mapping[str, Any], arms: Sequence[str]) -> None:
         path = self.folder / SETUP
         if path.exists():
             self._same(unseal(path), plain(setup))
@@ -163,7 +180,7 @@ class Store:
 def unseal(path: Path) -> dict[str, Any] | None:
     """A JSON file's contents, without its digest; None where it is missing or not whole."""
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or found.pop("sha256", None) != _digest(found):

@@ -186,6 +186,10 @@ def notes(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
         if event["event"] == "flagged":
             names = ", ".join(map(str, event["particle"]))
             found.append(f"Prompt {event['prompt']}: the safety checker flagged particle {names}.")
+        if event["event"] == "nan":
+            names = ", ".join(map(str, event["particle"]))
+            what = "the image" if event["step"] is None else f"at step {event['step']} the preview"
+            found.append(f"Prompt {event['prompt']}: {what} of particle {names} has NaN pixels.")
     return tuple(found)
 
 

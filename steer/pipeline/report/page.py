@@ -13,7 +13,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from steer.core.files.atomic import write_atomic
-from steer.core.files.run_folder import RunFolder
+from steer.core.files.png import open_image
+from steer.core.files.run_folder import PAGE_FILE, RunFolder
 from steer.pipeline.report import genealogy, plots
 from steer.pipeline.report.descent import title
 from steer.pipeline.report.views import (
@@ -27,7 +28,6 @@ from steer.pipeline.report.views import (
 )
 
 
-REPORT_FILE = "report.html"
 MAX_EDGE = 768
 """Images larger than this are scaled down for the page; the files keep their size."""
 
@@ -50,7 +50,7 @@ def image_view(
     path: Path, *, alt: str, reward: float | None, verdict: Mapping[str, Any] | None
 ) -> ImageView:
     """The view of one image file of a run."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         src, (width, height) = inline(image), image.size
     seen = None
     if verdict is not None:
@@ -129,7 +129,7 @@ def _attach(
         return
     width, height = previews["size"]
     place = {tuple(tile): column for column, tile in enumerate(previews["tiles"])}
-    with Image.open(path) as sheet:
+    with open_image(path) as sheet:
         for cell in (c for b in found for s in b.stages for c in s.cells.values()):
             column = None if cell.key is None else place.get(cell.key)
             if column is not None:
@@ -229,6 +229,6 @@ def _folded(command: str) -> str:
 
 def write_report(run: RunFolder) -> Path:
     """Build `report.html` in the run's folder, from its files alone."""
-    path = run.folder / REPORT_FILE
+    path = run.folder / PAGE_FILE
     write_atomic(path, render(run_view(run)).encode())
     return path

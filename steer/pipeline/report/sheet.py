@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from steer.core.files.png import open_image
 from steer.core.files.score_log import Row, mean_scores, rank_rows, score_text
 
 
@@ -111,7 +112,7 @@ def _draw(canvas: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, left: int,
 
 def _thumbnail(path: Path) -> Image.Image:
     """The image within a cell: whole pixels when it is small, smooth otherwise."""
-    with Image.open(path) as file:
+    with open_image(path) as file:
         file.draft("RGB", (2 * _CELL, 2 * _CELL))  # a JPEG is decoded no larger than needed
         image = ImageOps.exif_transpose(file).convert("RGB")
     scale = _CELL / max(image.size)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import open_clip
@@ -28,6 +29,8 @@ from steer.rewards.clip.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from steer.rewards.clip.tower import VitTower
+
+_one_at_a_time = Lock()
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,19 @@ class Encoder:
         features = self.model.encode_image(pixels.to(self.dtype), normalize=False)
         return F.normalize(features.to(work_dtype(self.dtype)), dim=-1)
 
-    def prompts(self, prompts: Sequence[str], batch: int = 32) -> Tensor:
-        """B prompts to unit features `(B, D)`, without gradient; each text is encoded once."""
+    def prompts(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts to unit features `(B, D)`, without gradient; each text is encoded once.
+
+        And each alone: in a batch, its last bits would hang on the other texts, and so on what was
+        scored before.
+        """
+        with _one_at_a_time:  # rewards share encoders, and not every tokenizer bears two threads
+            return self._prompts(prompts)
+
+    def _prompts(self, prompts: Sequence[str]) -> Tensor:
         unique = list(dict.fromkeys(prompts))
         known = {p: self._features[p] for p in unique if p in self._features}
-        new = [p for p in unique if p not in known]
-        for start in range(0, len(new), batch):
-            chunk = new[start : start + batch]
-            known.update(zip(chunk, self._encode(chunk), strict=True))
+        known |= {p: self._encode([p])[0] for p in unique if p not in known}
         for prompt in unique:
             self._features[prompt] = known[prompt]
             self._features.move_to_end(prompt)

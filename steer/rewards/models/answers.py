@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeAlias
 
 import torch
@@ -28,6 +29,7 @@ _PADDED: dict[str, Any] = (  # how a chat template is told to pad its batch
     if Version(transformers.__version__).major >= 5
     else {"padding": True}
 )
+_one_at_a_time = Lock()
 
 
 Tokens: TypeAlias = tuple[int, ...]
@@ -86,20 +88,8 @@ class Answerer:
         Raises:
             RewardError: The processor draws the text into the image, or drops it.
         """
-        if self.processor.chat_template:
-            batch = self.processor.apply_chat_template(
-                [_user(image, text) for image, text in zip(images, questions, strict=True)],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                **_PADDED,
-                **(template or {}),
-            )
-        else:
-            texts = [self._plain(text) for text in questions]
-            pictures = [[image] for image in images]
-            batch = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+        with _one_at_a_time:  # fast tokenizers keep padding and truncation in themselves
+            batch = self._processed(images, questions, template or {})
         if "input_ids" not in batch:
             raise RewardError(
                 f"{type(self.processor).__name__} makes no text tokens: the model cannot be asked, "
@@ -107,6 +97,23 @@ class Answerer:
             )
         batch.pop("labels", None)  # PaliGemma's would ask for the training loss
         return dict(batch.to(self.device, self.model.dtype))
+
+    def _processed(
+        self, images: Sequence[Image.Image], questions: Sequence[str], template: Mapping[str, Any]
+    ) -> Any:
+        if self.processor.chat_template:
+            return self.processor.apply_chat_template(
+                [_user(image, text) for image, text in zip(images, questions, strict=True)],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **_PADDED,
+                **template,
+            )
+        texts = [self._plain(text) for text in questions]
+        pictures = [[image] for image in images]
+        return self.processor(text=texts, images=pictures, padding=True, return_tensors="pt")
 
     def log_probs(self, inputs: dict[str, Any], answers: Sequence[Tokens]) -> Tensor:
         """`(B, len(answers))` float32: log-probability that the model's reply begins with each.

@@ -105,7 +105,7 @@ class ClipReward(FeatureReward):
         self.range = (-scale, scale)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.cosines(images, self.encoder.prompts(prompts, self.batch or 32), self.scale)
+        return self.cosines(images, self.encoder.prompts(prompts), self.scale)
 
 
 def clip(

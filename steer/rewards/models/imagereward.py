@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from steer.rewards.models.clip import default_device
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 WINDOW = 35
 """Tokens that the text encoder is given, the first and the last mark included."""
+_one_at_a_time = Lock()
 
 
 class ImageReward(BaseReward):
@@ -75,9 +77,10 @@ class ImageReward(BaseReward):
 
     def _tokenise(self, prompt: str) -> Tensor:
         """Token ids and mask of one prompt, `(2, 35)` int64."""
-        self._warn_if_cut(prompt)
         options = {"padding": "max_length", "truncation": True, "max_length": WINDOW}
-        tokens = self.tokenizer(prompt, **options)
+        with _one_at_a_time:  # fast tokenizers keep padding and truncation in themselves
+            self._warn_if_cut(prompt)
+            tokens = self.tokenizer(prompt, **options)
         with torch.inference_mode(False):
             return torch.tensor([tokens.input_ids, tokens.attention_mask], device=self.device)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from steer.core.errors import RecordError, TuneError
 from steer.core.files.atomic import usable, write_atomic, write_json
-from steer.tune.checks import check_unchanged
+from steer.core.files.folder import LOCK
+from steer.tune.checks import check_unchanged, read_record
 from steer.tune.tables import MANIFEST, arrow
 
 
@@ -68,7 +68,7 @@ class Folder:
         """
         if self.check(settings):
             return
-        others = sorted(p.name for p in self.path.iterdir() if p.name != PARTS)
+        others = sorted(p.name for p in self.path.iterdir() if p.name not in (PARTS, LOCK))
         if others:
             raise TuneError(
                 f"out={str(self.path)!r}: holds {others[0]!r}, which `steer tune data` did not "
@@ -85,10 +85,7 @@ class Folder:
         path = self.path / BEGUN
         if not path.is_file():
             return False
-        try:
-            old = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise TuneError(f"{str(path)!r}: damaged ({error}); use another folder") from error
+        old = read_record(path)
         check_unchanged(self.path, {name: old.get(name) for name in settings}, settings)
         return True
 
@@ -144,7 +141,7 @@ class Folder:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise TuneError(
                 f"out={str(self.path)!r}: the disk is full; what is finished is kept: free some "

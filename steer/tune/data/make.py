@@ -20,7 +20,7 @@ from steer.core.types import Reward
 from steer.core.weights.reading import fingerprint
 from steer.driver.facts import quiet
 from steer.rewards.parts import identity
-from steer.tune.checks import check_room
+from steer.tune.checks import check_room, own_folder
 from steer.tune.data.config import DataConfig
 from steer.tune.data.features import Features, denoiser_of
 from steer.tune.data.folder import Folder, latents_name, text_name
@@ -63,7 +63,13 @@ def make(
         ValueError: An unknown reward.
         UnsupportedPipelineError: A pipeline whose text features cannot be cached.
     """
-    folder = Folder(config.out)
+    with own_folder(config.out) as path:
+        return _make(config, Folder(path), pipe, rewards, progress)
+
+
+def _make(
+    config: DataConfig, folder: Folder, pipe: Any, rewards: Sequence[Reward] | None, progress: bool
+) -> Path:
     if config.samples is not None:
         return relabel(config, folder)
     prompts = read_prompts(config.prompts)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from steer.core.errors import TuneError
+from steer.core.files.text import PROMPTS, first_of, read_entries
 
 
 _WAY_OUT = "give a list of texts, a .txt, .json, .jsonl, .csv or .tsv file, or {shapes: train}"
@@ -69,21 +68,11 @@ def shapes_category(text: str) -> str:
 
 
 def _file(path: Path) -> list[Prompt]:
+    if path.suffix.lower() not in (".txt", ".json", ".jsonl", ".csv", ".tsv"):
+        raise TuneError(f"prompts={str(path)!r}: {_WAY_OUT}")
     try:
-        text = path.read_text("utf-8")
-        match path.suffix.lower():
-            case ".txt":
-                items: list[Any] = [line.strip() for line in text.splitlines() if line.strip()]
-            case ".json":
-                items = json.loads(text)
-            case ".jsonl":
-                items = [json.loads(line) for line in text.splitlines() if line.strip()]
-            case ".csv" | ".tsv":
-                delimiter = "," if path.suffix.lower() == ".csv" else "\t"
-                items = list(csv.DictReader(text.splitlines(), delimiter=delimiter))
-            case _:
-                raise TuneError(f"prompts={str(path)!r}: {_WAY_OUT}")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        items = read_entries(path)
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TuneError(f"prompts={str(path)!r}: cannot be read ({reason}); {_WAY_OUT}") from error
     if not isinstance(items, list):
@@ -93,8 +82,7 @@ def _file(path: Path) -> list[Prompt]:
 
 def _prompt(item: Any, where: str) -> Prompt:
     if isinstance(item, Mapping):
-        known = {str(k).lower(): v for k, v in item.items()}
-        item, category = known.get("prompt"), known.get("category") or ""
+        item, category = first_of(item, PROMPTS), first_of(item, ("category",)) or ""
     else:
         category = ""
     if not isinstance(item, str):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from steer.core.errors import TuneError
+from steer.core.files.text import read_entries
 from steer.tune.checks import check_enough, histogram
 
 
@@ -109,11 +110,8 @@ def digest(choices: Sequence[Choice]) -> str:
 def _read(path: Path) -> list[Any]:
     try:
         match path.suffix.lower():
-            case ".json":
-                entries = json.loads(path.read_text("utf-8"))
-            case ".jsonl":
-                lines = path.read_text("utf-8").splitlines()
-                entries = [json.loads(line) for line in lines if line.strip()]
+            case ".json" | ".jsonl":
+                entries = read_entries(path)
             case ".parquet":
                 from steer.tune.tables import arrow
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor
 
 from steer.core.errors import RecordError, TuneError
-from steer.core.files.atomic import usable, write_json
+from steer.core.files.atomic import file_sha256, write_json
+from steer.core.files.folder import check_free
 from steer.core.files.versions import versions
 from steer.core.weights.reading import fingerprint
-from steer.tune.checks import check_unchanged
+from steer.shapes.export import WEIGHTS_FILE
+from steer.tune.checks import check_unchanged, own_folder, read_record
 from steer.tune.scorer import loop
 from steer.tune.scorer.accuracy import Accuracy, accuracy, count_ordered
 from steer.tune.scorer.choices import digest, divide, read_choices
@@ -56,13 +57,19 @@ def fit(
     """
     from steer.jobs.device import usable_device
 
-    out = Path(config.out).expanduser()
-    device = usable_device(config.device)
+    with own_folder(config.out) as out:
+        return _fit(config, out, usable_device(config.device), source, progress)
+
+
+def _fit(
+    config: ScorerConfig, out: Path, device: str, source: ChoiceSource | None, progress: bool
+) -> dict[str, Any]:
     clip = load_open_clip(config.model, config.resize)
     source = source if source is not None else make_source(config, clip, device)
     _begin(out, config, clip, source)
-    if (out / RESULT).is_file() and (out / SCORER).is_dir():
-        return json.loads((out / RESULT).read_text("utf-8"))
+    known = read_record(out / RESULT) if (out / RESULT).is_file() else {}
+    if known and known.get("weights_sha256") == _digest(out):
+        return known
     before = measure(clip, source, device)
     lock(clip.model, config.unlocked_image, config.unlocked_text)
     train_model(clip, source, out, device, config, progress)
@@ -74,12 +81,19 @@ def fit(
         "accuracy": vars(after),
         "started_from": {"model": config.model, "version": clip.version},
         "version": fingerprint(clip.model),
+        "weights_sha256": _digest(out),
         "data": source.digest,
         "settings": config.settings(),
         "versions": versions(),
     }
     write_json(out / RESULT, result)
     return result
+
+
+def _digest(out: Path) -> str | None:
+    """The SHA-256 of the scorer's weights; None where there are none."""
+    path = out / SCORER / WEIGHTS_FILE
+    return file_sha256(path) if path.is_file() else None
 
 
 def train_model(
@@ -197,13 +211,12 @@ def _autocast(device: str, dtype: str) -> AbstractContextManager[Any]:
 
 def _begin(out: Path, config: ScorerConfig, clip: OpenClip, source: ChoiceSource) -> None:
     """Note what a new run is made of, or see that a run under way is made of the same."""
-    try:
-        usable(out)
-        out.mkdir(parents=True, exist_ok=True)
-    except (RecordError, OSError) as error:
-        raise TuneError(f"out={str(out)!r}: {error}") from error
     new = {"settings": config.settings(), "data": source.digest, "weights": clip.version}
     if (out / BEGUN).is_file():
-        check_unchanged(out, json.loads((out / BEGUN).read_text("utf-8")), new)
-    else:
-        write_json(out / BEGUN, new)
+        check_unchanged(out, read_record(out / BEGUN), new)
+        return
+    try:
+        check_free(out, (RESULT, SCORER, f"{SCORER}.pt", f"{SCORER}.jsonl"), "steer tune scorer")
+    except RecordError as error:
+        raise TuneError(str(error)) from error
+    write_json(out / BEGUN, new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from steer.core.errors import NonFiniteError
+from steer.core.errors import NonFiniteError, TuneError, first_line
+from steer.tune.logs import append_line, save_state, trim_log
 
 
 Loss = Callable[[np.random.Generator, torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -156,6 +156,8 @@ def train(
     optimizer = _adamw(module, recipe)
     ema = EMAModel(_parameters(module), decay=recipe.ema, foreach=True) if recipe.ema else None
     start = _resume(checkpoint, module, optimizer, ema)
+    if rank() == 0:
+        trim_log(log, start, first=0)
     module.train()
     watch = Watch(name, seed, checkpoint, names)
     hidden = rank() != 0 or not progress
@@ -186,8 +188,7 @@ def train(
             watch.look()
             row = {"step": step, "loss": round(value.item(), 6), **_round(metrics)}
             bar.set_postfix({k: v for k, v in row.items() if k != "step"})
-            with log.open("a") as f:
-                f.write(json.dumps(row) + "\n")
+            append_line(log, row)
         if rank() == 0 and ((step + 1) % checkpoint_every == 0 or last):
             watch.look()
             _save(checkpoint, module, optimizer, ema, step + 1)
@@ -243,13 +244,19 @@ def _resume(
     if not checkpoint.exists():
         return 0
     device = next(module.parameters()).device
-    state = torch.load(checkpoint, map_location=device, weights_only=True)
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    if ema:
-        ema.load_state_dict(state["ema"])
-        ema.to(device)
-    return state["step"]
+    try:
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        if ema:
+            ema.load_state_dict(state["ema"])
+            ema.to(device)
+        return int(state["step"])
+    except Exception as error:  # whatever the damage makes torch raise
+        raise TuneError(
+            f"{str(checkpoint)!r}: not a checkpoint of this run ({first_line(error)}); delete it "
+            "to begin again"
+        ) from error
 
 
 def _save(
@@ -262,5 +269,5 @@ def _save(
         "ema": ema.state_dict() if ema else None,
     }
     partial = path.with_suffix(".part")
-    torch.save(state, partial)
+    save_state(state, partial)
     os.replace(partial, path)

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from steer.core.errors import TuneError
+from steer.core.files.png import open_image
 from steer.rewards.clip.preprocess import Preprocess
 from steer.rewards.inputs import as_batches
 from steer.tune.scorer.choices import Choice
@@ -115,7 +114,7 @@ class FileChoices:
 
     def _read(self, path: str) -> Tensor:
         try:
-            with Image.open(Path(path)) as image:
+            with open_image(path) as image:
                 (pixels,) = as_batches(image)
         except (OSError, ValueError, SyntaxError) as error:
             raise TuneError(f"image {path!r}: cannot be read ({error}); leave it out") from error

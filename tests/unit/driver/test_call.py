@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any, cast
 
@@ -143,6 +144,27 @@ def test_everything_of_a_prompt_is_repeated_beside_it() -> None:
     assert given["prompt_embeds"][:, 0, 0].tolist() == [0, 0, 1, 1]
     assert given["prompt_2"] == ["a", "a", "b", "b"] and given["negative_prompt"] == ["no"] * 4
     assert given["num_images_per_prompt"] == 1
+
+
+@pytest.mark.parametrize("mask", ["prompt_attention_mask", "prompt_embeds_mask"])
+def test_prompts_are_repeated_here_where_pipelines_mix_their_masks(mask: str) -> None:
+    """Sana, Qwen-Image and others repeat embeddings A A B B, and masks A B A B."""
+
+    class Masked(Recorder):
+        def __call__(
+            self,
+            prompt: Any,
+            num_images_per_prompt: int = 1,
+            prompt_attention_mask: Any = None,
+            prompt_embeds_mask: Any = None,
+        ) -> Any:
+            return prompt, num_images_per_prompt
+
+    signature = inspect.signature(Masked.__call__)
+    kept = [p for n, p in signature.parameters.items() if "mask" not in n or n == mask]
+    Masked.__call__.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    assert Call(Masked(), (), {"prompt": ["a", "b"]}).run(2) == (["a", "a", "b", "b"], 1)
+    assert Call(Masked(), (), {"prompt": ["a"]}).run(2) == (["a"], 2)
 
 
 def test_lists_of_embeddings_are_counted_and_repeated() -> None:

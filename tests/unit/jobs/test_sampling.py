@@ -174,3 +174,34 @@ def test_a_blend_that_is_none_is_refused_before_anything_is_loaded(tmp_path: Pat
     result = sample(tmp_path / "nowhere", tmp_path / "out", "--blend", "RGL(2.0)")
     assert result.exit_code == 2
     assert "RGL" in result.output and "RLG" in result.output
+
+
+def nan_in_plain_calls(pipe: Any) -> None:
+    """A decoder that makes NaN in calls of the pipeline that no search sits in."""
+    real = pipe.vae.decode
+
+    def decode(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = real(z, *args, **kwargs)
+        if "Steered" not in repr(pipe.scheduler):
+            out[0][:] = float("nan")
+        return out
+
+    pipe.vae.decode = decode
+
+
+def test_a_plain_image_of_nan_is_told_and_not_scored(tmp_path: Path) -> None:
+    from steer.jobs.sample_job import SampleJob
+    from steer.jobs.sampling import Sampler, draw_missing
+    from steer.pipeline.report.page import write_report
+
+    pipe = build("sd", "ddim")
+    nan_in_plain_calls(pipe)
+    given = {"pipeline": "x/y", "reward": "test-redness", "method": "best-of-n", "steps": 2}
+    job = SampleJob(("a red circle",), seed=3, **given)
+    run = RunFolder.create(tmp_path / "out", job.to_dict(), kind="sample", command="")
+    with pytest.warns(UserWarning, match="plain image of 'a red circle' has NaN pixels"):
+        list(draw_missing(run, Sampler(job, pipe)))
+    (entry,) = run.entries
+    assert entry["base"]["reward"] is None
+    assert entry["rewards"][0] is not None
+    assert "a red circle" in write_report(run).read_text()

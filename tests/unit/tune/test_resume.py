@@ -95,6 +95,29 @@ def test_an_interrupt_ends_the_step_and_writes_a_checkpoint(
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "log.jsonl", "threshold.json", "tuned"])
+def test_files_of_others_are_not_replaced(name: str, tmp_path: Path) -> None:
+    job = config(tmp_path / "run", write_set(tmp_path / "data", "sd3"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(TuneError, match=f"holds '{name}', which steer tune run did not write"):
+        tune(job, build("sd3"))
+    assert (tmp_path / "run" / name).read_text() == "mine"
+
+
+def test_a_torn_line_of_the_log_is_dropped_and_a_damaged_one_told(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "data", "sd3")
+    tune(config(tmp_path / "run", data), build("sd3"))
+    log = tmp_path / "run" / "log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole[:-20])
+    tune(config(tmp_path / "run", data), build("sd3"))
+    assert log.read_text() == "".join(whole.splitlines(keepends=True)[:-1])
+    log.write_text("?\n" + whole)
+    with pytest.raises(TuneError, match=r"log\.jsonl.*line 1 is damaged"):
+        tune(config(tmp_path / "run", data), build("sd3"))
+
+
 def test_a_finished_run_is_only_exported_again_and_old_checkpoints_go(tmp_path: Path) -> None:
     job = config(tmp_path / "run", write_set(tmp_path / "data", "sd3"), steps=6, keep=2)
     folder = tune(job, build("sd3"), progress=False)

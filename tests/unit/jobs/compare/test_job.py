@@ -17,7 +17,7 @@ from arena import PROMPTS, compare, comparison, contents, forked
 from families import build
 from PIL import Image
 
-from steer.core.errors import ComparisonError, FolderError
+from steer.core.errors import ComparisonError, FolderError, RewardError
 from steer.core.files import png
 from steer.core.seeds import row_seed
 from steer.jobs.compare import store as stores
@@ -317,3 +317,37 @@ def test_tuned_and_blended_arms(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(row_seed(0, 0))
     plain = alone(PROMPTS[0], num_inference_steps=3, guidance_scale=3.0, generator=generator)
     assert np.array_equal(pixels["tuned"], np.asarray(plain.images[0]).astype(float))
+
+
+def test_images_of_nan_are_told_with_their_arm(tmp_path: Path) -> None:
+    pipe = build("sd")
+    real = pipe.vae.decode
+
+    def decode(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = real(z, *args, **kwargs)
+        out[0][:] = float("nan")
+        return out
+
+    pipe.vae.decode = decode
+    job = CompareJob(comparison(), tmp_path / "out", pipe=pipe)
+    with pytest.raises(RewardError, match=r"arm 'base': prompt 0 .* has NaN pixels"):
+        list(job.draw(job.missing()))
+
+
+def test_scores_are_the_same_bytes_after_a_kill_between_drawing_and_scoring(tmp_path: Path) -> None:
+    more = {"reward": "shapes", "judges": ["shapes-clip"], "prompts": ["a red circle", "two rings"]}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert forked(1, lambda: compare(whole, **more)) == [0]
+
+    def die(self: CompareJob) -> Iterator[int]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield 0
+
+    def killed() -> None:
+        CompareJob.score = die
+        compare(cut, **more)
+
+    assert forked(1, killed) == [-signal.SIGKILL]
+    assert forked(1, lambda: compare(cut, **more)) == [0]
+    assert contents(cut, "scores") == contents(whole, "scores")
+    assert contents(cut, "images") == contents(whole, "images")

@@ -306,7 +306,7 @@ def test_without_a_first_norm():
 
 def encoder_of(model: open_clip.CLIP, dtype: torch.dtype = torch.float32) -> Encoder:
     encoder = Encoder(model, None, torch.device("cpu"), dtype)
-    encoder.prompts = lambda prompts, batch: inputs(len(prompts), torch.float32)[1]
+    encoder.prompts = lambda prompts: inputs(len(prompts), torch.float32)[1]
     return encoder
 
 

@@ -305,3 +305,40 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fitting, "fit", diverging)
     bad = runner.invoke(tune, [*command, str(tmp_path / "run")])
     assert bad.exit_code == 1 and "step 3: loss=nan" in bad.output + str(bad.stderr)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "foreign", "pickle"])
+def test_a_damaged_checkpoint_is_named(damage: str, folder: Path, tmp_path: Path) -> None:
+    job = configured(folder, tmp_path / "run", steps=5)
+    fit(job)
+    (tmp_path / "run" / "scorer.json").unlink()
+    path = tmp_path / "run" / "scorer.pt"
+    match damage:
+        case "empty":
+            path.write_bytes(b"")
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-999])
+        case "foreign":
+            torch.save({"step": 2, "module": {"a": torch.zeros(1)}}, path)
+        case "pickle":
+            torch.save({"step": Path("x")}, path)
+    with pytest.raises(TuneError, match=r"scorer\.pt.*delete it to begin again"):
+        fit(job)
+
+
+def test_a_scorer_that_is_gone_is_written_again(
+    folder: Path, whole: tuple[Path, dict[str, Any]]
+) -> None:
+    out, found = whole
+    weights = out / "scorer" / "open_clip_model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    assert fit(configured(folder, out)) == found
+    assert weights.read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "scorer.jsonl").write_text("mine")
+    with pytest.raises(TuneError, match=r"holds 'scorer\.jsonl', which steer tune scorer did not"):
+        fit(configured(folder, tmp_path))
+    assert (tmp_path / "scorer.jsonl").read_text() == "mine"
