@@ -74,7 +74,7 @@ class Call:
         return execution_device(self.pipe)
 
     def _read_prompts(self) -> tuple[list[str], int]:
-        prompt = self.values.get("prompt")
+        prompt = self.values.get("prompt", self.values.get("content_prompt"))  # VisualCloze
         if isinstance(prompt, str):
             return [prompt], 1
         if isinstance(prompt, list | tuple) and prompt:

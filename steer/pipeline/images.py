@@ -51,6 +51,12 @@ def images_of(first: Any, device: Any) -> Tensor | None:
     return torch.from_numpy(np.ascontiguousarray(first)).to(device).movedim(-1, -3).float()
 
 
+def are_pictures(images: Tensor) -> bool:
+    """Whether these have three channels in [0, 1], as pictures and no depths or normals have."""
+    low, high = torch.stack(images.nan_to_num(0.5).aminmax()).tolist()
+    return images.shape[-3] == 3 and low > -1e-3 and high < 1 + 1e-3
+
+
 def _channels(shape: tuple[int, ...], place: int) -> bool:
     return len(shape) >= 4 and shape[place] in (1, 3, 4)
 

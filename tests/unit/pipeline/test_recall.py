@@ -349,3 +349,23 @@ def test_prompts_are_called_one_by_one_where_a_list_of_generators_fails() -> Non
         further = [pipe(prompt="a", generator=seeded(row_seed(seed, k))).images for k in (1, 2)]
         scores = redness(torch.cat([plain[prompt : prompt + 1], *further]), [""] * 3)
         assert out.rewards[prompt] == pytest.approx(float(scores.max()))
+
+
+@pytest.mark.parametrize("kind", ["depth", "normals"])
+def test_predictions_that_are_no_pictures_go_to_functions_as_they_are(kind: str) -> None:
+    class Predictor(Cascade):
+        @functools.wraps(Cascade.__call__)
+        def __call__(self, *args: Any, **given: Any) -> Any:
+            images: Any = super().__call__(*args, **given).images
+            images = images[:, :1] if kind == "depth" else images * 2 - 1
+            return ImagePipelineOutput(images=images.movedim(1, -1).numpy())
+
+    def size(outputs: Any, prompts: list[str]) -> list[float]:
+        return [float(np.abs(row).mean()) for row in outputs]
+
+    pipe = Predictor(DDIMScheduler())
+    plain = pipe("a", generator=seeded(3)).images
+    out = _quiet(pipe, BestOfN(3), reward=size, generator=seeded(3))
+    assert out.report.base_reward == pytest.approx(size(plain, ["a"]))
+    assert out.rewards == pytest.approx(size(out.images, ["a"]))
+    assert out.images.shape == plain.shape
