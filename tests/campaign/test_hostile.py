@@ -109,7 +109,16 @@ def test_images(tmp_path: Path, books: Books, monkeypatch: pytest.MonkeyPatch) -
             image.save(path, kind, **({"pnginfo": chunk} if kind == "PNG" else {}))
             path.write_bytes(damaged(path.read_bytes(), rng) if k else path.read_bytes())
         image.save(folder / "good.png")
-        words = ["score", folder, "--reward", "compressibility", "--prompt", "x", "--csv", f"{made}.csv"]
+        words = [
+            "score",
+            folder,
+            "--reward",
+            "compressibility",
+            "--prompt",
+            "x",
+            "--csv",
+            f"{made}.csv",
+        ]
         command(books, f"images in f{made}, seed {SEED}", *words)
         if not Path(f"{made}.csv").exists():
             books.found("lost", f"images in f{made}: no table of the good one")
