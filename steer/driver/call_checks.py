@@ -24,6 +24,11 @@ def check_values(given: Mapping[str, Any], count: str | None) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: must be a whole number, at least 1")
+    without = all(
+        given.get(name) is None for name in ("num_inference_steps", "timesteps", "sigmas")
+    )
+    if "num_inference_steps" in given and without:
+        raise ValueError("num_inference_steps=None: give a number, or timesteps= or sigmas=")
     _check_prompt(given.get("prompt"))
     _check_generator(given.get("generator"))
 

@@ -123,7 +123,7 @@ def _generator(kind: Any) -> Any:
     suppress_health_check=list(HealthCheck),
 )
 @given(
-    prompt=st.sampled_from(["a", "", ["a", "b"], ["a"], [], None, 3, [3], "\x1b[31m"]),
+    prompt=st.sampled_from(["a", "", ["a", "b"], ["a"], [], 3, [3], "\x1b[31m"]),
     chosen=st.fixed_dictionaries({}, optional=CALL),
 )
 def _called(books: Books, prompt: Any, chosen: dict[str, Any]) -> None:
