@@ -22,7 +22,10 @@ from steer.search.method import Method
 ROUNDING = 2e-4
 """How far a mean brightness may be off: images of another batch differ in their last bits."""
 PIXEL = 5e-3
-"""How far a pixel may be off: more than a step of 8 bits, as in PIL images."""
+"""How far a pixel may be off: more than a step of 8 bits, as in PIL images.
+
+(The same latents in another memory layout are decoded up to .0015 apart by a random decoder.)
+"""
 WIDTH = 1e-4
 """How far a final reward may be off where only the lane width or the cuts are others."""
 NARROW = " at lane width 1"
@@ -115,7 +118,7 @@ def latent(subject: Subject) -> list[str]:
         _plain(subject, output_type="latent")
         raise
     gap = reward.nearest(subject.pictures)
-    return [f"decodes another image, off by {gap:.2g}"] if gap > 1e-3 else []
+    return [f"decodes another image, off by {gap:.2g}"] if gap > PIXEL else []
 
 
 def two_prompts(subject: Subject) -> list[str]:

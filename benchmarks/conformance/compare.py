@@ -43,7 +43,8 @@ def _gap(one: Tensor, other: Tensor) -> float:
 def frames(output: Any) -> Tensor | None:
     """The pictures of an output as `(rows, C, H, W)` floats, frames of videos one after the other.
 
-    None for what has no pictures.
+    Sound and embeddings are pictures here too, of one channel or line; None for what has no rows
+    of numbers.
     """
     if isinstance(output, list | tuple):
         parts = [frames(part) for part in output]
@@ -53,9 +54,11 @@ def frames(output: Any) -> Tensor | None:
         return torch.from_numpy(np.array(output.convert("RGB"))).float().movedim(-1, 0)[None] / 255
     if isinstance(output, np.ndarray):
         output = _channels_first(torch.from_numpy(np.array(output)))
-    if not isinstance(output, Tensor) or output.ndim not in (3, 4, 5):
+    if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4, 5):
         return None
     pictures = output.detach().float()
+    if pictures.ndim == 2:
+        return pictures[:, None, None]
     return pictures[None] if pictures.ndim == 3 else pictures.flatten(0, -4)
 
 
@@ -73,8 +76,11 @@ class Brightness:
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images `(B, 3, H, W)` in [0, 1] to scores `(B,)`."""
+    def __call__(self, images: Tensor | list[Any], prompts: Sequence[str]) -> Tensor:
+        """Images `(B, 3, H, W)` in [0, 1], or a list of other outputs, to scores `(B,)`."""
+        if isinstance(images, list):
+            rows = [torch.cat([part.flatten() for part in tensors(row)]) for row in images]
+            images = torch.stack(rows)[:, None, None]
         self.seen.append(images.detach().float().cpu())
         return images.float().flatten(1).mean(1)
 
@@ -85,7 +91,9 @@ class Brightness:
         """
         if pictures is None or not len(pictures):
             return float("inf")
-        shown = [batch for batch in self.seen if batch.shape[1:] == pictures.shape[1:]]
+        pictures = pictures.flatten(1)
+        shown = [batch.flatten(1) for batch in self.seen]
+        shown = [batch for batch in shown if batch.shape[1] == pictures.shape[1]]
         if not shown:
             return float("inf")
         every, count = torch.cat(shown), len(pictures)

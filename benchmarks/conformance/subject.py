@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import steer
@@ -78,7 +80,7 @@ def prepare(case: Case) -> Subject:
         own = case.inputs(pipe)
     except Exception as error:
         raise Limit(f"cannot be built offline: {sentence(error)}") from error
-    given = _settings(case, pipe, own)
+    given = _settings(case, pipe, own) | _mask(own.get("mask_image"))
     plain, _ = _run(case, pipe, given)
     again, state = _run(case, pipe, given)
     if difference(plain, again) != 0:
@@ -131,6 +133,15 @@ def _settings(case: Case, pipe: Any, own: dict[str, Any]) -> dict[str, Any]:
         elif tensors(plain):
             return given
     raise Limit(f"the plain call does not run: {sentence(last)}" if last else "no tensors come out")
+
+
+def _mask(own: Any) -> dict[str, Any]:
+    """A mask with a hole, where the test's own keeps all of the given image, whatever is drawn."""
+    if not hasattr(own, "convert") or np.asarray(own).max() >= 128:
+        return {}
+    pixels = np.asarray(own.convert("L")).copy()
+    pixels[:, pixels.shape[1] // 2 :] = 255
+    return {"mask_image": Image.fromarray(pixels)}
 
 
 def _candidates(pipe: Any, own: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -66,6 +66,7 @@ def _missing(process: Any, names: list[str], limit: float) -> dict[str, Result]:
     if late:
         process.kill()
     process.join()
+    late = late or process.exitcode == 0  # it ended by itself just after the time
     why = f"not done within {limit:g} s" if late else "the process died before"
     found = {name: Result("test limit", why) for name in names}
     if names and not late:

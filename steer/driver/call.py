@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ _PROMPT = re.compile(r"(negative_)?prompt(_\d)?")
 _EMBEDDING = re.compile(r"(?!.*ip_adapter).*(embeds|attention_mask|seqlens).*")  # of prompts
 _NOT_INPUTS = ("latents", "generator", "timesteps", "sigmas", "ip_adapter", "callback")
 _STEPS = 50  # where a pipeline names no number of steps
+
+_UNREPEATED = {"KolorsPAGPipeline": ("ip_adapter_image_embeds",)}
+"""Arguments that a pipeline does not repeat for several images (it drops what it has repeated)."""
 
 
 class Call:
@@ -94,9 +98,9 @@ class Call:
 
     def run(self, lane_width: int) -> Any:
         """Call the pipeline with a batch `lane_width` times as large; at 1 exactly as asked."""
+        bound = self._copied()
         if lane_width == 1:
-            return self.pipe(*self._bound.args, **self._bound.kwargs)
-        bound = inspect.BoundArguments(self._bound.signature, self._given.copy())
+            return self.pipe(*bound.args, **bound.kwargs)
         given = bound.arguments
         rows = self.images * lane_width
         if self._count is not None and not self._needs_repeats:
@@ -108,32 +112,53 @@ class Call:
             given[self._count] = 1
         return self.pipe(*bound.args, **bound.kwargs)
 
+    def _copied(self) -> inspect.BoundArguments:
+        """The arguments, with lists and dicts of their own: some pipelines write into them.
+
+        (`KolorsPAGPipeline` puts its IP-Adapter embeddings into the list that it was given.)
+        """
+        given = {
+            name: copy.copy(value) if type(value) in (list, dict) else value
+            for name, value in self._given.items()
+        }
+        return inspect.BoundArguments(self._bound.signature, given)
+
     def again(self, seeds: Sequence[int]) -> Any:
         """Call the pipeline once more with other randomness, one image per prompt.
 
         Args:
             seeds: One per prompt. The global generator is seeded by the first, and put back.
+
+        Raises:
+            IndexError, RuntimeError, TypeError, ValueError: The pipeline's own, perhaps since it
+                takes no list of generators: see `alone`.
         """
-        bound = inspect.BoundArguments(self._bound.signature, self._given.copy())
-        given = bound.arguments
-        given.pop("latents", None)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return self._seeded({}, generators if len(generators) > 1 else generators[0], seeds[0])
+
+    def alone(self, prompt: int, seed: int) -> Any:
+        """Call the pipeline with one of several prompts, one image, and other randomness."""
+        own = set(self._own_inputs)
+        given = {
+            name: [value[prompt]] if isinstance(value, tuple) else value[prompt : prompt + 1]
+            for name, value in self._given.items()
+            if _PROMPT.fullmatch(name) or _EMBEDDING.fullmatch(name) or name in own
+            if self._is_per_prompt(name)
+        }
+        return self._seeded(given, torch.Generator().manual_seed(seed), seed)
+
+    def _seeded(self, given: dict[str, Any], generator: Generators, seed: int) -> Any:
+        bound = self._copied()
+        bound.arguments.pop("latents", None)
+        bound.arguments |= given
         if self._count is not None:
-            given[self._count] = 1
+            bound.arguments[self._count] = 1
         if "generator" in self.values:
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            given["generator"] = generators if len(generators) > 1 else generators[0]
+            bound.arguments["generator"] = generator
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seeds[0])
-            try:
-                return self.pipe(*bound.args, **bound.kwargs)
-            except (IndexError, TypeError, ValueError) as error:
-                if len(seeds) == 1:
-                    raise
-                raise UnsupportedPipelineError(
-                    f"{type(self.pipe).__name__} takes no list of generators for several prompts "
-                    f"({error}): call it with one prompt at a time"
-                ) from error
+            torch.manual_seed(seed)
+            return self.pipe(*bound.args, **bound.kwargs)
 
     @property
     def _needs_repeats(self) -> bool:
@@ -172,8 +197,10 @@ class Call:
         (A A B B), encode them with random draws before or after, and take lists of them for
         several prompts, several ControlNets or several references.
         """
-        if self.prompts == 1:
-            return []
+        unrepeated = _UNREPEATED.get(type(self.pipe).__name__, ())
+        found = [name for name in unrepeated if self._given.get(name) is not None]
+        if found or self.prompts == 1:
+            return found
         return [
             name
             for name, value in self._given.items()
@@ -191,11 +218,11 @@ class Call:
         own = self._own_inputs
         if lane_width == 1 or not own:
             return lane_width
-        message = (
-            f"lane_width={lane_width}: each of {self.prompts} prompts has its own {own[0]}, which "
-            "pipelines repeat in orders of their own; the call runs with lane_width=1, with the "
-            "same results"
-        )
+        why = f"each of {self.prompts} prompts has its own {own[0]}, which pipelines repeat in "
+        why += "orders of their own"
+        if own[0] in _UNREPEATED.get(type(self.pipe).__name__, ()):
+            why = f"{type(self.pipe).__name__} does not repeat {own[0]} for several images"
+        message = f"lane_width={lane_width}: {why}; the call runs with lane_width=1, same results"
         warn(message, stacklevel=4)
         return 1
 
@@ -219,43 +246,21 @@ class Call:
         """Whether several prompts of several images each may get each other's attention masks.
 
         Sana, Lumina, LTX and others repeat embeddings prompt by prompt and masks image by image
-        (diffusers 0.42, `prompt_attention_mask.repeat(num_images_per_prompt, 1)`).
+        (diffusers 0.42, `prompt_attention_mask.repeat(num_images_per_prompt, 1)`); so do Qwen-Image
+        and HunyuanImage with `prompt_embeds_mask`.
         """
-        return self.prompts > 1 and any("attention_mask" in name for name in self.values)
+        masks = ("attention_mask", "embeds_mask")
+        return self.prompts > 1 and any(mask in name for name in self.values for mask in masks)
 
     def _is_per_prompt(self, name: str) -> bool:
         value = self._given[name]
-        return isinstance(value, Tensor | list | tuple) and len(value) == self.prompts
+        return isinstance(value, Tensor | np.ndarray | list | tuple) and len(value) == self.prompts
 
     def widest(self, populations: Sequence[int]) -> int:
         """The default lane width: at most 4, and such that no lane needs padding."""
         if not can_widen(self.pipe) or self._own_inputs:
             return 1
         return max(w for w in range(1, 5) if all(size % w == 0 for size in populations))
-
-    def warn_of_cut_prompts(self) -> None:
-        """Warn of prompts that are longer than every tokenizer's window, and say what is cut."""
-        for text in self.texts:
-            cuts = [_cut(tokenizer, text, window) for tokenizer, window in self._tokenizers()]
-            if cuts and all(cuts):
-                message = (
-                    f"prompt {text[:40]!r}... is longer than the tokenizer's window; the pipeline "
-                    f"does not see {min(cuts, key=len)!r}: shorten the prompt"
-                )
-                warn(message, stacklevel=3)
-
-    def _tokenizers(self) -> list[tuple[Any, int]]:
-        found = []
-        for suffix in ("", "_2", "_3", "_4"):
-            tokenizer = getattr(self.pipe, f"tokenizer{suffix}", None)
-            encoder = getattr(self.pipe, f"text_encoder{suffix}", None)
-            window = getattr(tokenizer, "model_max_length", None)
-            if encoder is None or not isinstance(window, int) or not callable(tokenizer):
-                continue
-            limit = _whole(self.values.get("max_sequence_length"))
-            clip = "CLIP" in type(tokenizer).__name__
-            found.append((tokenizer, window if limit is None or clip else limit))
-        return found
 
 
 def check_pipeline(pipe: Any) -> None:
@@ -292,16 +297,3 @@ def _has_rows(value: Any, rows: int) -> bool:
     ):
         return False
     return len(value) == rows or any(_has_rows(item, rows) for item in value)
-
-
-def _cut(tokenizer: Any, text: str, window: int) -> str:
-    """The end of a text that does not fit into a tokenizer's window."""
-    if len(text) < window:  # a token has at least one character
-        return ""
-    seen = tokenizer(text, truncation=True, max_length=window).input_ids
-    whole = tokenizer(text, truncation=False, verbose=False).input_ids
-    lost = len(whole) - len(seen)
-    if lost <= 0:
-        return ""
-    closing = 1 if whole[-1] == seen[-1] else 0
-    return tokenizer.decode(whole[len(seen) - closing : len(whole) - closing]).strip()

@@ -25,6 +25,7 @@ Noises = Callable[[Sequence[Name], Tensor], Tensor]
 
 _CLEAN = ("original_samples", "sample")
 _TIMES = ("timesteps", "timestep")
+_ROUNDING = 0.01  # half precision, where image and latents are alike
 
 
 class Edits:
@@ -89,8 +90,10 @@ class Edits:
         put, before = self._put.to(after), self._before.to(after)
         wide = (before - put).float()
         share = ((after - put).float() / torch.where(wide == 0, 1.0, wide)).clamp(0, 1)
-        mask = torch.where(after == put, 0.0, torch.where(after == before, 1.0, share))
-        self.mask = mask.amax(0, keepdim=True).to(after.dtype)
+        surest = wide.abs().argmax(0, keepdim=True)  # elsewhere rounding is a larger part of it
+        share = share.gather(0, surest)
+        whole = share.round()
+        self.mask = torch.where((share - whole).abs() < _ROUNDING, whole, share).to(after.dtype)
         self._put = self._before = None
 
     def finish(self, latents: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class Loop:
         reusable: Whether `set_timesteps` begins another run, and then `around` is entered until
             the search returns.
         noises: The noise of particles, where the pipeline noises a given image.
+        edited: Whether the pipeline puts a given image into the latents after `step`.
         callbacks: Whether a callback of the user's may change latents between steps.
         failed: The search itself raised an error (a reward, say).
         copied: The pipeline made a second scheduler of this one.
@@ -74,6 +75,7 @@ class Loop:
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._around = ExitStack()
         self.callbacks = True
+        self.edited = False
         self.noises: Noises = lambda names, noise: noise
         self.evaluations: Callable[[int, int], int] = lambda index, count: 1
         self._clear()
@@ -135,7 +137,8 @@ class Loop:
     def _ask(self, t: Tensor, grad: bool = False) -> Tensor:
         self._asked = True
         self._item = t
-        self._outer = torch.is_grad_enabled()
+        if not (grad and self.edited):  # then it is on already
+            self._outer = torch.is_grad_enabled()
         if grad:
             torch.set_grad_enabled(True)
         return t
@@ -174,11 +177,18 @@ class Loop:
             self._open(sample)
             opening = self._resume(None)
             if isinstance(opening, Tensor) or not _is_opening(opening, sample):
-                return opening if isinstance(opening, Tensor) else opening.latents
+                return self._handed(opening)
         elif self._query is not None:
             self._absorb(self._query, sample)
-        following = self._resume(output)
-        return following if isinstance(following, Tensor) else following.latents
+        return self._handed(self._resume(output))
+
+    def _handed(self, following: Query | Tensor) -> Tensor:
+        """The latents that `step` returns: those of the next query, or the winners'."""
+        if isinstance(following, Tensor):
+            return following
+        if following.grad and self.edited:
+            torch.set_grad_enabled(True)  # what the pipeline does to the latents has a gradient
+        return following.latents
 
     def _open(self, sample: Tensor) -> None:
         if self.copied:

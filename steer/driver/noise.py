@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,33 +14,8 @@ from torch import Tensor
 from steer.core.errors import AGAIN, LaneWidthError, UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.core.types import Population
+from steer.driver.seeds import call_seeds
 from steer.driver.solver_state import Generators
-
-
-def call_seeds(generator: Generators, prompts: int, images: int, device: Any) -> tuple[int, ...]:
-    """One seed per prompt, from the state of the generator that the plain call would use.
-
-    With a list of generators every prompt's seed comes from its own one, so that a prompt gives
-    the same images in a call of several prompts and in one alone. Without a generator the state of
-    the device's global one is read, and not advanced, so that `torch.manual_seed` has effect.
-    """
-    if isinstance(generator, list) and len(generator) >= prompts * images:
-        return tuple(_digest(generator[p * images].get_state()) for p in range(prompts))
-    if isinstance(generator, list):
-        generator = generator[0] if generator else None
-    if generator is not None:
-        state = generator.get_state()
-    elif torch.device(device).type == "cuda":
-        state = torch.cuda.get_rng_state(device)
-    else:
-        state = torch.get_rng_state()
-    seed = _digest(state)
-    return tuple(row_seed(seed, p) if p else seed for p in range(prompts))
-
-
-def _digest(state: Tensor) -> int:
-    content = state.cpu().numpy().tobytes()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
 class Source:
@@ -90,10 +65,7 @@ class Source:
             return self._plain
         self._check_width()
         plain = self._plain = self._prepare(self.prompts * self.images)
-        further = [
-            self._prepare(self.prompts, self._generators(k), fresh=True)
-            for k in range(self.images, self.images * self.lane_width)
-        ]
+        further = [self._draw(k) for k in range(self.images, self.images * self.lane_width)]
         if not isinstance(plain, tuple):
             return self._weave(plain, further)
         # the rest is per row where it is shaped like the latents: conditions, the plain call's own,
@@ -170,9 +142,8 @@ class Source:
 
     def _fresh(self, particle: int) -> Tensor:
         assert self.lane is not None
-        generators = self._generators(particle)
         if self._bound is not None:
-            drawn = self._draw(generators)
+            drawn = self._draw(particle)
             return self._fitting(drawn[0] if isinstance(drawn, tuple) else drawn)
         if self._refills:
             raise UnsupportedPipelineError(
@@ -180,24 +151,43 @@ class Source:
                 "generator) to draw further starts with; use a method of one particle."
             )
         shape = (self.prompts, *self.lane.shape[1:])
+        generators = self._generators(particle)
         noise = randn_tensor(shape, generators, self.lane.device, self.lane.dtype)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-    def _draw(self, generators: list[torch.Generator]) -> Any:
+    def _draw(self, particle: int) -> Any:
         """What `prepare_latents` returns for one particle of every prompt.
 
+        Prompt by prompt where the pipeline takes no list of generators for several prompts.
+
         Raises:
-            UnsupportedPipelineError: It cannot, with a generator for each of several prompts.
+            UnsupportedPipelineError: Neither goes.
         """
         try:
-            return self._prepare(self.prompts, generators, fresh=True)
-        except (IndexError, TypeError, ValueError) as error:
+            return self._prepare(self.prompts, self._generators(particle), fresh=True)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # pipelines raise many kinds
             if self.prompts == 1:
                 raise
+            with suppress(Exception):
+                return self._draw_apart(particle)
             raise UnsupportedPipelineError(
                 f"{self.pipe_name} takes no list of generators for several prompts ({error}): call "
                 "it with one prompt at a time"
             ) from error
+
+    def _draw_apart(self, particle: int) -> Any:
+        parts = [
+            self._prepare(1, generator, fresh=True, prompt=prompt)
+            for prompt, generator in enumerate(self._generators(particle))
+        ]
+        if not isinstance(parts[0], tuple):
+            return torch.cat(parts)
+        return tuple(
+            torch.cat(same) if isinstance(same[0], Tensor) and same[0].ndim else same[0]
+            for same in zip(*parts, strict=True)
+        )
 
     def _fitting(self, drawn: Tensor) -> Tensor:
         """Drawn latents like the lane's.
@@ -246,19 +236,27 @@ class Source:
     def _noise(self, particle: int, place: int | None, like: Tensor) -> Tensor:
         """The noise of one particle for every prompt."""
         if particle not in self._noises:
-            generators = self._generators(particle)
             if place is None:
-                shape = (self.prompts, *like.shape[1:])
-                self._noises[particle] = randn_tensor(shape, generators, like.device, like.dtype)
+                shape, own = (self.prompts, *like.shape[1:]), self._generators(particle)
+                self._noises[particle] = randn_tensor(shape, own, like.device, like.dtype)
             else:
-                self._noises[particle] = self._prepare(self.prompts, generators, fresh=True)[place]
+                self._noises[particle] = self._draw(particle)[place]
         return self._noises[particle]
 
     def _generators(self, particle: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(row_seed(s, particle)) for s in self.seeds]
 
-    def _prepare(self, rows: int, generator: Any = None, fresh: bool = False) -> Any:
-        """The pipeline's `prepare_latents` for `rows` rows; `fresh` drops the user's latents."""
+    def _prepare(
+        self, rows: int, generator: Any = None, fresh: bool = False, prompt: int | None = None
+    ) -> Any:
+        """The pipeline's `prepare_latents` for `rows` rows.
+
+        Args:
+            rows: The batch size.
+            generator: With `fresh`, which drops the user's latents.
+            fresh: Whether the latents are another particle's.
+            prompt: With what there is for this prompt alone.
+        """
         assert self.prepare is not None and self._bound is not None
         bound = inspect.BoundArguments(self._bound.signature, self._bound.arguments.copy())
         given = bound.arguments
@@ -268,6 +266,8 @@ class Source:
         if fresh:
             given["generator"] = generator
             given.pop("latents", None)
+        if prompt is not None:
+            given.update((n, _row(value, prompt, self.prompts)) for n, value in given.items())
         timestep = given.get("timestep")
         if isinstance(timestep, Tensor) and timestep.ndim == 1:
             given["timestep"] = timestep[:rows]
@@ -282,6 +282,15 @@ class Source:
 
 def _defaults(signature: inspect.Signature) -> dict[str, Any]:
     return {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
+
+
+def _row(value: Any, prompt: int, prompts: int) -> Any:
+    """What a tensor, or a list of images, holds for one of several prompts."""
+    rows = isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 1)
+    if not rows or not len(value) or len(value) % prompts:
+        return value
+    each = len(value) // prompts
+    return value[prompt * each : (prompt + 1) * each]
 
 
 def can_widen(pipe: Any) -> bool:

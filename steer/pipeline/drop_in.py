@@ -9,9 +9,10 @@ from typing import Any
 from steer.core.errors import SteerError
 from steer.driver.counting import counting
 from steer.driver.loop import Driven, Opening
-from steer.driver.noise import Source, call_seeds
+from steer.driver.noise import Source
 from steer.driver.safety import check_of
 from steer.driver.scheduler import SteeredScheduler
+from steer.driver.seeds import call_seeds
 from steer.methods.default import for_compute
 from steer.pipeline.arguments import COMPUTE, check_effort, resolve_reward
 from steer.pipeline.run import Run

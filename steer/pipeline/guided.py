@@ -19,11 +19,12 @@ from steer.core.trace import Trace
 from steer.core.warn import warn
 from steer.driver.call import Call
 from steer.driver.facts import edits_latents
-from steer.driver.noise import Source, call_seeds, can_widen
+from steer.driver.noise import Source, can_widen
 from steer.driver.safety import check_of
+from steer.driver.seeds import call_seeds
+from steer.driver.windows import warn_of_cut_prompts
 from steer.methods.selection.best_of_n import BestOfN
-from steer.pipeline import arguments
-from steer.pipeline.arguments import COMPUTE, check_effort, fitting, reward_texts
+from steer.pipeline.arguments import COMPUTE, check_effort, check_grad_mode, fitting, reward_texts
 from steer.pipeline.drive import drive
 from steer.pipeline.memory import Randomness, with_room
 from steer.pipeline.plan import affordable
@@ -141,13 +142,13 @@ class Guided:
         What a reward raises goes through, with a note of prompt, particle and step. Calls from
         several threads take turns; one from inside another (a reward's own) raises SteerError.
         """
-        arguments.check_grad_mode()
+        check_grad_mode()
         with turn(self.pipe):
             return self._call(Call(self.pipe, args, kwargs), method, compute, reward_prompt)
 
     def _call(self, call: Call, method: Any, compute: float | None, reward_prompt: Any) -> Any:
         start = time.perf_counter()
-        call.warn_of_cut_prompts()
+        warn_of_cut_prompts(call)
         before = Randomness.of(call.generator, call.device)
 
         def again(run: Run, lane_width: int) -> Run:
@@ -160,8 +161,8 @@ class Guided:
         try:
             run, output, self.report = self._search(call, first, again, start)
         except (UnsupportedPipelineError, UnsupportedSchedulerError) as error:
-            run = self._recalled(call, first, reward_prompt, error)
             before.restore()
+            run = self._recalled(call, first, reward_prompt, error)
             output, self.report = finish(run, recall(call, run), call.latent_output, start)
             run.ledger.add(first.ledger)
         return output

@@ -56,16 +56,11 @@ def _channels(shape: tuple[int, ...], place: int) -> bool:
 
 
 def _stacked(items: list[Any]) -> Tensor | np.ndarray:
-    """A list of tensors, arrays, images or frames as one batch."""
+    """A list of tensors, arrays, images, or lists of them as one batch."""
+    if isinstance(items[0], list):
+        items = [_stacked(item) for item in items]
     if isinstance(items[0], Tensor):
         return torch.stack(items)
     if isinstance(items[0], np.ndarray):
         return np.stack(items)
-    return np.stack([_pixels(item) for item in items]) / np.float32(255)
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """A PIL image, or a list of frames, as `(H, W, 3)` or `(F, H, W, 3)` uint8."""
-    if isinstance(image, list):
-        return np.stack([_pixels(frame) for frame in image])
-    return np.asarray(image.convert("RGB"))
+    return np.stack([np.asarray(item.convert("RGB")) for item in items]) / np.float32(255)

@@ -9,8 +9,9 @@ particle), as in a search.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from steer.driver.safety import flags_of
 from steer.driver.solver import Solver
 from steer.pipeline.images import fields, first_of, images_of, is_per_row
 from steer.pipeline.run import Run
+from steer.rewards.frames import for_videos
 from steer.rewards.inputs import Outputs
 from steer.search.context import Context
 from steer.search.judging import Judging
@@ -73,15 +75,14 @@ class Calls:
     """The pipeline's calls so far, and what each of them made.
 
     Attributes:
-        outputs: By particle: the plain call's own particles share one, any other is one call for
-            all prompts.
+        outputs: By name the output of its call, and its row there.
         rows: Images, videos or other outputs by name.
         pictures: Whether they are images or videos.
     """
 
     call: Call
     run: Run
-    outputs: dict[int, Any] = field(default_factory=dict)
+    outputs: dict[Name, tuple[Any, int]] = field(default_factory=dict)
     rows: dict[Name, Any] = field(default_factory=dict)
     pictures: bool = True
 
@@ -95,19 +96,30 @@ class Calls:
         images, prompts = self.run.images, len(self.run.texts)
         if (0, particle) in self.rows:
             return
+        if particle < images:
+            names = [(p, k) for p in range(prompts) for k in range(images)]
+            self._keep(names, lambda: self.call.run(1))
+            return
+        names = [(p, particle) for p in range(prompts)]
+        seeds = [row_seed(seed, particle) for seed in self.run.source.seeds]
+        try:
+            self._keep(names, lambda: self.call.again(seeds))
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            if prompts == 1:
+                raise
+            for name, seed in zip(names, seeds, strict=True):  # it takes no list of generators
+                self._keep([name], partial(self.call.alone, name[0], seed))
+
+    def _keep(self, names: list[Name], run: Callable[[], Any]) -> None:
+        """Run a call, and note what it made for these particles."""
         with decoding_of(self.run.pipe) as decoded:
-            if particle < images:
-                output, count, first = self.call.run(1), images, 0
-            else:
-                seeds = [row_seed(seed, particle) for seed in self.run.source.seeds]
-                output, count, first = self.call.again(seeds), 1, particle
+            output = run()
         ledger = self.run.ledger
         ledger.denoiser_calls += self.call.steps
-        ledger.denoiser_rows += self.call.steps * prompts * count
+        ledger.denoiser_rows += self.call.steps * len(names)
         if uses_guidance(self.run.pipe):
             ledger.cfg_rows = 2
-        made = self._read(output, prompts * count)
-        names = [(p, first + k) for p in range(prompts) for k in range(count)]
+        made = self._read(output, len(names))
         assert self.run.context is not None
         self.run.context.judging.flag(names, flags_of(output, len(names)))
         rows = dict(zip(names, made, strict=True))
@@ -115,7 +127,7 @@ class Calls:
             if nan and isinstance(rows[name], Tensor):
                 rows[name] = torch.full_like(rows[name], torch.nan)  # black, once it is 8 bits
         self.rows |= rows
-        self.outputs |= {k: output for _, k in names}
+        self.outputs |= {name: (output, row) for row, name in enumerate(names)}
 
     def _read(self, output: Any, rows: int) -> Any:
         """What a reward sees of a call's output, row by row."""
@@ -138,7 +150,16 @@ class Calls:
                 f"{type(self.run.pipe).__name__} made {len(images)} images where the call asks for "
                 f"{rows}, so that steer cannot tell whose they are; ask for one at a time"
             )
+        if images.ndim == 5:
+            self._score_videos()
         return images
+
+    def _score_videos(self) -> None:
+        """Score what a class without a video processor makes all the same, frame by frame."""
+        run = self.run
+        assert run.context is not None
+        run.reward = run.context.judging.reward = for_videos(run.reward)
+        run.judges = [for_videos(judge) for judge in run.judges]
 
     def _decoded(self, model: Model, latents: Tensor) -> Tensor:
         try:
@@ -154,13 +175,12 @@ class Calls:
         images, prompts = self.run.images, len(self.run.texts)
         plain = [(p, k) for p in range(prompts) for k in range(images)]
         if list(names) == plain or len(names) == 1:
-            return self.outputs[names[0][1]]
-        base = self.outputs[names[0][1]]
+            return self.outputs[names[0]][0]
+        base, _ = self.outputs[names[0]]
         chosen = {}
-        for key, value in fields(self.outputs.get(0, base)).items():
+        for key, value in fields(self.outputs.get((0, 0), (base, 0))[0]).items():
             if is_per_row(value, len(plain)):
-                picked = [self._pick(key, name) for name in names]
-                chosen[key] = _together(picked, value)
+                chosen[key] = _together([self._pick(key, name) for name in names], value)
             else:
                 chosen[key] = value
         if isinstance(base, tuple):
@@ -173,10 +193,8 @@ class Calls:
         return output
 
     def _pick(self, key: Any, name: Name) -> Any:
-        prompt, particle = name
-        own = particle < self.run.images
-        row = prompt * self.run.images + particle if own else prompt
-        return fields(self.outputs[particle])[key][row]
+        output, row = self.outputs[name]
+        return fields(output)[key][row]
 
 
 def _together(rows: Sequence[Any], like: Any) -> Any:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steer.driver.decoding.asked import Asked
-from steer.driver.decoding.layouts import crop, cut, for_class, unknown, unpack
+from steer.driver.decoding.layouts import crop, cut, unknown, unpack
 from steer.driver.decoding.scalings import unscale
 from steer.driver.decoding.vae import autoencoder, call_vae, in_its_precision
 from steer.driver.facts import makes_videos
+from steer.driver.safety import asks_guardrail
 
 
 def decode(
@@ -119,8 +119,7 @@ def _finish(pipe: Any, image: Tensor, asked: Asked) -> Tensor:
     if image.ndim == 5:
         video = _resized(pipe, crop(pipe, image, asked), pipe.video_processor, asked)
         video = pipe.video_processor.postprocess_video(video, output_type="pt").float()
-        checks = for_class(_CHECKS, pipe)
-        return _eight_bits(video) if checks is not None and checks(pipe.safety_checker) else video
+        return _eight_bits(video) if asks_guardrail(pipe) else video
     if getattr(pipe, "vqgan", None) is not None:  # Wuerstchen, Stable Cascade
         return image.clamp(0, 1).float()
     processor: Any = getattr(pipe, "image_processor", None)
@@ -140,13 +139,6 @@ def _resized(pipe: Any, image: Tensor, processor: Any, asked: Asked) -> Tensor:
     if not (bins and asked.call.get("use_resolution_binning", True) and height and width):
         return image
     return processor.resize_and_crop_tensor(image, width, height)
-
-
-# Whether videos go through a safety checker, which has frames of 8 bits.
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "Cosmos2_5": lambda checker: type(checker).__name__ == "CosmosSafetyChecker",
-    "Cosmos": lambda checker: checker is not None,
-}
 
 
 def _eight_bits(video: Tensor) -> Tensor:

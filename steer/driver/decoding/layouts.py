@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from steer.core.errors import UnsupportedPipelineError
+from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.driver.decoding.asked import Asked
 from steer.driver.facts import makes_videos
 
@@ -58,9 +58,8 @@ def decodes_frames(vae: Any) -> bool:
 def unknown(pipe: Any, why: str) -> UnsupportedPipelineError:
     """The error for latents that cannot be decoded."""
     return UnsupportedPipelineError(
-        f"{type(pipe).__name__}: latents of unknown layout ({why}), so that nothing can be scored; "
-        "steer decodes (B, C, h, w), frames (B, C, f, h, w), and tokens that the pipeline unpacks "
-        "by their size"
+        f"{type(pipe).__name__}: its latents cannot be decoded here ({why}), so that nothing "
+        f"unfinished can be scored; {AGAIN}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any, cast
 
@@ -145,6 +146,27 @@ def test_everything_of_a_prompt_is_repeated_beside_it() -> None:
     assert given["num_images_per_prompt"] == 1
 
 
+@pytest.mark.parametrize("mask", ["prompt_attention_mask", "prompt_embeds_mask"])
+def test_prompts_are_repeated_here_where_pipelines_mix_their_masks(mask: str) -> None:
+    """Sana, Qwen-Image and others repeat embeddings A A B B, and masks A B A B."""
+
+    class Masked(Recorder):
+        def __call__(
+            self,
+            prompt: Any,
+            num_images_per_prompt: int = 1,
+            prompt_attention_mask: Any = None,
+            prompt_embeds_mask: Any = None,
+        ) -> Any:
+            return prompt, num_images_per_prompt
+
+    signature = inspect.signature(Masked.__call__)
+    kept = [p for n, p in signature.parameters.items() if "mask" not in n or n == mask]
+    Masked.__call__.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    assert Call(Masked(), (), {"prompt": ["a", "b"]}).run(2) == (["a", "a", "b", "b"], 1)
+    assert Call(Masked(), (), {"prompt": ["a"]}).run(2) == (["a"], 2)
+
+
 def test_lists_of_embeddings_are_counted_and_repeated() -> None:
     embeds = [torch.zeros(3, 4), torch.ones(5, 4)]  # Z-Image: one tensor a prompt, of any length
     call = Call(Recorder(), (), {"prompt_embeds": embeds})
@@ -183,6 +205,33 @@ def test_lanes_are_wide_where_prompts_share_their_inputs(more: dict[str, Any]) -
     call = Call(Recorder(), (), {"prompt": ["a", "b"]} | more)
     assert call.widest((4,)) == call.allowed(4) == 4
     assert call.run(4)["num_images_per_prompt"] == 4
+
+
+def test_lanes_are_narrow_where_a_pipeline_does_not_repeat_an_input() -> None:
+    embeddings = {"prompt": "a", "ip_adapter_image_embeds": [torch.zeros(2, 1, 4)]}
+    call = Call(type("KolorsPAGPipeline", (Recorder,), {})(), (), embeddings)
+    assert call.widest((4,)) == 1
+    with pytest.warns(UserWarning, match="does not repeat ip_adapter_image_embeds"):
+        assert call.allowed(4) == 1
+
+
+def test_a_pipeline_that_writes_into_its_arguments_leaves_those_of_the_user_alone() -> None:
+    class Writer(Recorder):
+        def __call__(
+            self,
+            prompt: Any,
+            ip_adapter_image_embeds: Any,
+            num_images_per_prompt: int = 1,
+            generator: Any = None,
+        ) -> Any:
+            ip_adapter_image_embeds[0] = None
+            return ip_adapter_image_embeds
+
+    embeddings = [torch.zeros(2, 1, 4)]
+    call = Call(Writer(), (), {"prompt": "a", "ip_adapter_image_embeds": embeddings})
+    for run in (call.run(1), call.run(2), call.again([0])):
+        assert run == [None]
+        assert embeddings[0] is not None
 
 
 def test_one_prompt_with_embeddings_that_cannot_be_repeated_is_left_to_the_pipeline() -> None:

@@ -19,10 +19,11 @@ from torch import Tensor
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.core.types import Query, Step
+from steer.core.when import every
 from steer.driver.decoding.decode import decode
 from steer.driver.edits import Edits
-from steer.driver.noise import call_seeds
-from steer.methods import SMC, BestOfN, Guide, Method, NoiseSearch, Prune
+from steer.driver.seeds import call_seeds
+from steer.methods import SMC, BestOfN, Guide, Method, NoiseOptimization, NoiseSearch, Prune
 from steer.pipeline.guided import guided
 
 
@@ -107,6 +108,22 @@ def test_every_particle_is_the_plain_call_from_its_own_noise() -> None:
 def _finals(out: Any) -> dict[int, float]:
     events = [event for event in out.report.trace.of("score") if not event["preview"]]
     return {k: r for e in events for k, r in zip(e["particle"], e["reward"], strict=True)}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Guide(BestOfN(1), through="denoiser", when=every(1)),
+        NoiseOptimization(2, through=2),
+    ],
+)
+def test_gradients_go_through_the_denoiser_and_the_edit(method: Method) -> None:
+    pipe = inpainting()
+    plain = float(_red(pipe(**call(output_type="pt")).images, ["a"]))
+    out = guided(pipe, _red, method=method)(**call())
+    assert out.rewards[0] > plain
+    assert out.rewards == pytest.approx(_red(out.images, ["a"]).tolist(), abs=1e-4)
+    assert torch.is_grad_enabled()
 
 
 def test_the_given_image_stays() -> None:

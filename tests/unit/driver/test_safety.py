@@ -12,7 +12,7 @@ from diffusers import IFPipeline, StableDiffusionPipeline, StableDiffusionUpscal
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
-from steer.driver.safety import check_of, flags_of
+from steer.driver.safety import asks_guardrail, check_of, flags_of
 
 
 IMAGES = torch.tensor([0.2, 0.9, 0.4])[:, None, None, None].expand(3, 3, 8, 8).contiguous()
@@ -107,6 +107,22 @@ def test_guardrails_refuse_and_blur(still: bool) -> None:
     assert flags == [False, True, False] and guardrail.device == "cpu"
     assert shown.shape == ((3, 3, 8, 8) if still else (3, 2, 3, 8, 8))
     assert shown.flatten(1).mean(1).tolist() == pytest.approx([25 / 255, 0, 51 / 255], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("guardrail", "pipeline", "asked"),
+    [
+        ("CosmosSafetyChecker", "Cosmos2_5_PredictBasePipeline", True),
+        ("OwnGuardrail", "Cosmos2_5_PredictBasePipeline", False),
+        ("OwnGuardrail", "CosmosTextToWorldPipeline", True),
+    ],
+)
+def test_a_guardrail_that_the_pipeline_does_not_ask_is_not_asked(
+    guardrail: str, pipeline: str, asked: bool
+) -> None:
+    checker = type(guardrail, (), {"check_video_safety": lambda self, frames: None})()
+    pipe = type(pipeline, (), {"safety_checker": checker})()
+    assert asks_guardrail(pipe) is asked is (check_of(pipe, "pt") is not None)
 
 
 def test_what_the_pipeline_does_not_check_is_not_checked() -> None:

@@ -21,7 +21,8 @@ from families import arguments, build, redness, seeded, shared
 from torch import Tensor
 
 from steer.core.seeds import row_seed
-from steer.driver.noise import Source, call_seeds
+from steer.driver.noise import Source
+from steer.driver.seeds import call_seeds
 from steer.methods import BestOfN, Prune
 from steer.pipeline.guided import guided
 

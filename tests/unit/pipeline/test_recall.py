@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.seeds import row_seed
-from steer.driver.noise import call_seeds
+from steer.driver.seeds import call_seeds
 from steer.methods import BestOfN, Gate, Prune
 from steer.pipeline.guided import guided
 
@@ -289,3 +290,62 @@ def test_rows_beyond_the_winners_mean_lanes_of_the_calls_size() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert call("a", generator=seeded(0)).report.lane_width == 1
+
+
+def test_views_of_a_class_that_is_not_known_to_make_videos_are_scored_frame_by_frame() -> None:
+    class Views(Cascade):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            images = super().__call__(*args, **kwargs).images
+            return ImagePipelineOutput(images=[list(row.expand(4, 3, 8, 8)) for row in images])
+
+    Views.__call__.__signature__ = inspect.signature(Cascade.__call__)  # type: ignore[attr-defined]
+    out = _quiet(Views(DDIMScheduler()), BestOfN(3), generator=seeded(3), num_images_per_prompt=1)
+    returned = torch.stack(out.images[0])
+    assert out.rewards == pytest.approx([float(redness(returned, ["a"] * 4).mean())])
+    assert out.rewards[0] >= out.report.base_reward[0]
+
+
+def test_particles_are_the_same_whatever_the_lane_width_of_the_failed_attempt() -> None:
+    class Drawn(Cascade):
+        """Draws latents of its batch first, and then loops twice."""
+
+        def prepare_latents(self, batch_size: int, generator: Any) -> Tensor:
+            return randn_tensor((batch_size, 3, 8, 8), generator)
+
+        def __call__(
+            self,
+            prompt: str | list[str],
+            num_images_per_prompt: int = 1,
+            generator: Any = None,
+            output_type: str = "pt",
+            return_dict: bool = True,
+        ) -> Any:
+            self.prepare_latents(num_images_per_prompt, generator)
+            return super().__call__(prompt, num_images_per_prompt, generator)
+
+    scores: list[Any] = []
+    for width in (None, 1, 3):
+        call = guided(Drawn(DDIMScheduler()), redness, method=BestOfN(3), lane_width=width)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out = call("a", generator=seeded(3))
+        scores.append([row["reward"] for row in out.report.trace.of("score")])
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_prompts_are_called_one_by_one_where_a_list_of_generators_fails() -> None:
+    class Single(Cascade):
+        @functools.wraps(Cascade.__call__)
+        def __call__(self, *args: Any, **given: Any) -> Any:
+            if isinstance(given.get("generator"), list):
+                raise RuntimeError("no list of generators")
+            return super().__call__(*args, **given)
+
+    pipe = Single(DDIMScheduler())
+    out = _quiet(pipe, BestOfN(3), prompt=["a", "b"], generator=seeded(3))
+    seeds = call_seeds(seeded(3), 2, 1, "cpu")
+    plain = pipe(prompt=["a", "b"], generator=seeded(3)).images
+    for prompt, seed in enumerate(seeds):
+        further = [pipe(prompt="a", generator=seeded(row_seed(seed, k))).images for k in (1, 2)]
+        scores = redness(torch.cat([plain[prompt : prompt + 1], *further]), [""] * 3)
+        assert out.rewards[prompt] == pytest.approx(float(scores.max()))

@@ -406,7 +406,7 @@ def test_the_vaes_hook_moves_it() -> None:
 )
 def test_unknown_layouts_say_what_to_do(shape: tuple[int, ...], said: str) -> None:
     pipe, _ = flux()
-    with pytest.raises(UnsupportedPipelineError, match=f"{said}.*steer decodes"):
+    with pytest.raises(UnsupportedPipelineError, match=f"{said}.*use BestOfN"):
         decode(pipe, torch.zeros(shape), asked=Asked({"height": 16, "width": 16}))
 
 
