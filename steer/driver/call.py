@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.warn import warn
+from steer.driver.call_checks import check_values
 from steer.driver.facts import execution_device
 from steer.driver.noise import can_widen
 from steer.driver.solver_state import Generators
@@ -58,6 +59,7 @@ class Call:
         }
         self.values = {**defaults, **self._given}
         self._count = next((name for name in _COUNTS if name in signature.parameters), None)
+        check_values(self._given, self._count)
         self.images: int = (self.values.get(self._count) if self._count else 1) or 1
         self.texts, self.prompts = self._read_prompts()
         self.generator: Generators = self.values.get("generator")
