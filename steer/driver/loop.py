@@ -60,6 +60,7 @@ class Loop:
             the search returns.
         noises: The noise of particles, where the pipeline noises a given image.
         edited: Whether the pipeline puts a given image into the latents after `step`.
+        kept: Whether it does so with a clean one (see `keeps_image`).
         callbacks: Whether a callback of the user's may change latents between steps.
         failed: The search itself raised an error (a reward, say).
         copied: The pipeline made a second scheduler of this one.
@@ -75,7 +76,7 @@ class Loop:
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._around = ExitStack()
         self.callbacks = True
-        self.edited = False
+        self.edited = self.kept = False
         self.noises: Noises = lambda names, noise: noise
         self.evaluations: Callable[[int, int], int] = lambda index, count: 1
         self._clear()
@@ -267,7 +268,11 @@ class Loop:
         self._moves += 1
         if sample is query.latents:
             return
-        if self.edits is not None:
+        if self.kept:
+            if query.step.index:
+                self.edits = self.edits or Edits(self.noises)
+                self.edits.keep(query.latents.detach(), sample.detach())
+        elif self.edits is not None:
             self.edits.learn(sample.detach())
         elif not self.callbacks and self._moves <= _WATCHED and not _same(sample, query.latents):
             raise UnsupportedPipelineError(
@@ -279,7 +284,7 @@ class Loop:
         with torch.no_grad():
             if not query.grad:
                 query.latents.copy_(sample)
-            elif self.edits is not None:
+            elif self.edited:
                 query.latents.data.copy_(sample)
 
     def rewind(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -47,7 +47,7 @@ class Source:
         self.prompts, self.images, self.lane_width, self.seeds = prompts, images, lane_width, seeds
         self.generator, self.device = generator, device
         self.pipe_name = type(pipe).__name__
-        self.prepare = pipe.prepare_latents if can_widen(pipe) else None
+        self.prepare = _prepare_of(pipe)
         self.scheduler: Any = None
         self.lane: Tensor | None = None
         self._bound: inspect.BoundArguments | None = None
@@ -295,7 +295,14 @@ def _row(value: Any, prompt: int, prompts: int) -> Any:
 
 def can_widen(pipe: Any) -> bool:
     """Whether the pipeline draws its latents in a function that takes a batch size."""
-    prepare = getattr(pipe, "prepare_latents", None)
-    if not callable(prepare):
-        return False
-    return {"batch_size", "generator"} <= set(inspect.signature(prepare).parameters)
+    return _prepare_of(pipe) is not None
+
+
+def _prepare_of(pipe: Any) -> Callable[..., Any] | None:
+    """What draws latents for a batch size and a generator: diffusers has two names for it."""
+    for name in ("prepare_latents", "prepare_intermediate_images"):
+        found = getattr(pipe, name, None)
+        if callable(found):
+            needed = {"batch_size", "generator"}
+            return found if needed <= set(inspect.signature(found).parameters) else None
+    return None

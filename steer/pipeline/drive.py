@@ -10,7 +10,7 @@ from steer.core.errors import AGAIN, LaneWidthError, SteerError, UnsupportedPipe
 from steer.driver.call import Call, check_scheduler
 from steer.driver.counting import counting
 from steer.driver.decoding.nan import decoding_of
-from steer.driver.facts import edits_latents, is_interrupted
+from steer.driver.facts import edits_latents, is_interrupted, keeps_image
 from steer.driver.scheduler import SteeredScheduler
 from steer.pipeline.images import first_of, is_per_row
 from steer.pipeline.memory import is_shortage
@@ -29,10 +29,10 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     loop = scheduler.loop
     loop.owner = type(pipe).__name__
     loop.noises, loop.callbacks = run.source.noises, call.has_callbacks
-    loop.edited = edits_latents(pipe)
+    loop.edited, loop.kept = edits_latents(pipe), keeps_image(pipe)
     stand_ins: dict[str, Any] = {"scheduler": scheduler}
     if run.source.prepare is not None:
-        stand_ins["prepare_latents"] = run.source
+        stand_ins[run.source.prepare.__name__] = run.source
     if hasattr(pipe, "progress_bar"):
         stand_ins["progress_bar"] = run.progress_bar
     models = nullcontext()
