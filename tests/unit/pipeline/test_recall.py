@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FirstBlockCacheConfig, ImagePipelineOutput
+from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from families import arguments, build, redness, seeded
@@ -369,3 +370,27 @@ def test_predictions_that_are_no_pictures_go_to_functions_as_they_are(kind: str)
     assert out.report.base_reward == pytest.approx(size(plain, ["a"]))
     assert out.rewards == pytest.approx(size(out.images, ["a"]))
     assert out.images.shape == plain.shape
+
+
+def test_a_cutoff_callback_of_diffusers_holds_for_every_particle() -> None:
+    """It switches guidance off for good: particles are calls of their own."""
+    pipe, given = build("sd"), arguments("sd")
+    del given["generator"]
+    given |= {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "pt"}
+
+    def cutoff() -> Any:
+        return SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+
+    plain = pipe(**given, generator=seeded(0), callback_on_step_end=cutoff()).images
+    (seed,) = call_seeds(seeded(0), 1, 1, "cpu")
+    second = pipe(
+        **given, generator=seeded(row_seed(seed, 1)), callback_on_step_end=cutoff()
+    ).images
+    both = redness(torch.cat([plain, second]), ["", ""])
+    call = guided(pipe, redness, method=BestOfN(2))
+    with pytest.warns(UserWarning, match="SDCFGCutoffCallback switches something off"):
+        out = call(**given, generator=seeded(0), callback_on_step_end=cutoff())
+    assert out.rewards == pytest.approx([float(both.max())], abs=1e-5)
+    assert out.report.base_reward == pytest.approx([float(both[0])], abs=1e-5)
+    with pytest.raises(UnsupportedPipelineError, match="use BestOfN"):
+        guided(pipe, redness, method=Prune())(**given, callback_on_step_end=cutoff())
