@@ -22,7 +22,7 @@ from torch import Tensor
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.driver.seeds import call_seeds
-from steer.methods import BestOfN, Gate, Prune
+from steer.methods import BestOfN, Gate, NoiseSearch, Prune
 from steer.pipeline.guided import guided
 
 
@@ -116,6 +116,15 @@ def test_the_search_is_tried_once() -> None:
         second = call("a", generator=seeded(0))
     assert pipe.calls - tried == 2 < tried
     assert torch.equal(first.images, second.images)
+
+
+def test_random_search_over_seeds_needs_no_loop() -> None:
+    pipe = Cascade(DDIMScheduler())
+    found = _quiet(pipe, NoiseSearch(n=3, rounds=1), generator=seeded(3))
+    best = _quiet(pipe, BestOfN(3), generator=seeded(3))
+    assert torch.equal(found.images, best.images) and found.rewards == best.rewards
+    with pytest.raises(UnsupportedPipelineError, match="use BestOfN"):
+        guided(pipe, redness, method=NoiseSearch(n=3, rounds=2))("a", generator=seeded(3))
 
 
 @pytest.mark.parametrize("form", ["pt", "np"])
