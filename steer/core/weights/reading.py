@@ -48,7 +48,27 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r} is not a state dict: {odd[0]!r} is a "
             f"{type(state[odd[0]]).__name__}; save model.state_dict(), or it under 'state_dict'"
         )
+    names: dict[str, Any] = {}
+    for name in state:
+        check_unmerged(names, str(name), name, str(path))
     return _without_prefix({str(name): value for name, value in state.items()})
+
+
+def check_unmerged(names: dict[str, Any], new: str, old: Any, source: str) -> None:
+    """Note that the tensor `old` is called `new`; CheckpointError if another one is so called.
+
+    Args:
+        names: What was noted so far, old names by new ones; `old` is added.
+        new: The name that is used.
+        old: The name in the file.
+        source: What to call the checkpoint in an error.
+    """
+    if new in names:
+        raise CheckpointError(
+            f"checkpoint {source!r}: its tensors {names[new]!r} and {old!r} are both read as "
+            f"{new!r}, and one of them would be lost: remove the one that is not meant"
+        )
+    names[new] = old
 
 
 def load_into(
@@ -94,7 +114,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read the configuration {str(path)!r}: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"configuration {str(path)!r} is not a JSON object")
@@ -147,7 +167,7 @@ def _read(path: Path) -> Any:
             f"because it would run code from the file ({first_line(error)}): {way_out}, or save "
             "its state dict as .safetensors where you trust it"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch.load raises whatever the damage makes it raise
         raise CheckpointError(
             f"checkpoint {str(path)!r} is corrupt or truncated ({first_line(error)}): {way_out}"
         ) from error

@@ -20,7 +20,7 @@ from open_clip.coca_model import CoCa
 from open_clip.convert import convert_state_dict
 from torch import Tensor, nn
 
-from steer.core.errors import CheckpointError
+from steer.core.errors import CheckpointError, first_line
 from steer.core.weights.reading import fingerprint, load_into, load_state_dict, stamp
 from steer.rewards.clip.layout import to_open_clip
 from steer.rewards.clip.preprocess import work_dtype
@@ -140,7 +140,7 @@ def load_encoder(source: Source, device: torch.device, dtype: torch.dtype) -> En
     """
     with torch.inference_mode(False), quiet():
         tokenizer = _tokenizer(source)
-        state = to_open_clip(load_state_dict(source.weights))
+        state = to_open_clip(load_state_dict(source.weights), source.weights)
         model = _build(json.loads(source.config), state, source.weights)
     return Encoder(model, Tokenizer(tokenizer), device, dtype)
 
@@ -151,7 +151,7 @@ def _tokenizer(source: Source) -> Any:
             return open_clip.get_tokenizer(source.tokenizer)
         except Exception as error:  # transformers raises many kinds
             raise CheckpointError(
-                f"cannot load the tokenizer of {source.tokenizer!r}: {error}. Its files must lie "
+                f"cannot load the tokenizer of {source.tokenizer!r}: {first_line(error)}. Its files must lie "
                 "in the model folder or in the Hugging Face cache, or the hub must be reachable"
             ) from error
     window = json.loads(source.config).get("text_cfg", {}).get("context_length", 77)

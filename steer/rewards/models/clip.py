@@ -17,7 +17,7 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 from torch import Tensor
 
 from steer.core.checks import did_you_mean
-from steer.core.errors import CheckpointError
+from steer.core.errors import CheckpointError, first_line
 from steer.core.weights.reading import read_json
 from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.clip.activation import trained_with_quick_gelu
@@ -276,7 +276,7 @@ def _download(fetch: Any, what: Any, model: str, **options: Any) -> str:
     except Exception as error:  # the hub's client raises many kinds
         where = what if isinstance(what, str) else what.get("hf_hub") or what.get("url")
         raise CheckpointError(
-            f"clip:{model}: cannot get its files from {where!r} ({error}). Where there is a "
+            f"clip:{model}: cannot get its files from {where!r} ({first_line(error)}). Where there is a "
             "network, download them, then pass checkpoint=FILE, or put them into the Hugging Face "
             "cache of this machine"
         ) from error

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
-from steer.core.errors import CheckpointError
+from steer.core.errors import CheckpointError, first_line
 from steer.core.weights.hub import fetch, locate
 from steer.core.weights.reading import fingerprint, load_state_dict, stamp
 from steer.rewards.base import BaseReward, check_batch
@@ -179,7 +179,7 @@ def _tokenizer(path: str, size: int) -> BertTokenizer:
     try:
         tokenizer = BertTokenizer.from_pretrained(path)
     except Exception as error:  # transformers raises many kinds
-        raise CheckpointError(f"tokenizer={path!r} cannot be read ({error}): {_BERT}") from error
+        raise CheckpointError(f"tokenizer={path!r} cannot be read ({first_line(error)}): {_BERT}") from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     if len(tokenizer) != size:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steer.core.errors import CheckpointError
-from steer.core.weights.reading import load_state_dict, read_json
+from steer.core.weights.reading import check_unmerged, load_state_dict, read_json
 from steer.driver.denoisers.checkpoints.source import Found
 
 
@@ -73,6 +73,9 @@ def prepared(found: Found, component: str, label: str, folder: Path) -> tuple[Pa
     kept = {name: value for name, value in state.items() if name not in text}
     if not kept:
         raise CheckpointError(f"tuned={label!r}: it adapts text encoders only, not the {component}")
+    names: dict[str, str] = {}
+    for name in kept:
+        check_unmerged(names, _name(name, component), name, str(path))
     renamed = {_name(name, component): value.contiguous() for name, value in kept.items()}
     written = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
     options = _known({k: v for k, v in written.items() if not k.startswith(_TEXT)}, label)

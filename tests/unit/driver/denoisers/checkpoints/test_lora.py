@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,14 @@ def test_alpha_scales_and_must_not_be_0(made: Any, tmp_path: Path) -> None:
         options = json.loads(opened.metadata()["lora_adapter_metadata"])
     options["unet.lora_alpha"] = 0
     refused(pipe, written(tmp_path, state, **options), r"alpha is 0 at .*to_q")
+
+
+def test_two_tensors_that_become_one_are_refused(made: Any, tmp_path: Path) -> None:
+    pipe, _, _, state = made
+    name = next(iter(state))
+    bare = name.removeprefix("unet.")
+    twice = {**state, bare: state[name] * 2}
+    refused(pipe, written(tmp_path, twice), rf"\.safetensors'.*{re.escape(bare)}.* are both read as")
 
 
 def test_numbers_without_sense_are_refused(made: Any, tmp_path: Path) -> None:
