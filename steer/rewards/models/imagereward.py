@@ -179,7 +179,9 @@ def _tokenizer(path: str, size: int) -> BertTokenizer:
     try:
         tokenizer = BertTokenizer.from_pretrained(path)
     except Exception as error:  # transformers raises many kinds
-        raise CheckpointError(f"tokenizer={path!r} cannot be read ({first_line(error)}): {_BERT}") from error
+        raise CheckpointError(
+            f"tokenizer={path!r} cannot be read ({first_line(error)}): {_BERT}"
+        ) from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     if len(tokenizer) != size:

@@ -136,7 +136,9 @@ def test_two_tensors_that_become_one_are_refused(made: Any, tmp_path: Path) -> N
     name = next(iter(state))
     bare = name.removeprefix("unet.")
     twice = {**state, bare: state[name] * 2}
-    refused(pipe, written(tmp_path, twice), rf"\.safetensors'.*{re.escape(bare)}.* are both read as")
+    refused(
+        pipe, written(tmp_path, twice), rf"\.safetensors'.*{re.escape(bare)}.* are both read as"
+    )
 
 
 def test_numbers_without_sense_are_refused(made: Any, tmp_path: Path) -> None:
