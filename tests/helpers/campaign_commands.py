@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 import yaml
 
 
@@ -88,6 +90,7 @@ def _run(words: list[str], log: Path, before: Callable[[], None] | None) -> None
             os.dup2(file, stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # the forks share tqdm's own, and a killed one keeps it
         if before is not None:
             before()
         from steer.cli.app import app
