@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 import yaml
+from tqdm import tqdm
 
 
 SLOW = 180.0
