@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,9 +17,10 @@ from typing import Any
 
 import torch
 import yaml
-from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 
+TqdmDefaultWriteLock.mp_lock = None  # forks would share it, and a killed one keeps it
 SLOW = 180.0
 """Seconds after which a command hangs."""
 
@@ -90,7 +90,6 @@ def _run(words: list[str], log: Path, before: Callable[[], None] | None) -> None
             os.dup2(file, stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
-        tqdm.set_lock(threading.RLock())  # the forks share tqdm's own, and a killed one keeps it
         if before is not None:
             before()
         from steer.cli.app import app
