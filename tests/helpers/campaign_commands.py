@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import yaml
-from tqdm.std import TqdmDefaultWriteLock
+from tqdm.std import TqdmDefaultWriteLock  # pyright: ignore[reportAttributeAccessIssue]
 
 
 TqdmDefaultWriteLock.mp_lock = None  # forks would share it, and a killed one keeps it
