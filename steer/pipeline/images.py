@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from steer.rewards.inputs import SLACK
+
 
 def first_of(output: Any) -> Any:
     """What a pipeline makes: the first field of its output, or an output without fields."""
@@ -52,9 +54,9 @@ def images_of(first: Any, device: Any) -> Tensor | None:
 
 
 def are_pictures(images: Tensor) -> bool:
-    """Whether these have three channels in [0, 1], as pictures and no depths or normals have."""
+    """Whether these have three channels in about [0, 1], as no depths or normals have."""
     low, high = torch.stack(images.nan_to_num(0.5).aminmax()).tolist()
-    return images.shape[-3] == 3 and low > -1e-3 and high < 1 + 1e-3
+    return images.shape[-3] == 3 and low >= -SLACK and high <= 1 + SLACK
 
 
 def _channels(shape: tuple[int, ...], place: int) -> bool:
