@@ -46,7 +46,10 @@ def test_two_layouts_in_one_file_do_not_hide_each_other(theirs: str, ours: str) 
 
 def test_tensors_that_the_format_cannot_hold_are_told_with_their_file(tmp_path: Path) -> None:
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
-    for odd in (torch.eye(2).to_sparse(), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)):
+    for odd in (
+        torch.eye(2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ):
         torch.save({"weight": odd}, source)
         with pytest.raises(CheckpointError, match=r"in\.pt.*'weight'.*dense"):
             convert(source, target)
