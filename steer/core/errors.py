@@ -126,8 +126,8 @@ def first_line(error: Exception) -> str:
     """The first line of another library's error, to be told inside one of steer's.
 
     Without its full stop, 300 characters at most; the error's class where it says nothing.
-    Sentences that tell how to run code from a file, as those of torch and transformers, are left
-    out.
+    Sentences that tell how to run code from a file, as torch's and transformers' errors do, are
+    left out.
     """
     lines = [line for line in map(_without_hints, str(error).splitlines()) if line]
     return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from steer.core.errors import AGAIN, UnsupportedPipelineError
@@ -282,6 +283,20 @@ def check_scheduler(pipe: Any) -> None:
         f"{type(pipe).__name__}: has no scheduler with step and set_timesteps, so its loop cannot "
         f"be driven; {AGAIN}"
     )
+
+
+def check_callbacks(call: Call) -> None:
+    """Raise UnsupportedPipelineError for callbacks of diffusers that switch things off for good.
+
+    `SDCFGCutoffCallback` and its relatives turn guidance or an adapter off at a step; a particle
+    whose steps come later would never have had them.
+    """
+    for value in call.values.values():
+        if isinstance(value, PipelineCallback | MultiPipelineCallbacks):
+            raise UnsupportedPipelineError(
+                f"{type(value).__name__} switches something off in the middle of a call, which a "
+                f"search cannot undo for the next particle; {AGAIN}"
+            )
 
 
 def _whole(value: Any) -> int | None:

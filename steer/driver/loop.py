@@ -112,10 +112,7 @@ class Loop:
         if not len(grid):
             return
         if self.started:
-            raise UnsupportedPipelineError(
-                "this pipeline's loop cannot be driven: it runs more than one loop in a call; "
-                f"{AGAIN}."
-            )
+            raise _undriven("it runs more than one loop in a call")
         items = grid.unbind()
         self._grid = grid
         token = running.set(self)
@@ -164,9 +161,8 @@ class Loop:
         """Send the model output at `sample` to the search; returns its next latents, or winners."""
         self.check_caller()
         if not self._asked:
-            raise UnsupportedPipelineError(
-                "this pipeline's loop cannot be driven: it calls scheduler.step other than once "
-                f"per item of scheduler.timesteps; {AGAIN}."
+            raise _undriven(
+                "it calls scheduler.step other than once per item of scheduler.timesteps"
             )
         self._asked = False
         torch.set_grad_enabled(self._outer)
@@ -193,10 +189,12 @@ class Loop:
 
     def _open(self, sample: Tensor) -> None:
         if self.copied:
-            raise UnsupportedPipelineError(
-                "this pipeline's loop cannot be driven: it steps a second stream (sound, say) by a "
-                f"copy of its scheduler, which a search cannot follow; {AGAIN}."
+            raise _undriven(
+                "it steps a second stream (sound, say) by a copy of its scheduler, which a search "
+                "cannot follow"
             )
+        if self._arguments.get("per_token_timesteps") is not None:
+            raise _undriven("every token has a noise level of its own (per_token_timesteps)")
         self._inner = self._outer
         schedule = Schedule.from_scheduler(self.scheduler, self._grid)
         self._offset = schedule.offset
@@ -275,9 +273,8 @@ class Loop:
         elif self.edits is not None:
             self.edits.learn(sample.detach())
         elif not self.callbacks and self._moves <= _WATCHED and not _same(sample, query.latents):
-            raise UnsupportedPipelineError(
-                "this pipeline's loop cannot be driven: it changes the latents after "
-                f"scheduler.step, which a search cannot follow; {AGAIN}."
+            raise _undriven(
+                "it changes the latents after scheduler.step, which a search cannot follow"
             )
         if sample.shape != query.latents.shape:
             return
@@ -299,6 +296,10 @@ class Loop:
         self._around.close()
         if self._search is not None:
             self._search.close()
+
+
+def _undriven(why: str) -> UnsupportedPipelineError:
+    return UnsupportedPipelineError(f"this pipeline's loop cannot be driven: {why}; {AGAIN}.")
 
 
 def _is_opening(query: Query, sample: Tensor) -> bool:

@@ -47,7 +47,7 @@ class Source:
         self.prompts, self.images, self.lane_width, self.seeds = prompts, images, lane_width, seeds
         self.generator, self.device = generator, device
         self.pipe_name = type(pipe).__name__
-        self.prepare = _prepare_of(pipe)
+        self.prepare = _prepare_of(pipe, _BATCH) or _noising_of(pipe)
         self.scheduler: Any = None
         self.lane: Tensor | None = None
         self._bound: inspect.BoundArguments | None = None
@@ -260,6 +260,10 @@ class Source:
         assert self.prepare is not None and self._bound is not None
         bound = inspect.BoundArguments(self._bound.signature, self._bound.arguments.copy())
         given = bound.arguments
+        if "shape" in given:  # the image's latents, noised
+            given.update((n, v[:rows]) for n, v in given.items() if isinstance(v, Tensor))
+            given |= {"shape": (rows, *given["shape"][1:]), "generator": generator}
+            return self.prepare(*bound.args, **bound.kwargs)
         given["batch_size"] = rows
         if "num_images_per_prompt" in given:
             given["num_images_per_prompt"] = 1
@@ -295,14 +299,21 @@ def _row(value: Any, prompt: int, prompts: int) -> Any:
 
 def can_widen(pipe: Any) -> bool:
     """Whether the pipeline draws its latents in a function that takes a batch size."""
-    return _prepare_of(pipe) is not None
+    return _prepare_of(pipe, _BATCH) is not None
 
 
-def _prepare_of(pipe: Any) -> Callable[..., Any] | None:
-    """What draws latents for a batch size and a generator: diffusers has two names for it."""
+_BATCH = {"batch_size", "generator"}
+
+
+def _prepare_of(pipe: Any, needed: set[str]) -> Callable[..., Any] | None:
+    """What draws latents, where it takes these arguments: diffusers has two names for it."""
     for name in ("prepare_latents", "prepare_intermediate_images"):
         found = getattr(pipe, name, None)
         if callable(found):
-            needed = {"batch_size", "generator"}
             return found if needed <= set(inspect.signature(found).parameters) else None
     return None
+
+
+def _noising_of(pipe: Any) -> Callable[..., Any] | None:
+    """What noises the latents of a given image of the batch's shape (Kandinsky 2.1)."""
+    return _prepare_of(pipe, {"latents", "latent_timestep", "shape", "generator"})

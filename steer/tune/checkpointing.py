@@ -67,8 +67,8 @@ def load(folder: Path, config: TuneConfig, data: str) -> dict[str, Any]:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage makes it raise
         raise TuneError(
-            f"checkpoint={str(folder)!r}: cannot be read ({first_line(error)}); delete "
-            "it to continue from the one before"
+            f"checkpoint={str(folder)!r}: cannot be read ({first_line(error)}); delete it to "
+            "continue from the one before"
         ) from error
     changed = differences(meta["config"], json.loads(json.dumps(config.to_dict())))
     if meta["data"] != data:

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 import yaml
+from tqdm.std import TqdmDefaultWriteLock  # pyright: ignore[reportAttributeAccessIssue]
 
 
+TqdmDefaultWriteLock.mp_lock = None  # forks would share it, and a killed one keeps it
 SLOW = 180.0
 """Seconds after which a command hangs."""
 

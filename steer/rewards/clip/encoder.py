@@ -152,8 +152,8 @@ def _tokenizer(source: Source) -> Any:
         except Exception as error:  # transformers raises many kinds
             raise CheckpointError(
                 f"cannot load the tokenizer of {source.tokenizer!r}: {first_line(error)}. Its "
-                "files must lie in the model folder or in the Hugging Face cache, or the "
-                "hub must be reachable"
+                "files must lie in the model folder or in the Hugging Face cache, or the hub must "
+                "be reachable"
             ) from error
     text = json.loads(source.config).get("text_cfg")
     window = text.get("context_length", 77) if isinstance(text, dict) else 77

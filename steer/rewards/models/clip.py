@@ -280,7 +280,7 @@ def _download(fetch: Any, what: Any, model: str, **options: Any) -> str:
     except Exception as error:  # the hub's client raises many kinds
         where = what if isinstance(what, str) else what.get("hf_hub") or what.get("url")
         raise CheckpointError(
-            f"clip:{model}: cannot get its files from {where!r} ({first_line(error)}). Where "
-            "there is a network, download them, then pass checkpoint=FILE, or put them into "
-            "the Hugging Face cache of this machine"
+            f"clip:{model}: cannot get its files from {where!r} ({first_line(error)}). Where there "
+            "is a network, download them, then pass checkpoint=FILE, or put them into the Hugging "
+            "Face cache of this machine"
         ) from error
