@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -119,6 +119,27 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"configuration {str(path)!r} is not a JSON object")
     return value
+
+
+def broken_file(folder: str | Path) -> str:
+    """The first JSON or safetensors file below `folder` that cannot be read, as a sentence.
+
+    Empty where all can: what other libraries say of a model's folder seldom names the file.
+    """
+    for path in sorted(Path(folder).rglob("*")):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.name.endswith(("config.json", "index.json")):
+                read_json(path)
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+        except CheckpointError as error:
+            return str(error)
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            return f"{str(path)!r} is corrupt or truncated: {first_line(error)}"
+    return ""
 
 
 def fingerprint(*tensors: Mapping[str, Tensor] | nn.Module) -> str:

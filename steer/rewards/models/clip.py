@@ -252,11 +252,15 @@ def _quick_gelu(name: str, weights: str | Path, tags: Sequence[str]) -> bool:
 def _folder_config(
     where: str | Path, config: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    model_cfg = config.get("model_cfg", {})
+    model_cfg, preprocess_cfg = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
+    if not isinstance(model_cfg, dict) or not isinstance(preprocess_cfg, dict):
+        raise CheckpointError(
+            f"{_CONFIG} of {str(where)!r}: model_cfg and preprocess_cfg must be JSON objects"
+        )
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_cfg]
     if missing:
         raise CheckpointError(f"{_CONFIG} of {str(where)!r} lacks model_cfg[{missing[0]!r}]")
-    return model_cfg, config.get("preprocess_cfg", {})
+    return model_cfg, preprocess_cfg
 
 
 def _folder_weights(folder: Path) -> Path:

@@ -141,6 +141,14 @@ def test_two_tensors_that_become_one_are_refused(made: Any, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("options", ["{", "[]", "3"])
+def test_options_that_cannot_be_read_name_the_file(made: Any, tmp_path: Path, options: str) -> None:
+    pipe, _, _, state = made
+    path = tmp_path / "odd.safetensors"
+    save_file(state, path, {"lora_adapter_metadata": options})
+    refused(pipe, path, r"odd\.safetensors.*lora_adapter_metadata")
+
+
 def test_numbers_without_sense_are_refused(made: Any, tmp_path: Path) -> None:
     pipe, _, _, state = made
     name = next(iter(state))
