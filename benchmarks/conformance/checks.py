@@ -163,7 +163,7 @@ def best_of_n(subject: Subject, lane_width: int | None = None) -> list[str]:
     faults = search_faults(subject, output, reward)
     if len(rewards) != wanted:
         faults.append(f"{len(rewards)} final images, not {wanted}")
-    elif len({round(value, 7) for value in rewards.values()}) < wanted:
+    elif len({round(value, 7) for value in rewards.values()}) < wanted and subject.varies():
         faults.append("particles are equal")
     if reward.nearest(subject.pictures) > PIXEL:
         faults.append("the plain image is not among the candidates")

@@ -66,6 +66,14 @@ def _channels_first(array: Tensor) -> Tensor:
     return array.movedim(-1, -3) if array.ndim >= 3 and array.shape[-1] in (1, 3) else array
 
 
+def _row(output: Any) -> Tensor:
+    """One output as pictures, or as a picture of one line."""
+    pictures = frames(output)
+    if pictures is None or (isinstance(output, Tensor) and output.ndim < 3):
+        pictures = torch.cat([part.flatten() for part in tensors(output)])[None, None, None].float()
+    return pictures
+
+
 class Brightness:
     """A reward, the mean of all pixels, that keeps what it was shown."""
 
@@ -79,8 +87,9 @@ class Brightness:
     def __call__(self, images: Tensor | list[Any], prompts: Sequence[str]) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1], or a list of other outputs, to scores `(B,)`."""
         if isinstance(images, list):
-            rows = [torch.cat([part.flatten() for part in tensors(row)]) for row in images]
-            images = torch.stack(rows)[:, None, None]
+            rows = [_row(row) for row in images]
+            self.seen.append(torch.cat(rows))
+            return torch.stack([row.mean() for row in rows])
         self.seen.append(images.detach().float().cpu())
         return images.float().flatten(1).mean(1)
 

@@ -57,6 +57,14 @@ class Subject:
         """Arguments of a call."""
         return self.case.inputs(self.pipe, **{**self.given, **more})
 
+    def varies(self) -> bool:
+        """Whether the plain call makes something else of another seed (not where it saturates)."""
+        inputs = self.inputs()
+        if not isinstance(inputs.get("generator"), torch.Generator):
+            return True
+        inputs["generator"] = torch.Generator().manual_seed(1234)
+        return difference(self.pipe(**inputs)[0], self.plain) != 0
+
     def takes(self, name: str) -> bool:
         """Whether the pipeline's call has an argument of that name."""
         return name in inspect.signature(type(self.pipe).__call__).parameters

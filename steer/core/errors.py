@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 
+_HINT = re.compile(
+    r"weights[ _]only\b|safe_globals|trusted? (the )?source|two options|the following error message"
+    r"|trust_remote_code|allow_pickle|use_safetensors=False",
+    re.IGNORECASE,
+)
 AGAIN = "use BestOfN or a Gate around it, which call the pipeline again for every image"
 """The way out where no search can sit in a pipeline's loop."""
 
@@ -124,6 +130,13 @@ def first_line(error: Exception) -> str:
     """The first line of another library's error, to be told inside one of steer's.
 
     Without its full stop, 300 characters at most; the error's class where it says nothing.
+    Sentences that tell how to run code from a file, as torch's and transformers' errors do, are
+    left out.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in map(_without_hints, str(error).splitlines()) if line]
     return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
+
+
+def _without_hints(line: str) -> str:
+    sentences = re.split(r"(?<=[.!?])\s+", line.strip())
+    return " ".join(sentence for sentence in sentences if not _HINT.search(sentence))

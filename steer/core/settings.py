@@ -62,7 +62,7 @@ def read_yaml(path: str | Path, error: type[Exception]) -> dict[str, Any]:
     """
     name = f"config={str(path)!r}"
     try:
-        data = yaml.load(Path(path).expanduser().read_text("utf-8"), _Loader)
+        data = load_yaml(Path(path).expanduser().read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as cause:
         reason = getattr(cause, "strerror", None) or cause
         raise error(f"{name}: cannot be read ({reason})") from cause
@@ -71,6 +71,14 @@ def read_yaml(path: str | Path, error: type[Exception]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise error(f"{name}: must hold 'name: value' lines")
     return data
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text holds; yaml.YAMLError or ValueError also where it is nested too deeply."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def build(cls: type[S], data: object, error: type[Exception], where: str = "") -> S:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.warn import warn
+from steer.driver.call_checks import check_values
 from steer.driver.facts import execution_device
 from steer.driver.noise import can_widen
 from steer.driver.solver_state import Generators
@@ -58,6 +60,7 @@ class Call:
         }
         self.values = {**defaults, **self._given}
         self._count = next((name for name in _COUNTS if name in signature.parameters), None)
+        check_values(self._given, self._count)
         self.images: int = (self.values.get(self._count) if self._count else 1) or 1
         self.texts, self.prompts = self._read_prompts()
         self.generator: Generators = self.values.get("generator")
@@ -74,7 +77,7 @@ class Call:
         return execution_device(self.pipe)
 
     def _read_prompts(self) -> tuple[list[str], int]:
-        prompt = self.values.get("prompt")
+        prompt = self.values.get("prompt", self.values.get("content_prompt"))  # VisualCloze
         if isinstance(prompt, str):
             return [prompt], 1
         if isinstance(prompt, list | tuple) and prompt:
@@ -279,6 +282,20 @@ def check_scheduler(pipe: Any) -> None:
         f"{type(pipe).__name__}: has no scheduler with step and set_timesteps, so its loop cannot "
         f"be driven; {AGAIN}"
     )
+
+
+def check_callbacks(call: Call) -> None:
+    """Raise UnsupportedPipelineError for callbacks of diffusers that switch things off for good.
+
+    `SDCFGCutoffCallback` and its relatives turn guidance or an adapter off at a step; a particle
+    whose steps come later would never have had them.
+    """
+    for value in call.values.values():
+        if isinstance(value, PipelineCallback | MultiPipelineCallbacks):
+            raise UnsupportedPipelineError(
+                f"{type(value).__name__} switches something off in the middle of a call, which a "
+                f"search cannot undo for the next particle; {AGAIN}"
+            )
 
 
 def _whole(value: Any) -> int | None:

@@ -96,6 +96,17 @@ class Edits:
         self.mask = torch.where((share - whole).abs() < _ROUNDING, whole, share).to(after.dtype)
         self._put = self._before = None
 
+    def keep(self, before: Tensor, after: Tensor) -> None:
+        """Read mask and image off a pipeline that puts back, clean, what it had outside the mask.
+
+        Args:
+            before: What `step` returned, of a step after the first.
+            after: What the denoiser got.
+        """
+        if self.mask is None:
+            self.mask = (before == after).all(0, keepdim=True).to(after.dtype)
+            self.clean = after
+
     def finish(self, latents: Tensor) -> Tensor:
         """Clean latents as the pipeline returns them: the given image outside the mask."""
         if self.mask is None or self.clean is None:

@@ -41,13 +41,20 @@ def is_interrupted(pipe: Any) -> bool:
 
 
 def edits_latents(pipe: Any) -> bool:
-    """Whether the pipeline's loop noises a given image and puts it into the latents (inpainting).
+    """Whether the pipeline's loop puts a given image, noised or clean, into the latents.
 
-    Read off the names that its `__call__` uses.
+    Noised ones are read off the names that its `__call__` uses.
     """
+    if keeps_image(pipe):
+        return True
     call = inspect.unwrap(type(pipe).__call__)
     names = getattr(getattr(call, "__code__", None), "co_names", ())
     return bool({"add_noise", "scale_noise"} & set(names))
+
+
+def keeps_image(pipe: Any) -> bool:
+    """Whether the loop puts back, clean, what it had outside a mask (DeepFloyd IF inpainting)."""
+    return any(kind.__name__.startswith("IFInpainting") for kind in type(pipe).__mro__)
 
 
 def parts(pipe: Any) -> dict[str, nn.Module]:

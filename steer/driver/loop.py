@@ -61,6 +61,7 @@ class Loop:
             the search returns.
         noises: The noise of particles, where the pipeline noises a given image.
         edited: Whether the pipeline puts a given image into the latents after `step`.
+        kept: Whether it does so with a clean one (see `keeps_image`).
         callbacks: Whether a callback of the user's may change latents between steps.
         spares: Whether padding is left out of the denoiser's batch.
         opening: Slots of the first denoiser call that the search needs; empty for all.
@@ -78,7 +79,7 @@ class Loop:
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._around = ExitStack()
         self.callbacks = True
-        self.edited = False
+        self.edited = self.kept = False
         self.noises: Noises = lambda names, noise: noise
         self.evaluations: Callable[[int, int], int] = lambda index, count: 1
         self.spares = False
@@ -105,10 +106,7 @@ class Loop:
         return self._search is not None
 
     def check_caller(self) -> None:
-        """Raise SteerError where another call of the pipeline meets this one.
-
-        A call in another thread, or one of the reward's or a callback's own.
-        """
+        """Raise SteerError where a call in another thread, or of a reward's own, meets this one."""
         if self._thinking or (self._thread != get_ident() and not self.reusable):
             raise SteerError(in_a_call(self.owner))
 
@@ -117,10 +115,7 @@ class Loop:
         if not len(grid):
             return
         if self.started:
-            raise UnsupportedPipelineError(
-                "this pipeline's loop cannot be driven: it runs more than one loop in a call; "
-                f"{AGAIN}."
-            )
+            raise _undriven("it runs more than one loop in a call")
         items = grid.unbind()
         self._grid = grid
         token = running.set(self)
@@ -169,9 +164,8 @@ class Loop:
         """Send the model output at `sample` to the search; returns its next latents, or winners."""
         self.check_caller()
         if not self._asked:
-            raise UnsupportedPipelineError(
-                "this pipeline's loop cannot be driven: it calls scheduler.step other than once "
-                f"per item of scheduler.timesteps; {AGAIN}."
+            raise _undriven(
+                "it calls scheduler.step other than once per item of scheduler.timesteps"
             )
         self._asked = False
         torch.set_grad_enabled(self._outer)
@@ -205,10 +199,12 @@ class Loop:
 
     def _open(self, sample: Tensor) -> None:
         if self.copied:
-            raise UnsupportedPipelineError(
-                "this pipeline's loop cannot be driven: it steps a second stream (sound, say) by a "
-                f"copy of its scheduler, which a search cannot follow; {AGAIN}."
+            raise _undriven(
+                "it steps a second stream (sound, say) by a copy of its scheduler, which a search "
+                "cannot follow"
             )
+        if self._arguments.get("per_token_timesteps") is not None:
+            raise _undriven("every token has a noise level of its own (per_token_timesteps)")
         self._inner = self._outer
         schedule = Schedule.from_scheduler(self.scheduler, self._grid)
         self._offset = schedule.offset
@@ -288,19 +284,20 @@ class Loop:
         self._moves += 1
         if sample is query.latents:
             return
-        if self.edits is not None:
+        if self.kept:
+            if query.step.index:
+                self.edits = self.edits or Edits(self.noises)
+                self.edits.keep(query.latents.detach(), sample.detach())
+        elif self.edits is not None:
             self.edits.learn(sample.detach())
         elif not self.callbacks and self._moves <= _WATCHED and not same(sample, query.latents):
-            raise UnsupportedPipelineError(
-                "this pipeline's loop cannot be driven: it changes the latents after "
-                f"scheduler.step, which a search cannot follow; {AGAIN}."
-            )
+            raise _undriven("its latents change after scheduler.step: a search cannot follow that")
         if sample.shape != query.latents.shape:
             return
         with torch.no_grad():
             if not query.grad:
                 query.latents.copy_(sample)
-            elif self.edits is not None:
+            elif self.edited:
                 query.latents.data.copy_(sample)
 
     def rewind(self) -> None:
@@ -315,3 +312,7 @@ class Loop:
         self._around.close()
         if self._search is not None:
             self._search.close()
+
+
+def _undriven(why: str) -> UnsupportedPipelineError:
+    return UnsupportedPipelineError(f"this pipeline's loop cannot be driven: {why}; {AGAIN}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -47,7 +47,7 @@ class Source:
         self.prompts, self.images, self.lane_width, self.seeds = prompts, images, lane_width, seeds
         self.generator, self.device = generator, device
         self.pipe_name = type(pipe).__name__
-        self.prepare = pipe.prepare_latents if can_widen(pipe) else None
+        self.prepare = _prepare_of(pipe, _BATCH) or _noising_of(pipe)
         self.scheduler: Any = None
         self.lane: Tensor | None = None
         self._bound: inspect.BoundArguments | None = None
@@ -260,6 +260,10 @@ class Source:
         assert self.prepare is not None and self._bound is not None
         bound = inspect.BoundArguments(self._bound.signature, self._bound.arguments.copy())
         given = bound.arguments
+        if "shape" in given:  # the image's latents, noised
+            given.update((n, v[:rows]) for n, v in given.items() if isinstance(v, Tensor))
+            given |= {"shape": (rows, *given["shape"][1:]), "generator": generator}
+            return self.prepare(*bound.args, **bound.kwargs)
         given["batch_size"] = rows
         if "num_images_per_prompt" in given:
             given["num_images_per_prompt"] = 1
@@ -295,7 +299,21 @@ def _row(value: Any, prompt: int, prompts: int) -> Any:
 
 def can_widen(pipe: Any) -> bool:
     """Whether the pipeline draws its latents in a function that takes a batch size."""
-    prepare = getattr(pipe, "prepare_latents", None)
-    if not callable(prepare):
-        return False
-    return {"batch_size", "generator"} <= set(inspect.signature(prepare).parameters)
+    return _prepare_of(pipe, _BATCH) is not None
+
+
+_BATCH = {"batch_size", "generator"}
+
+
+def _prepare_of(pipe: Any, needed: set[str]) -> Callable[..., Any] | None:
+    """What draws latents, where it takes these arguments: diffusers has two names for it."""
+    for name in ("prepare_latents", "prepare_intermediate_images"):
+        found = getattr(pipe, name, None)
+        if callable(found):
+            return found if needed <= set(inspect.signature(found).parameters) else None
+    return None
+
+
+def _noising_of(pipe: Any) -> Callable[..., Any] | None:
+    """What noises the latents of a given image of the batch's shape (Kandinsky 2.1)."""
+    return _prepare_of(pipe, {"latents", "latent_timestep", "shape", "generator"})

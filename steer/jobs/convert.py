@@ -14,7 +14,7 @@ from open_clip.convert import convert_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from steer.core.errors import CheckpointError
+from steer.core.errors import CheckpointError, first_line
 from steer.core.files.atomic import file_sha256, replacement
 from steer.core.files.versions import versions
 from steer.core.weights.reading import load_into, load_state_dict
@@ -82,6 +82,7 @@ def convert(
     source, target = Path(source).expanduser(), Path(target).expanduser()
     _check(source, target, reward, force)
     state = load_state_dict(source)
+    _check_dense(state, source)
     check_weights(state, reward, str(source), model_config)
     digest = file_sha256(source)
     metadata = {
@@ -123,7 +124,7 @@ def check_weights(
     config = model_config or open_clip.get_model_config(ARCHITECTURES[reward]) or {}
     with quiet(), torch.device("meta"):
         model = open_clip.CLIP(**copy.deepcopy(dict(config)))
-    weights = convert_state_dict(model, to_open_clip(dict(state)))
+    weights = convert_state_dict(model, to_open_clip(dict(state), source))
     load_into(model, weights, f"{source!r} ({reward})", assign=True)
 
 
@@ -146,6 +147,15 @@ def _check(source: Path, target: Path, reward: str, force: bool) -> None:
         raise ValueError(f"target={str(target)!r} exists: pass force (--force) to replace it")
 
 
+def _check_dense(state: Mapping[str, Tensor], source: Path) -> None:
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+            raise CheckpointError(
+                f"checkpoint {str(source)!r}: its tensor {name!r} is sparse, quantised or nested, "
+                "and safetensors holds dense ones only: save it again as a dense tensor"
+            )
+
+
 def _save(state: Mapping[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
     """Write beside the name, then rename over it."""
     try:
@@ -153,7 +163,8 @@ def _save(state: Mapping[str, Tensor], target: Path, metadata: dict[str, str]) -
             save_file(_unshare(state), temporary, metadata)
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(
-            f"cannot be written as safetensors ({error}): only dense tensors can"
+            f"target={str(target)!r}: cannot be written as safetensors ({first_line(error)}): only "
+            "dense tensors can"
         ) from error
 
 

@@ -10,6 +10,7 @@ import torch
 from packaging.version import Version
 
 from steer.core.errors import PipelineNotFoundError, first_line
+from steer.core.weights.reading import broken_file
 from steer.shapes import pipeline as shapes_pipeline
 
 
@@ -44,9 +45,11 @@ def load_pipeline(name: str, device: str, dtype: torch.dtype) -> Any:
         pipe = DiffusionPipeline.from_pretrained(
             str(folder) if folder.is_dir() else name, **{key: dtype}
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged file makes diffusers and transformers raise
         where = "cannot be loaded" if folder.is_dir() else "neither a folder nor found on the hub"
-        raise PipelineNotFoundError(f"pipeline={name!r}: {where} ({first_line(error)})") from error
+        broken = broken_file(folder) if folder.is_dir() else ""
+        why = broken or f"{type(error).__name__}: {first_line(error)}"
+        raise PipelineNotFoundError(f"pipeline={name!r}: {where} ({why})") from error
     return pipe.to(device)
 
 

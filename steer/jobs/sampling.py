@@ -30,7 +30,7 @@ from steer.jobs.sample_job import SampleJob
 from steer.methods.text import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
-from steer.rewards.parts import is_relative
+from steer.rewards.parts import is_relative, scores_of
 from steer.shapes import oracle
 
 
@@ -169,7 +169,7 @@ class Sampler:
             return known
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
         with torch.no_grad():
-            return float(reward(pixels.to(self.device), [prompt])[0])
+            return float(scores_of(reward.name, reward, pixels.to(self.device), [prompt])[0])
 
     def _verdicts(self, images: Sequence[Image.Image], prompt: str) -> list[dict[str, Any]] | None:
         """The oracle's word, where the world is its own and the prompt is one of its captions."""

@@ -24,7 +24,7 @@ from steer.jobs.image_files import reason
 from steer.jobs.image_prompts import without_prompt
 from steer.jobs.reward_loader import RewardLoader
 from steer.jobs.score_job import IMAGES_PER_BATCH, ScoreJob
-from steer.rewards.parts import as_scores, is_relative
+from steer.rewards.parts import is_relative, scores_of
 
 
 _AHEAD = 2
@@ -200,8 +200,8 @@ def _score(
         if not rows:
             continue
         mine = images if len(rows) == len(tasks) else images[rows]
-        scores = reward(mine, [tasks[row].prompt for row in rows])
-        for row, score in zip(rows, as_scores(name, scores, mine).tolist(), strict=True):
+        scores = scores_of(name, reward, mine, [tasks[row].prompt for row in rows])
+        for row, score in zip(rows, scores.tolist(), strict=True):
             if math.isfinite(score):
                 done.scores[tasks[row], name] = score
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from steer.core.checks import whole
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.prune import Prune
 from steer.search.method import Method
@@ -25,6 +26,7 @@ def for_compute(compute: float, steps: int, *, lane_width: int | None = None) ->
         raise ValueError(f"compute={compute!r}: a plain call costs 1; give 1 or more, such as 4")
     if not math.isfinite(compute):
         raise ValueError(f"compute={compute!r}: must be finite; give for example 16")
+    whole("steps", steps, "steps=20")
     lane = lane_width or 1
     if compute < lane:
         raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from steer.core.expressions import Grammar
+from steer.core.settings import load_yaml
 from steer.search.method import Method
 
 
@@ -93,8 +94,8 @@ def read_yaml(path: Path) -> Written:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
+        content = load_yaml(path.read_text("utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"method={str(path)!r}: not YAML ({reason})") from error
     if isinstance(content, str):

@@ -74,6 +74,9 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
 def reward_texts(call: Call, rewards: list[Reward], given: str | Sequence[str] | None) -> list[str]:
     """One text per prompt for the rewards."""
     if given is not None:
+        several = isinstance(given, list | tuple) and all(isinstance(text, str) for text in given)
+        if not isinstance(given, str) and not several:
+            raise ValueError(f"reward_prompt={given!r}: must be a text, or a list of texts")
         texts = [given] * call.prompts if isinstance(given, str) else list(given)
         if len(texts) != call.prompts:
             raise ValueError(

@@ -8,10 +8,10 @@ from typing import Any
 
 from steer.core.errors import AGAIN, LaneWidthError, SteerError, UnsupportedPipelineError
 from steer.core.shortage import is_shortage
-from steer.driver.call import Call, check_scheduler
+from steer.driver.call import Call, check_callbacks, check_scheduler
 from steer.driver.counting import counting
 from steer.driver.decoding.nan import decoding_of
-from steer.driver.facts import edits_latents, is_interrupted
+from steer.driver.facts import edits_latents, is_interrupted, keeps_image
 from steer.driver.loop import Loop
 from steer.driver.narrow import Narrow
 from steer.driver.scheduler import SteeredScheduler
@@ -27,14 +27,15 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     """
     pipe = call.pipe
     check_scheduler(pipe)
+    check_callbacks(call)
     scheduler = SteeredScheduler(pipe.scheduler, run.search, run.ledger)
     loop = scheduler.loop
     loop.owner = type(pipe).__name__
     loop.noises, loop.callbacks = run.source.noises, call.has_callbacks
-    loop.edited = edits_latents(pipe)
+    loop.edited, loop.kept = edits_latents(pipe), keeps_image(pipe)
     stand_ins: dict[str, Any] = {"scheduler": scheduler}
     if run.source.prepare is not None:
-        stand_ins["prepare_latents"] = run.source
+        stand_ins[run.source.prepare.__name__] = run.source
     if hasattr(pipe, "progress_bar"):
         stand_ins["progress_bar"] = run.progress_bar
     models = nullcontext()

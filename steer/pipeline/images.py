@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from steer.rewards.inputs import SLACK
+
 
 def first_of(output: Any) -> Any:
     """What a pipeline makes: the first field of its output, or an output without fields."""
@@ -49,6 +51,12 @@ def images_of(first: Any, device: Any) -> Tensor | None:
     if not isinstance(first, np.ndarray) or not _channels(first.shape, -1):
         return None
     return torch.from_numpy(np.ascontiguousarray(first)).to(device).movedim(-1, -3).float()
+
+
+def are_pictures(images: Tensor) -> bool:
+    """Whether these have three channels in about [0, 1], as no depths or normals have."""
+    low, high = torch.stack(images.nan_to_num(0.5).aminmax()).tolist()
+    return images.shape[-3] == 3 and low >= -SLACK and high <= 1 + SLACK
 
 
 def _channels(shape: tuple[int, ...], place: int) -> bool:

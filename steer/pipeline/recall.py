@@ -29,7 +29,7 @@ from steer.driver.grid import Schedule
 from steer.driver.model import Model
 from steer.driver.safety import flags_of
 from steer.driver.solver import Solver
-from steer.pipeline.images import fields, first_of, images_of, is_per_row
+from steer.pipeline.images import are_pictures, fields, first_of, images_of, is_per_row
 from steer.pipeline.run import Run
 from steer.rewards.frames import for_videos
 from steer.rewards.inputs import Outputs
@@ -139,6 +139,8 @@ class Calls:
         images = images_of(first, device)
         if images is not None and isinstance(first, Tensor):
             images = model.returned(images)
+        if images is not None and not are_pictures(images):
+            images = None
         self.pictures = images is not None
         if images is None:
             items = first if isinstance(first, list | Tensor | np.ndarray) else [first]

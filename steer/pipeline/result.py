@@ -17,9 +17,10 @@ from steer.core.types import Name, Reward
 from steer.core.warn import warn
 from steer.driver.decoding.nan import nan_rows
 from steer.driver.safety import flags_of
-from steer.pipeline.images import first_of, images_of
+from steer.pipeline.images import are_pictures, first_of, images_of
 from steer.pipeline.report.call import Report
 from steer.pipeline.run import Run
+from steer.rewards.frames import takes_videos
 from steer.rewards.inputs import Outputs
 from steer.rewards.weights import unique
 from steer.search.context import Context
@@ -205,7 +206,13 @@ def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
         )
     if isinstance(first, Tensor):
         images = ctx.model.returned(images)
-    return images if images.ndim == 5 or len(images) == len(run.chosen) else images[None]
+    if images.ndim == 4 and len(images) != len(run.chosen):  # the frames of one video
+        images = images[None]
+    if not are_pictures(images) or (images.ndim == 5 and not takes_videos(run.reward)):
+        raise UnsupportedPipelineError(
+            f"{type(run.pipe).__name__}: its output is no picture (depths, normals, views); {AGAIN}"
+        )
+    return images
 
 
 def _plain_rows(output: Any, run: Run) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from steer.core.errors import RewardError
 from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.inputs import Images, Outputs, as_prompts
-from steer.rewards.parts import as_scores
+from steer.rewards.parts import as_scores, told
 
 
 class FunctionReward(BaseReward):
@@ -67,7 +67,8 @@ class FunctionReward(BaseReward):
         return super().__call__(images, prompts)
 
     def score(self, images: Any, prompts: Sequence[str]) -> Tensor:
-        scores = self.function(images, list(prompts))
+        with told(self.name):
+            scores = self.function(images, list(prompts))
         if isinstance(scores, Tensor):
             return scores
         try:

@@ -7,8 +7,8 @@ taken as ours are.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from types import FunctionType
 from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
@@ -104,8 +104,9 @@ def rewards_in(reward: Reward) -> Mapping[str, Reward]:
 def parts_of(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Parts:
     """The scores of a reward's parts, by name; a reward without parts is its own only part."""
     if isinstance(reward, Composed):
-        return reward.parts(images, prompts)
-    return {reward.name: as_scores(reward.name, reward(images, prompts), images)}
+        with told(reward.name):
+            return reward.parts(images, prompts)
+    return {reward.name: scores_of(reward.name, reward, images, prompts)}
 
 
 def combine_parts(
@@ -151,6 +152,29 @@ def score_all(
     return found
 
 
+def scores_of(name: str, reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The scores `(B,)` float32 of images under one reward, as `as_scores` checks them.
+
+    Raises:
+        RewardError: It returns no score per image, or raises StopIteration.
+    """
+    with told(name):
+        scores = reward(images, prompts)
+    return as_scores(name, scores, images)
+
+
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """Make StopIteration, which would end whatever loop is above, an error of the reward `name`."""
+    try:
+        yield
+    except StopIteration as error:
+        raise RewardError(
+            f"reward {name!r} raised StopIteration: it asks an iterator for more than it holds; "
+            "use next() with a default there, or a list"
+        ) from error
+
+
 def as_scores(name: str, scores: Tensor, images: Tensor | Outputs) -> Tensor:
     """What a reward returned for `images`, as `(B,)` float32 on their device.
 
@@ -160,8 +184,14 @@ def as_scores(name: str, scores: Tensor, images: Tensor | Outputs) -> Tensor:
         images: What it was given, `(B, ...)`.
 
     Raises:
-        RewardError: It is not a tensor of one score per image.
+        RewardError: It is not a dense tensor of one real score per image.
     """
+    odd = _kind_of_no_scores(scores) if isinstance(scores, Tensor) else ""
+    if odd:
+        raise RewardError(
+            f"reward {name!r} returned a tensor that is {odd}: it must return a dense one of real "
+            f"numbers, one score per image, ({len(images)},)"
+        )
     found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if not isinstance(scores, Tensor) or found != (len(images),):
         raise RewardError(
@@ -169,6 +199,18 @@ def as_scores(name: str, scores: Tensor, images: Tensor | Outputs) -> Tensor:
             f"with one score per image, ({len(images)},)"
         )
     return scores.to(images.device, torch.float32)
+
+
+def _kind_of_no_scores(scores: Tensor) -> str:
+    """What keeps a tensor from being scores, whatever its shape; empty where nothing does."""
+    kinds = {
+        "nested": scores.is_nested,
+        "sparse": scores.layout != torch.strided,
+        "quantised": scores.is_quantized,
+        "complex": scores.is_complex(),
+        "without data (on the meta device)": scores.is_meta,
+    }
+    return next((kind for kind, found in kinds.items() if found), "")
 
 
 def _score_one(
@@ -179,7 +221,7 @@ def _score_one(
         return {f"{name}/{key}": value for key, value in inner.items()}
 
     def score(x: Tensor) -> Tensor:
-        return as_scores(name, reward(x, prompts), x)
+        return scores_of(name, reward, x, prompts)
 
     if clip_gradient is not None and reward.differentiable:
         return {name: score_with_clipped_gradient(score, images, clip_gradient)}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from steer.core.errors import TuneError
+from steer.core.errors import TuneError, first_line
 from steer.core.files.atomic import write_json
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
@@ -66,10 +66,9 @@ def load(folder: Path, config: TuneConfig, data: str) -> dict[str, Any]:
         meta = json.loads((folder / META).read_text("utf-8"))
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage makes it raise
-        reason = str(error).partition("\n")[0]
         raise TuneError(
-            f"checkpoint={str(folder)!r}: cannot be read ({reason}); delete it to continue from "
-            "the one before"
+            f"checkpoint={str(folder)!r}: cannot be read ({first_line(error)}); delete it to "
+            "continue from the one before"
         ) from error
     changed = differences(meta["config"], json.loads(json.dumps(config.to_dict())))
     if meta["data"] != data:

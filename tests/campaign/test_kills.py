@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from campaign_books import KILLS, SEED, Books
-from campaign_commands import Child, files_of, write_yaml
+from campaign_commands import Child, files_of, preload, write_yaml
 from PIL import Image
 
 
@@ -24,6 +25,7 @@ PER_RUN = 5
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Inputs of the commands: settings, images, and a small set to train on."""
+    preload()
     where = tmp_path_factory.mktemp("campaign")
     write_yaml(
         where / "compare.yaml",
@@ -35,10 +37,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "arms": ["base", {"name": "best", "compute": 2}],
         },
     )
-    data = {"prompts": PROMPTS + ["a circle", "a square"], "seeds": 3, "steps": 2, "shard": 3}
+    data = {"prompts": [*PROMPTS, "a circle", "a square"], "seeds": 3, "steps": 2, "shard": 3}
     data |= {"stored_dtype": "float32", "test_share": 0.2, "pairs": {"per_prompt": 1}}
     write_yaml(where / "data.yaml", {**data, "out": "x", "batch": 2})
-    made = Child(["tune", "data", where / "data.yaml", "--out", where / "set"], where / "log", None)
+    made = Child(["tune", "data", where / "data.yaml", "--out", where / "set"], where / "log")
     assert made.wait() == 0, made.said
     tune = {"data": str(where / "set"), "out": "x", "objective": "dpo", "steps": 12, "batch": 2}
     tune |= {"checkpoint_every": 3, "cpu": True, "lora": {"rank": 2}, "ema": 0.9}
@@ -77,20 +79,18 @@ COMMANDS = ("sample", "score", "compare", "tune data", "tune run", "tune scorer"
 def test_killed_and_continued(command: str, place: Path, books: Books) -> None:
     rng = random.Random(f"{SEED} {command}")
     out, log = place / command.replace(" ", "-"), place / "log"
-    whole = Child(words_of(command, place, out), log, None)
+    whole = Child(words_of(command, place, out), log)
     code = whole.wait()
     assert code == 0, whole.said
-    import time
-
     length = time.monotonic() - whole.begun
     wanted = files_of(out)
     shutil.rmtree(out)
     kills, tries = 0, 0
     share = -(-KILLS // len(COMMANDS))
-    while kills < share and tries < 4 * share:
+    while kills < share and tries < 20 + 4 * share:
         for _ in range(PER_RUN):
             tries += 1
-            child = Child(words_of(command, place, out), log, None)
+            child = Child(words_of(command, place, out), log)
             code = child.wait(rng.uniform(0.02, 1.0) * length)
             if code is None:
                 child.kill()
@@ -100,7 +100,9 @@ def test_killed_and_continued(command: str, place: Path, books: Books) -> None:
                 _check_whole(out, command, books)
             elif code:
                 books.found("lost", f"{command}: does not continue ({code}): {child.said[-600:]}")
-        last = Child(words_of(command, place, out), log, None)
+            else:  # it was quicker than the kill
+                break
+        last = Child(words_of(command, place, out), log)
         code = last.wait()
         if code is None:
             last.kill()

@@ -184,7 +184,7 @@ def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.Monk
         (["any", "missing.pt", "OUT.safetensors"], "does not exist"),
         (["any", "list.pt", "OUT.safetensors"], "holds no tensors"),
         (["any", "mixed.pt", "OUT.safetensors"], "not a state dict"),
-        (["any", "sparse.pt", "OUT.safetensors"], "only dense tensors"),
+        (["any", "sparse.pt", "OUT.safetensors"], "safetensors holds dense ones only"),
     ],
 )
 def test_bad_input(file: Path, words: list[str], told: str) -> None:

@@ -29,6 +29,8 @@ class Books:
     faults: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in FAULTS})
     started: float = field(default_factory=time.perf_counter)
 
+    _seen: Counter[str] = field(default_factory=Counter)
+
     def did(self, kind: str, times: int = 1) -> None:
         """Something was done."""
         self.counts[kind] += times
@@ -38,8 +40,10 @@ class Books:
         self.faults[fault].append(what[:2000])
 
     def check(self) -> None:
-        """Fail the test where something went wrong so far."""
-        wrong = {name: found for name, found in self.faults.items() if found}
+        """Fail the test where something went wrong since the last check."""
+        wrong = {name: f[self._seen[name] :] for name, f in self.faults.items()}
+        wrong = {name: found for name, found in wrong.items() if found}
+        self._seen = Counter({name: len(found) for name, found in self.faults.items()})
         assert not wrong, "\n".join(f"{name}: {one}" for name, f in wrong.items() for one in f[:5])
 
     def figures(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -16,11 +17,35 @@ from typing import Any
 
 import torch
 import yaml
+from tqdm.std import TqdmDefaultWriteLock  # pyright: ignore[reportAttributeAccessIssue]
 
 
+TqdmDefaultWriteLock.mp_lock = None  # forks would share it, and a killed one keeps it
 SLOW = 180.0
 """Seconds after which a command hangs."""
 
+_MODULES = (
+    "accelerate",
+    "diffusers.optimization",
+    "diffusers.training_utils",
+    "jinja2",
+    "peft",
+    "pyarrow.parquet",
+    "rich.table",
+    "scipy.stats",
+    "steer.cli.app",
+    "steer.cli.summary",
+    "steer.jobs.compare.job",
+    "steer.jobs.compare.page",
+    "steer.jobs.sampling",
+    "steer.jobs.scoring",
+    "steer.pipeline.report.page",
+    "steer.tune.data.make",
+    "steer.tune.scorer.fit",
+    "steer.tune.scorer.latents",
+    "steer.tune.trainer",
+    "transformers.models.clip.modeling_clip",
+)
 _TIMES = ("seconds", "updated", "started", "when", "created", "last_run", "peak_bytes", "command")
 
 
@@ -28,7 +53,7 @@ class Child:
     """A command in a process of its own, which a fork makes: nothing is imported again."""
 
     def __init__(
-        self, words: Sequence[object], log: Path, before: Callable[[], None] | None
+        self, words: Sequence[object], log: Path, before: Callable[[], None] | None = None
     ) -> None:
         self.log, self.begun = log, time.monotonic()
         self.pid = os.fork()
@@ -127,6 +152,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def preload() -> None:
+    """Import, before the forks, what commands import; and build the bundled pipeline once."""
+    for name in _MODULES:
+        importlib.import_module(name)
+    from steer.rewards import reward
+    from steer.shapes import pipeline
+
+    pipeline("cpu")
+    reward("shapes")
 
 
 def write_yaml(path: Path, value: Any) -> Path:

@@ -112,15 +112,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.delitem(sys.modules, name)
 
 
-def few(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+@pytest.fixture
+def whole() -> Iterator[None]:
+    """All checks again afterwards, and in their order."""
+    every = dict(CHECKS)
+    yield
+    CHECKS.clear()
+    CHECKS.update(every)
+
+
+def few(*names: str) -> None:
     for name in set(CHECKS) - set(names):
-        monkeypatch.delitem(CHECKS, name)
+        del CHECKS[name]
 
 
 def test_the_command_tells_outcomes_apart_and_resumes(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, whole: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few(monkeypatch, "identity", "BestOfN", "SMC", "pipeline unchanged")
+    few("identity", "BestOfN", "SMC", "pipeline unchanged")
     out = folder / "found.jsonl"
     given = ["--tests", str(folder), "--out", str(out)]
     command.main([*given, "--only", "tiny:Pixart", "tiny:Wrong"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,7 +17,6 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".steer.lock"
-_LEFT = re.compile(r"\..+\.tmp")
 
 
 @contextmanager
@@ -42,8 +40,8 @@ def held(folder: Path) -> Iterator[None]:
         lock(file, repr(str(folder)))
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
             raise _busy(repr(str(folder)))  # it was removed by the process that had it
-        for left in folder.iterdir():
-            if _LEFT.fullmatch(left.name) and left.is_file():
+        for left in (*folder.glob(".*.tmp"), *folder.glob("*/.*.png.????????.tmp")):
+            if left.is_file():
                 with suppress(OSError):
                     left.unlink()
         yield

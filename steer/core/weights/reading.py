@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -48,7 +48,27 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r} is not a state dict: {odd[0]!r} is a "
             f"{type(state[odd[0]]).__name__}; save model.state_dict(), or it under 'state_dict'"
         )
+    names: dict[str, Any] = {}
+    for name in state:
+        check_unmerged(names, str(name), name, str(path))
     return _without_prefix({str(name): value for name, value in state.items()})
+
+
+def check_unmerged(names: dict[str, Any], new: str, old: Any, source: str) -> None:
+    """Note that the tensor `old` is called `new`; CheckpointError if another one is so called.
+
+    Args:
+        names: What was noted so far, old names by new ones; `old` is added.
+        new: The name that is used.
+        old: The name in the file.
+        source: What to call the checkpoint in an error.
+    """
+    if new in names:
+        raise CheckpointError(
+            f"checkpoint {source!r}: its tensors {names[new]!r} and {old!r} are both read as "
+            f"{new!r}, and one of them would be lost: remove the one that is not meant"
+        )
+    names[new] = old
 
 
 def load_into(
@@ -94,11 +114,32 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read the configuration {str(path)!r}: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"configuration {str(path)!r} is not a JSON object")
     return value
+
+
+def broken_file(folder: str | Path) -> str:
+    """The first JSON or safetensors file below `folder` that cannot be read, as a sentence.
+
+    Empty where all can: what other libraries say of a model's folder seldom names the file.
+    """
+    for path in sorted(Path(folder).rglob("*")):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.name.endswith(("config.json", "index.json")):
+                read_json(path)
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+        except CheckpointError as error:
+            return str(error)
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            return f"{str(path)!r} is corrupt or truncated: {first_line(error)}"
+    return ""
 
 
 def fingerprint(*tensors: Mapping[str, Tensor] | nn.Module) -> str:
@@ -147,7 +188,7 @@ def _read(path: Path) -> Any:
             f"because it would run code from the file ({first_line(error)}): {way_out}, or save "
             "its state dict as .safetensors where you trust it"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch.load raises whatever the damage makes it raise
         raise CheckpointError(
             f"checkpoint {str(path)!r} is corrupt or truncated ({first_line(error)}): {way_out}"
         ) from error

@@ -21,7 +21,7 @@ from steer.jobs.compare.processes import Processes
 from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.store import Store, Unit
 from steer.jobs.reward_loader import RewardLoader
-from steer.rewards.parts import as_scores, is_relative
+from steer.rewards.parts import is_relative, scores_of
 
 
 BLOCK = 32
@@ -178,7 +178,7 @@ def _judge(name: str, rewards: RewardLoader, seeds: int) -> Any:
 
     @torch.no_grad()
     def score(images: Tensor, texts: list[str]) -> list[float]:
-        found = as_scores(name, reward(images, texts), images)
+        found = scores_of(name, reward, images, texts)
         if not bool(found.isfinite().all()):
             odd = texts[int((~found.isfinite()).nonzero()[0])]
             raise RewardError(f"reward {name!r} gave no finite number for the prompt {odd!r}")

@@ -28,7 +28,8 @@ _CLOSEST = 0.95  # elites that agree more than this still leave room for change
 class NoiseSearch(Method):
     """Rounds of `n` candidate noises per image, each round's made from the best so far.
 
-    The first round is random search. What the following ones propose is the strategy:
+    The first round is random search, and with `rounds=1` there is no more, so that it also runs
+    where every particle is a call of the pipeline. What the following ones propose is the strategy:
 
     - `"zero-order"`: neighbours of the best noise at a fixed `cosine` on its sphere (Ma et al.
       2025, arXiv:2501.09732, Zero-Order Search; the best so far stays the pivot, so rounds never
@@ -106,6 +107,11 @@ class NoiseSearch(Method):
         return cls(n=n, rounds=max(1, math.floor(compute / n)))
 
     @property
+    def needs_loop(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether noise is changed: not in one round of random search, where seeds are drawn."""
+        return self.rounds > 1 or self.through is not None or self.strategy == "paths"
+
+    @property
     def populations(self) -> tuple[int, ...]:
         """Population sizes per returned image."""
         if self.strategy == "paths":
@@ -125,7 +131,8 @@ class NoiseSearch(Method):
         if self.strategy == "paths":
             bounds(self, len(ctx.steps))
             return (yield from search_paths(ctx, start, self))
-        pure_noise(ctx, type(self).__name__)
+        if self.needs_loop:
+            pure_noise(ctx, type(self).__name__)
         if self.through is not None:
             check_absolute(ctx.reward, f"through={self.through}")
         noises, scores, best = start, {}, None

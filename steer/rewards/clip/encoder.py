@@ -20,7 +20,7 @@ from open_clip.coca_model import CoCa
 from open_clip.convert import convert_state_dict
 from torch import Tensor, nn
 
-from steer.core.errors import CheckpointError
+from steer.core.errors import CheckpointError, first_line
 from steer.core.weights.reading import fingerprint, load_into, load_state_dict, stamp
 from steer.rewards.clip.layout import to_open_clip
 from steer.rewards.clip.preprocess import work_dtype
@@ -140,8 +140,8 @@ def load_encoder(source: Source, device: torch.device, dtype: torch.dtype) -> En
     """
     with torch.inference_mode(False), quiet():
         tokenizer = _tokenizer(source)
-        state = to_open_clip(load_state_dict(source.weights))
-        model = _build(json.loads(source.config), state, source.weights)
+        state = to_open_clip(load_state_dict(source.weights), source.weights)
+        model = _model(source, state)
     return Encoder(model, Tokenizer(tokenizer), device, dtype)
 
 
@@ -151,11 +151,26 @@ def _tokenizer(source: Source) -> Any:
             return open_clip.get_tokenizer(source.tokenizer)
         except Exception as error:  # transformers raises many kinds
             raise CheckpointError(
-                f"cannot load the tokenizer of {source.tokenizer!r}: {error}. Its files must lie "
-                "in the model folder or in the Hugging Face cache, or the hub must be reachable"
+                f"cannot load the tokenizer of {source.tokenizer!r}: {first_line(error)}. Its "
+                "files must lie in the model folder or in the Hugging Face cache, or the hub must "
+                "be reachable"
             ) from error
-    window = json.loads(source.config).get("text_cfg", {}).get("context_length", 77)
+    text = json.loads(source.config).get("text_cfg")
+    window = text.get("context_length", 77) if isinstance(text, dict) else 77
     return open_clip.SimpleTokenizer(context_length=window)
+
+
+def _model(source: Source, state: dict[str, Tensor]) -> nn.Module:
+    try:
+        return _build(json.loads(source.config), state, source.weights)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever odd values make open_clip's own code raise
+        raise CheckpointError(
+            f"no model can be built from the configuration for {source.weights!r} "
+            f"({type(error).__name__}: {first_line(error)}): it needs embed_dim, vision_cfg and "
+            "text_cfg as open_clip writes them"
+        ) from error
 
 
 def _build(config: dict[str, Any], state: dict[str, Tensor], source: str) -> nn.Module:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from steer.core.weights.reading import check_unmerged
+
 
 OPENAI_SIZES = frozenset(("input_resolution", "context_length", "vocab_size"))
 """What the state dicts of OpenAI's own archives hold besides weights."""
@@ -46,32 +48,49 @@ def is_transformers(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(("text_model.", "vision_model.")) for name in state)
 
 
-def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_open_clip(state: dict[str, Tensor], source: str = "weights") -> dict[str, Tensor]:
     """A `CLIPModel` state dict under open_clip's names; any other is returned as it is.
 
     Names without a counterpart are kept, so that strict loading reports them. The index buffers
     `position_ids` of old files, and the sizes in OpenAI's, are no weights and are left out.
+
+    Args:
+        state: Names and tensors.
+        source: What to call the checkpoint in an error.
+
+    Raises:
+        CheckpointError: Two tensors stand for one, as where a file holds both layouts.
     """
     if not is_transformers(state):
         sized = state.keys() >= OPENAI_SIZES
         return {k: v for k, v in state.items() if k not in OPENAI_SIZES} if sized else state
     mapped: dict[str, Tensor] = {}
     thirds: dict[str, dict[str, Tensor]] = {}
+    names: dict[str, str] = {}
     for name, value in state.items():
         if name in _BUFFERS:
             continue
         if name in _TRANSPOSED:
+            check_unmerged(names, _TRANSPOSED[name], name, source)
             mapped[_TRANSPOSED[name]] = value.T.contiguous()
             continue
         new = _rename(name)
+        check_unmerged(names, new, name, source)
         if found := _THIRD.match(new):
-            block, letter, kind = found.groups()
-            thirds.setdefault(f"{block}.attn.in_proj_{kind}", {})[letter] = value
+            thirds.setdefault(_joined(new), {})[found[2]] = value
         else:
             mapped[new] = value
     for name, parts in thirds.items():
+        if name in mapped:
+            third = next(old for new, old in names.items() if new != name == _joined(new))
+            check_unmerged(names, name, third, source)
         mapped[name] = torch.cat([parts[letter] for letter in "qkv" if letter in parts])
     return mapped
+
+
+def _joined(name: str) -> str:
+    """Where a query, key or value goes, by its name; any other name as it is."""
+    return _THIRD.sub(r"\1.attn.in_proj_\3", name)
 
 
 def _rename(name: str) -> str:

@@ -17,7 +17,7 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 from torch import Tensor
 
 from steer.core.checks import did_you_mean
-from steer.core.errors import CheckpointError
+from steer.core.errors import CheckpointError, first_line
 from steer.core.weights.reading import read_json
 from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.clip.activation import trained_with_quick_gelu
@@ -252,11 +252,15 @@ def _quick_gelu(name: str, weights: str | Path, tags: Sequence[str]) -> bool:
 def _folder_config(
     where: str | Path, config: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    model_cfg = config.get("model_cfg", {})
+    model_cfg, preprocess_cfg = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
+    if not isinstance(model_cfg, dict) or not isinstance(preprocess_cfg, dict):
+        raise CheckpointError(
+            f"{_CONFIG} of {str(where)!r}: model_cfg and preprocess_cfg must be JSON objects"
+        )
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_cfg]
     if missing:
         raise CheckpointError(f"{_CONFIG} of {str(where)!r} lacks model_cfg[{missing[0]!r}]")
-    return model_cfg, config.get("preprocess_cfg", {})
+    return model_cfg, preprocess_cfg
 
 
 def _folder_weights(folder: Path) -> Path:
@@ -276,7 +280,7 @@ def _download(fetch: Any, what: Any, model: str, **options: Any) -> str:
     except Exception as error:  # the hub's client raises many kinds
         where = what if isinstance(what, str) else what.get("hf_hub") or what.get("url")
         raise CheckpointError(
-            f"clip:{model}: cannot get its files from {where!r} ({error}). Where there is a "
-            "network, download them, then pass checkpoint=FILE, or put them into the Hugging Face "
-            "cache of this machine"
+            f"clip:{model}: cannot get its files from {where!r} ({first_line(error)}). Where there "
+            "is a network, download them, then pass checkpoint=FILE, or put them into the Hugging "
+            "Face cache of this machine"
         ) from error

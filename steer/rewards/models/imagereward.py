@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
-from steer.core.errors import CheckpointError
+from steer.core.errors import CheckpointError, first_line
 from steer.core.weights.hub import fetch, locate
 from steer.core.weights.reading import fingerprint, load_state_dict, stamp
 from steer.rewards.base import BaseReward, check_batch
@@ -169,17 +169,33 @@ def load_scorer(
     config = json.loads(source.config)
     with torch.inference_mode(False):
         state = load_state_dict(source.weights)
-        model = build(state, repr(source.weights), config.get("vision", {}), config.get("text", {}))
+        model = _model(source, state, config)
         model = model.eval().requires_grad_(False).to(device, dtype)
         model.head.to(work_dtype(dtype))
     return model, _tokenizer(source.tokenizer, model.text.config.vocab_size)
+
+
+def _model(
+    source: Source, state: dict[str, Tensor], config: Mapping[str, Mapping[str, Any]]
+) -> BlipScorer:
+    try:
+        return build(state, repr(source.weights), config.get("vision", {}), config.get("text", {}))
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever odd values make transformers' own code raise
+        raise CheckpointError(
+            f"no model can be built from model_config={config!r} for {source.weights!r} "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def _tokenizer(path: str, size: int) -> BertTokenizer:
     try:
         tokenizer = BertTokenizer.from_pretrained(path)
     except Exception as error:  # transformers raises many kinds
-        raise CheckpointError(f"tokenizer={path!r} cannot be read ({error}): {_BERT}") from error
+        raise CheckpointError(
+            f"tokenizer={path!r} cannot be read ({first_line(error)}): {_BERT}"
+        ) from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     if len(tokenizer) != size:

@@ -76,6 +76,8 @@ class Threshold:
     scores: Scores | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompts, Mapping):
+            raise ThresholdError(f"prompts={self.prompts!r}: must be levels by prompt")
         for name, value in {"tau": self.tau, "spread": self.spread, **self.prompts}.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ThresholdError(f"{name}={value!r}: must be a number; write {_EXAMPLE}")

@@ -61,6 +61,17 @@ def test_the_users_scheduler_is_not_touched() -> None:
     )
 
 
+def test_a_noise_level_for_every_token_is_refused() -> None:
+    ours = SteeredScheduler(diffusers.FlowMatchEulerDiscreteScheduler(), never)
+    ours.set_timesteps(3)
+    latents = torch.zeros(1, 4, 2)
+    for t in ours.timesteps:
+        levels = t.expand(1, 4)
+        with pytest.raises(UnsupportedPipelineError, match="every token has a noise level"):
+            ours.step(latents, t, latents, per_token_timesteps=levels)
+        break
+
+
 def test_timeline_is_a_tensor() -> None:
     ours = steered("ddim")
     ours.set_timesteps(6)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FirstBlockCacheConfig, ImagePipelineOutput
+from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from families import arguments, build, redness, seeded
@@ -21,7 +22,7 @@ from torch import Tensor
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.driver.seeds import call_seeds
-from steer.methods import BestOfN, Gate, Prune
+from steer.methods import BestOfN, Gate, NoiseSearch, Prune
 from steer.pipeline.guided import guided
 
 
@@ -115,6 +116,15 @@ def test_the_search_is_tried_once() -> None:
         second = call("a", generator=seeded(0))
     assert pipe.calls - tried == 2 < tried
     assert torch.equal(first.images, second.images)
+
+
+def test_random_search_over_seeds_needs_no_loop() -> None:
+    pipe = Cascade(DDIMScheduler())
+    found = _quiet(pipe, NoiseSearch(n=3, rounds=1), generator=seeded(3))
+    best = _quiet(pipe, BestOfN(3), generator=seeded(3))
+    assert torch.equal(found.images, best.images) and found.rewards == best.rewards
+    with pytest.raises(UnsupportedPipelineError, match="use BestOfN"):
+        guided(pipe, redness, method=NoiseSearch(n=3, rounds=2))("a", generator=seeded(3))
 
 
 @pytest.mark.parametrize("form", ["pt", "np"])
@@ -349,3 +359,47 @@ def test_prompts_are_called_one_by_one_where_a_list_of_generators_fails() -> Non
         further = [pipe(prompt="a", generator=seeded(row_seed(seed, k))).images for k in (1, 2)]
         scores = redness(torch.cat([plain[prompt : prompt + 1], *further]), [""] * 3)
         assert out.rewards[prompt] == pytest.approx(float(scores.max()))
+
+
+@pytest.mark.parametrize("kind", ["depth", "normals"])
+def test_predictions_that_are_no_pictures_go_to_functions_as_they_are(kind: str) -> None:
+    class Predictor(Cascade):
+        @functools.wraps(Cascade.__call__)
+        def __call__(self, *args: Any, **given: Any) -> Any:
+            images: Any = super().__call__(*args, **given).images
+            images = images[:, :1] if kind == "depth" else images * 2 - 1
+            return ImagePipelineOutput(images=images.movedim(1, -1).numpy())
+
+    def size(outputs: Any, prompts: list[str]) -> list[float]:
+        return [float(np.abs(row).mean()) for row in outputs]
+
+    pipe = Predictor(DDIMScheduler())
+    plain = pipe("a", generator=seeded(3)).images
+    out = _quiet(pipe, BestOfN(3), reward=size, generator=seeded(3))
+    assert out.report.base_reward == pytest.approx(size(plain, ["a"]))
+    assert out.rewards == pytest.approx(size(out.images, ["a"]))
+    assert out.images.shape == plain.shape
+
+
+def test_a_cutoff_callback_of_diffusers_holds_for_every_particle() -> None:
+    """It switches guidance off for good: particles are calls of their own."""
+    pipe, given = build("sd"), arguments("sd")
+    del given["generator"]
+    given |= {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "pt"}
+
+    def cutoff() -> Any:
+        return SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+
+    plain = pipe(**given, generator=seeded(0), callback_on_step_end=cutoff()).images
+    (seed,) = call_seeds(seeded(0), 1, 1, "cpu")
+    second = pipe(
+        **given, generator=seeded(row_seed(seed, 1)), callback_on_step_end=cutoff()
+    ).images
+    both = redness(torch.cat([plain, second]), ["", ""])
+    call = guided(pipe, redness, method=BestOfN(2))
+    with pytest.warns(UserWarning, match="SDCFGCutoffCallback switches something off"):
+        out = call(**given, generator=seeded(0), callback_on_step_end=cutoff())
+    assert out.rewards == pytest.approx([float(both.max())], abs=1e-5)
+    assert out.report.base_reward == pytest.approx([float(both[0])], abs=1e-5)
+    with pytest.raises(UnsupportedPipelineError, match="use BestOfN"):
+        guided(pipe, redness, method=Prune())(**given, callback_on_step_end=cutoff())

@@ -11,7 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from steer.core.errors import CheckpointError, UnsupportedPipelineError
+from steer.core.errors import CheckpointError, UnsupportedPipelineError, first_line
 from steer.core.weights.reading import fingerprint, load_into, load_state_dict, read_json
 from steer.driver.denoisers.checkpoints.known import named
 from steer.driver.denoisers.checkpoints.lora import Lora, read_lora
@@ -164,7 +164,13 @@ def _read(found: Found, denoiser: nn.Module, label: str) -> nn.Module:
     base = _built(denoiser, denoiser.config)
     _compare(_shapes(state), _shapes(base.state_dict()), f"the pipeline's {kind.__name__}", label)
     _check_finite(state, label)
-    module = _built(denoiser, config)
+    try:
+        module = _built(denoiser, config)
+    except Exception as error:  # whatever odd values make the denoiser's own code raise
+        raise CheckpointError(
+            f"tuned={label!r}: no {kind.__name__} can be built from {str(found.config)!r} "
+            f"({type(error).__name__}: {first_line(error)}): download or copy it again"
+        ) from error
     cast = _in_precision_of(state, denoiser)
     _check_finite(cast, label)
     load_into(module, cast, repr(label), assign=True)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steer.core.errors import CheckpointError
-from steer.core.weights.reading import load_state_dict, read_json
+from steer.core.weights.reading import check_unmerged, load_state_dict, read_json
 from steer.driver.denoisers.checkpoints.source import Found
 
 
@@ -73,8 +73,11 @@ def prepared(found: Found, component: str, label: str, folder: Path) -> tuple[Pa
     kept = {name: value for name, value in state.items() if name not in text}
     if not kept:
         raise CheckpointError(f"tuned={label!r}: it adapts text encoders only, not the {component}")
+    names: dict[str, str] = {}
+    for name in kept:
+        check_unmerged(names, _name(name, component), name, str(path))
     renamed = {_name(name, component): value.contiguous() for name, value in kept.items()}
-    written = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    written = _options_of(metadata, path)
     options = _known({k: v for k, v in written.items() if not k.startswith(_TEXT)}, label)
     if found.config is not None:
         config = read_json(found.config)
@@ -89,6 +92,20 @@ def prepared(found: Found, component: str, label: str, folder: Path) -> tuple[Pa
         path = folder / _FILE
         save_file(renamed, path, metadata)
     return path, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _options_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The options that diffusers wrote into the file's metadata."""
+    try:
+        options = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise CheckpointError(
+            f"checkpoint {str(path)!r}: {LORA_ADAPTER_METADATA_KEY} in its metadata is no JSON "
+            "object: save it again as diffusers or peft write it"
+        )
+    return options
 
 
 def _check_numbers(state: Mapping[str, Tensor], label: str) -> None:

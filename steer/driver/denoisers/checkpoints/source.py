@@ -131,13 +131,25 @@ def _of_folder(root: Path, names: Sequence[str], checkpoint: Checkpoint, label: 
     index = next((root / name for name in names if name.endswith(_INDEX)), None)
     files = [root / name for name in names if name.endswith(".safetensors")]
     if index is not None:
-        shards = set(read_json(index).get("weight_map", {}).values())
-        files = [index.with_name(shard) for shard in sorted(shards)]
+        files = _shards(index, label)
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise CheckpointError(f"tuned={label!r}: its shard {(missing or ['?'])[0]!r} is missing")
     configs = (root / n for n in names if n.endswith("config.json"))
     return _kind(tuple(files), next(configs, None), checkpoint, label)
+
+
+def _shards(index: Path, label: str) -> list[Path]:
+    """The files that an index names, all of them beside it."""
+    table = read_json(index).get("weight_map")
+    found = list(table.values()) if isinstance(table, dict) else []
+    names = {name for name in found if isinstance(name, str) and Path(name).name == name}
+    if not names or any(name not in names for name in map(str, found)):
+        raise CheckpointError(
+            f"tuned={label!r}: the index {str(index)!r} has no weight_map from tensors to files "
+            "beside it: download or copy it again"
+        )
+    return [index.with_name(name) for name in sorted(names)]
 
 
 def _kind(

@@ -40,9 +40,13 @@ def test_leftovers_go_and_a_new_folder_without_files_too(tmp_path: Path) -> None
     assert not (tmp_path / "new").exists()
     (tmp_path / ".run.json.abc.tmp").write_text("half")
     (tmp_path / "mine.tmp").write_text("mine")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / ".0000-0.png._8pphh2o.tmp").write_text("half")
+    (tmp_path / "images" / "0000-0.png").write_text("whole")
     with held(tmp_path):
         pass
-    assert sorted(p.name for p in tmp_path.iterdir()) == [LOCK, "mine.tmp"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [LOCK, "images", "mine.tmp"]
+    assert [p.name for p in (tmp_path / "images").iterdir()] == ["0000-0.png"]
 
 
 def test_files_of_others(tmp_path: Path) -> None:

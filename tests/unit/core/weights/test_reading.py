@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
+from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -71,6 +74,50 @@ def test_code_is_never_run(tmp_path):
     path.write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(CheckpointError):
         load_state_dict(path)
+
+
+HINTS = ("weights_only", "safe_globals", "trusted source", "two options", "trust_remote_code")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("odd", [Evil(), deque([1]), np.float64(3)])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_no_refusal_tells_how_to_load_unsafely(tmp_path, odd, protocol):
+    path = tmp_path / "odd.pt"
+    torch.save({"weight": odd}, path)
+    plain = tmp_path / "plain.pt"
+    plain.write_bytes(pickle.dumps({"weight": odd}, protocol=protocol))
+    for file in (path, plain):
+        with pytest.raises(CheckpointError, match=re.escape(repr(str(file)))) as caught:
+            load_state_dict(file)
+        assert not any(hint in str(caught.value).lower() for hint in HINTS)
+    with pytest.raises(CheckpointError, match="GLOBAL"):  # what it is that is not loaded is told
+        load_state_dict(path)
+
+
+def test_names_that_become_one_are_refused(tmp_path):
+    path = tmp_path / "odd.pt"
+    torch.save({1: STATE["weight"], "1": STATE["bias"]}, path)
+    with pytest.raises(CheckpointError, match=r"odd\.pt.*1 and '1' .*both.*'1'"):
+        load_state_dict(path)
+
+
+def test_bytes_flipped_anywhere_in_a_pickle_are_one_kind_of_error(tmp_path):
+    path, random = tmp_path / "weights.pt", np.random.default_rng(0)
+    whole = pickle.dumps({"weight": [1.0, 2.0], "bias": ("a", 3)}, protocol=2)
+    for _ in range(200):
+        broken = bytearray(whole)
+        broken[random.integers(len(whole))] = random.integers(256)
+        path.write_bytes(bytes(broken))
+        with pytest.raises(CheckpointError, match=r"weights\.pt"):
+            load_state_dict(path)
+
+
+def test_configurations_too_deep_to_read_are_named(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"c\.json"):
+        read_json(path)
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], {"weight": 3}, {"state_dict": {}}])

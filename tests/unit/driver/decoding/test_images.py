@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import diffusers
@@ -126,6 +127,25 @@ def deepfloyd() -> Built:
     return pipe, {"prompt": "a red circle", "clean_caption": False}
 
 
+def deepfloyd_image() -> Built:
+    """DeepFloyd IF from a given image, which it noises in `prepare_intermediate_images`."""
+    base, call = deepfloyd()
+    pipe = diffusers.IFImg2ImgPipeline(**base.components, requires_safety_checker=False)
+    return pipe, call | {"image": torch.rand(1, 3, 8, 8, generator=seeded(5)), "strength": 0.9}
+
+
+def deepfloyd_inpainting() -> Built:
+    """DeepFloyd IF that puts the clean image back outside a mask after every step."""
+    base, call = deepfloyd()
+    pipe = diffusers.IFInpaintingPipeline(**base.components, requires_safety_checker=False)
+    given = {
+        "image": torch.rand(1, 3, 8, 8, generator=seeded(5)),
+        "mask_image": torch.zeros(1, 1, 8, 8),
+    }
+    given["mask_image"][..., 4:] = 1
+    return pipe, call | given | {"strength": 1.0}
+
+
 def run(build: Any, method: Any, reward: Any = redness, **more: Any) -> Any:
     torch.manual_seed(0)
     pipe, call = build()
@@ -142,7 +162,9 @@ def in_unit(images: Any) -> Tensor:
     return torch.from_numpy(np.asarray(images)).movedim(-1, 1)
 
 
-@pytest.mark.parametrize("build", [kandinsky, ldm, deepfloyd])
+@pytest.mark.parametrize(
+    "build", [kandinsky, ldm, deepfloyd, deepfloyd_image, deepfloyd_inpainting]
+)
 def test_rewards_are_those_of_the_images(build: Any) -> None:
     """Decoded by the search, and read off either output, they are the same."""
     made = run(build, BestOfN(3), output_type="np")
@@ -155,6 +177,26 @@ def test_rewards_are_those_of_the_images(build: Any) -> None:
     assert run(build, BestOfN(1), output_type="pt").rewards == pytest.approx(
         plain.rewards, abs=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Prune(start=3, keep=(1,), at=(0.5,)),
+        SMC(3),
+        Guide(BestOfN(1), 0.3),
+        Guide(BestOfN(1), 0.3, through="denoiser"),
+    ],
+)
+def test_deepfloyd_inpainting_scores_what_it_returns_and_keeps_the_image(method: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no "returns other images than its latents decode to"
+        made = run(deepfloyd_inpainting, method, reddish, output_type="np")
+    images = in_unit(made.images)
+    assert made.rewards == pytest.approx(reddish(images, ["a"]).tolist(), abs=1e-5)
+    plain = in_unit(run(deepfloyd_inpainting, BestOfN(1), output_type="np").images)
+    assert torch.equal(images[..., :4], plain[..., :4])
+    assert not torch.equal(images[..., 4:], plain[..., 4:])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 
 import open_clip
@@ -13,6 +15,7 @@ from torch.nn.functional import normalize
 import steer
 import steer.shapes
 from steer.core.errors import CheckpointError
+from steer.rewards.models.clip import clip
 from steer.rewards.models.shapes import shapes
 from steer.shapes.export import write_open_clip_folder
 
@@ -120,3 +123,21 @@ def test_export_refuses_contradictions(folder_model, tmp_path):
     config["text_cfg"] = {}
     with pytest.raises(ValueError, match="put the end token last"):
         write_open_clip_folder(tmp_path, model, config, {}, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_cfg": []},
+        {"model_cfg": {"embed_dim": "x", "vision_cfg": {}, "text_cfg": {}}},
+        {"model_cfg": {"embed_dim": 8, "vision_cfg": 3, "text_cfg": {}}},
+        {"model_cfg": {"embed_dim": 8, "vision_cfg": {"layers": "many"}, "text_cfg": {}}},
+        {"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}, "odd": 1}},
+    ],
+)
+def test_a_broken_model_configuration_names_its_folder(folder_model, tmp_path, config):
+    folder = tmp_path / "model"
+    shutil.copytree(folder_model[0], folder)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=re.escape(str(folder))):
+        clip(f"local-dir:{folder}", device="cpu")

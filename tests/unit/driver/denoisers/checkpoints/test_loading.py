@@ -162,6 +162,26 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         load(pipe, module)
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"block_out_channels": "x"}', '{"cross_attention_dim": "wide"}']
+)
+def test_a_broken_configuration_is_named(tmp_path: Path, content: str) -> None:
+    pipe = build("sd")
+    twin(pipe).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load(pipe, tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"weight_map": 3}', '{"weight_map": {"a": 3}}', "{}"])
+def test_a_broken_index_is_named(tmp_path: Path, content: str) -> None:
+    pipe = build("sd")
+    twin(pipe).save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        load(pipe, tmp_path)
+
+
 def test_weights_too_large_for_the_bases_precision_are_named(tmp_path: Path) -> None:
     pipe = build("sd", dtype=torch.float16)
     module: Any = twin(build("sd"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ def test_alpha_scales_and_must_not_be_0(made: Any, tmp_path: Path) -> None:
         options = json.loads(opened.metadata()["lora_adapter_metadata"])
     options["unet.lora_alpha"] = 0
     refused(pipe, written(tmp_path, state, **options), r"alpha is 0 at .*to_q")
+
+
+def test_two_tensors_that_become_one_are_refused(made: Any, tmp_path: Path) -> None:
+    pipe, _, _, state = made
+    name = next(iter(state))
+    bare = name.removeprefix("unet.")
+    twice = {**state, bare: state[name] * 2}
+    refused(
+        pipe, written(tmp_path, twice), rf"\.safetensors'.*{re.escape(bare)}.* are both read as"
+    )
+
+
+@pytest.mark.parametrize("options", ["{", "[]", "3"])
+def test_options_that_cannot_be_read_name_the_file(made: Any, tmp_path: Path, options: str) -> None:
+    pipe, _, _, state = made
+    path = tmp_path / "odd.safetensors"
+    save_file(state, path, {"lora_adapter_metadata": options})
+    refused(pipe, path, r"odd\.safetensors.*lora_adapter_metadata")
 
 
 def test_numbers_without_sense_are_refused(made: Any, tmp_path: Path) -> None:
