@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,6 +30,15 @@ class Weights:
 
     counted: Counted = field(default_factory=WeakKeyDictionary)
     _known: dict[tuple[Any, ...], MutableMapping[Kind, float]] = field(default_factory=dict)
+    _seen: dict[tuple[Any, ...], Costs] = field(default_factory=dict)
+
+    def guess(self, pipe: Any, values: Mapping[str, Any]) -> Costs | None:
+        """What one of each cost in a call alike, before the pipeline's first step."""
+        return self._seen.get(_alike(pipe, values))
+
+    def note(self, pipe: Any, values: Mapping[str, Any], costs: Costs) -> None:
+        """What one of each costs in a call with these arguments."""
+        self._seen[_alike(pipe, values)] = costs
 
     def meter(self, meter: Meter, pipe: Any, reward: Reward, latents: Tensor) -> None:
         """Let a call's meter know what calls of this pipeline, size and reward have counted."""
@@ -38,6 +47,12 @@ class Weights:
         size = tuple(latents.shape[1:]), latents.dtype
         key = (type(pipe), *map(id, modules), id(reward), *size)
         meter.known = self._known.setdefault(key, {})
+
+
+def _alike(pipe: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = ("height", "width", "num_frames")
+    guides = float(values.get("guidance_scale") or 0) > 1
+    return type(pipe), guides, *(values.get(name) for name in names)
 
 
 def weigh(ctx: Context, latents: Tensor) -> Costs:
