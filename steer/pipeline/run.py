@@ -13,6 +13,7 @@ from steer.core.ledger import Ledger
 from steer.core.meter import Meter
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward
+from steer.core.warn import warn
 from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import Decoded
@@ -23,6 +24,7 @@ from steer.driver.narrow import Checked
 from steer.driver.noise import Source
 from steer.driver.safety import Check
 from steer.driver.solver import Solver
+from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.plan import affordable, per_row
 from steer.pipeline.progress import Progress
 from steer.pipeline.weighing import Weights, weigh
@@ -171,6 +173,16 @@ class Run:
         drafts = plan(True).suits(ctx)
         self.method = plan(drafts)
         self.weights.note(self.pipe, self.values, costs, drafts)
+        if compute > 1 and self.method == BestOfN(1):
+            least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(
+                self.models, self.steps
+            )
+            message = (
+                f"compute={compute:g}: two candidates cost {least:.2f} plain calls here, decodes "
+                "and scores included, so this is the plain image; give more, or "
+                "compute_unit='rows' to count the denoiser alone"
+            )
+            warn(message, stacklevel=8)
 
     def choose(self, winners: Population) -> None:
         """Note the winners."""
