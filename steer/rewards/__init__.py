@@ -8,6 +8,7 @@ from steer.core.lazy import lazy_names
 
 
 if TYPE_CHECKING:
+    from steer.rewards.combine.augmented import Augmented as Augmented
     from steer.rewards.combine.minimum import AtLeast as AtLeast
     from steer.rewards.frames import PerFrame as PerFrame
     from steer.rewards.registry import (
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AtLeast": "steer.rewards.combine.minimum",
+    "Augmented": "steer.rewards.combine.augmented",
     "available_rewards": "steer.rewards.registry",
     "Calibration": "steer.rewards.thresholds.calibration",
     "PerFrame": "steer.rewards.frames",
