@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from steer.core.types import Reward
+from steer.rewards.combine.augmented import Augmented
 from steer.rewards.combine.minimum import AtLeast, parts_by_name
 from steer.rewards.combine.mixtures import mixture
 from steer.rewards.frames import for_videos
@@ -93,6 +94,17 @@ def resolve(spec: Any, device: str | torch.device | None = None, *, videos: bool
     """
     made = reward(spec, device=device)
     return for_videos(made) if videos else made
+
+
+def augmented(name: str, /, **options: Any) -> Augmented:
+    """`Augmented` of a named reward; what `"augmented:<name>"` stands for.
+
+    Args:
+        name: Of the reward inside.
+        **options: Those of `Augmented` (`n`, `shift`, `brightness`, `noise`), and the inner ones.
+    """
+    own = {key: options.pop(key) for key in ("n", "shift", "brightness", "noise") if key in options}
+    return Augmented(reward(name, **options), **own)
 
 
 def _make(spec: Any, options: dict[str, Any]) -> Reward:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from steer.rewards.base import Composite
 from steer.rewards.frames import as_videos, takes_videos
 from steer.rewards.inputs import Images, as_batches, as_prompts
 from steer.rewards.parts import Parts, check_reward, combine_parts, is_relative, parts_of
-from steer.rewards.registry import reward as reward_of
 from steer.rewards.sharing import once
 from steer.rewards.weights import is_finite
 
@@ -135,17 +133,6 @@ class Augmented(Composite):
         if not self.relative:
             found[self.reward.name] = combine_parts(self.reward, found, None)
         return {name: scores.unflatten(0, (len(numbers), -1)) for name, scores in found.items()}
-
-
-def augmented(name: str, /, **options: Any) -> Augmented:
-    """`Augmented` of a named reward; what `"augmented:<name>"` stands for.
-
-    Args:
-        name: Of the reward inside.
-        **options: Those of `Augmented` (`n`, `shift`, `brightness`, `noise`), and the inner ones.
-    """
-    own = {key: options.pop(key) for key in ("n", "shift", "brightness", "noise") if key in options}
-    return Augmented(reward_of(name, **options), **own)
 
 
 def _moved(length: int, share: float, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 import steer
 from steer.rewards import AtLeast, Augmented, PerFrame, resolve
 from steer.rewards.combine import augmented
+from steer.rewards.combine.ensemble import RankEnsemble
 from steer.rewards.function import FunctionReward
 from steer.rewards.registry import reward as reward_of
 
@@ -140,11 +141,10 @@ def test_a_condition_counts_in_every_change() -> None:
 
 
 def test_of_ranks_averages_the_parts_first() -> None:
-    inner = steer.reward({contrast: 1.0, corner: 1.0}, combine="rank")
+    inner = RankEnsemble([(steer.reward(contrast), 1.0), (steer.reward(corner), 1.0)])
     reward, x = Augmented(inner, 4), pictures(6)
     assert reward.relative
-    means = {k: v for k, v in reward.parts(x, "abc").items()}
-    torch.testing.assert_close(reward(x, "abc"), inner.combine(means))
+    torch.testing.assert_close(reward(x, "abc"), inner.combine(reward.parts(x, "abc")))
 
 
 def test_takes_what_rewards_take() -> None:
