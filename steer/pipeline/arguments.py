@@ -11,9 +11,12 @@ from steer.core.errors import SteerError
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
 from steer.driver.facts import makes_videos, named_device
+from steer.driver.noise import Source
+from steer.driver.seeds import call_seeds
 from steer.methods.default import for_compute
 from steer.rewards.registry import resolve
 from steer.search.method import Method
+from steer.search.picks.base import check_pick
 
 
 COMPUTE = 4.0
@@ -63,12 +66,27 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
     if name == "judges":
         judges = value if isinstance(value, list | tuple) else [] if value is None else [value]
         return [resolve_reward(judge, own["pipe"]) for judge in judges]
+    if name == "select" and value is not None:
+        check_pick("select", value)
     if name in ("method", "compute"):
         effort = {"method": own.get("method"), "compute": own.get("compute"), name: value}
         check_effort(effort["method"], effort["compute"])
     if name == "lane_width" and value is not None and (type(value) is not int or value < 1):
         raise ValueError(f"lane_width={value!r}: particles per denoiser call, at least 1")
     return value
+
+
+def source_of(call: Call, lane_width: int) -> Source:
+    """Where a call's initial latents come from."""
+    return Source(
+        call.pipe,
+        prompts=call.prompts,
+        images=call.images,
+        lane_width=lane_width,
+        seeds=call_seeds(call.generator, call.prompts, call.images, call.device),
+        generator=call.generator,
+        device=call.device,
+    )
 
 
 def reward_texts(call: Call, rewards: list[Reward], given: str | Sequence[str] | None) -> list[str]:

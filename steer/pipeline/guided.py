@@ -18,12 +18,17 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.warn import warn
 from steer.driver.call import Call
-from steer.driver.noise import Source
 from steer.driver.safety import check_of
-from steer.driver.seeds import call_seeds
 from steer.driver.windows import warn_of_cut_prompts
 from steer.methods.selection.best_of_n import BestOfN
-from steer.pipeline.arguments import COMPUTE, check_effort, check_grad_mode, fitting, reward_texts
+from steer.pipeline.arguments import (
+    COMPUTE,
+    check_effort,
+    check_grad_mode,
+    fitting,
+    reward_texts,
+    source_of,
+)
 from steer.pipeline.drive import drive
 from steer.pipeline.memory import Randomness, with_room
 from steer.pipeline.plan import affordable
@@ -39,24 +44,24 @@ from steer.search.method import Method
 if TYPE_CHECKING:
     from steer.driver.denoisers.blend import Blend
     from steer.driver.denoisers.models import Models
+    from steer.search.picks.base import Pick
 
 
 class Guided:
     """A pipeline with a search in its loop: call it as the pipeline, read it as the pipeline.
 
-    Attributes that it does not have itself are the pipeline's (`guided.unet`,
-    `guided.enable_model_cpu_offload()`); assigning to them assigns to the pipeline. Its own are
-    checked and resolved where they are assigned, as `guided` does it.
+    Attributes that it does not have itself are the pipeline's (`guided.unet`), also where they are
+    assigned. Its own are checked and resolved there, as `guided` does it.
 
     Attributes:
         pipe: The pipeline.
-        reward, method, compute, judges, lane_width, keep_images: As given to `guided`.
+        reward, method, compute, select, judges, lane_width, keep_images: As given to `guided`.
         models: Tuned and untuned denoisers and their blend; `None` without `tuned` and `blend`.
         report: Of the latest call, also where that returned a tuple.
     """
 
     _own = frozenset(
-        ("pipe", "reward", "method", "compute", "judges", "lane_width", "keep_images")
+        ("pipe", "reward", "method", "compute", "select", "judges", "lane_width", "keep_images")
     ) | {"models", "report", "_widths", "_refused"}
 
     def __init__(
@@ -66,6 +71,7 @@ class Guided:
         *,
         method: Method | None = None,
         compute: float | None = None,
+        select: Pick | None = None,
         judge: Any = None,
         lane_width: int | None = None,
         keep_images: bool = False,
@@ -74,7 +80,7 @@ class Guided:
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
         self.reward, self.judges = reward, judge
-        self.method, self.compute = method, compute
+        self.method, self.compute, self.select = method, compute, select
         self.report: Report | None = None
         self.lane_width, self.keep_images = lane_width, keep_images
         self._widths = Widths()
@@ -139,8 +145,8 @@ class Guided:
                 short with half the lane too (`OutOfMemoryError`).
             ValueError: Arguments out of range; the message names them.
 
-        What a reward raises goes through, with a note of prompt, particle and step. Calls from
-        several threads take turns; one from inside another (a reward's own) raises SteerError.
+        A reward's errors go through, with a note of prompt, particle and step. Calls from several
+        threads take turns; one from inside another (a reward's own) raises SteerError.
         """
         check_grad_mode()
         with turn(self.pipe):
@@ -233,7 +239,7 @@ class Guided:
         if lane_width is None:
             lane_width = self._widths.width(call, method, spares, self.lane_width)
         lane_width = self._widths.check(call, lane_width)
-        seeds = call_seeds(call.generator, call.prompts, call.images, call.device)
+        source = source_of(call, lane_width)
         return Run(
             pipe=call.pipe,
             texts=reward_texts(call, [self.reward, *self.judges], reward_prompt),
@@ -241,16 +247,9 @@ class Guided:
             reward=self.reward,
             judges=self.judges,
             method=method,
-            source=Source(
-                call.pipe,
-                prompts=call.prompts,
-                images=call.images,
-                lane_width=lane_width,
-                seeds=seeds,
-                generator=call.generator,
-                device=call.device,
-            ),
-            seed=seeds[0],
+            source=source,
+            select=self.select,
+            seed=source.seeds[0],
             lane_width=lane_width,
             checked=self._widths.checked if spares and lane_width > 1 else None,
             values=call.values,
@@ -270,6 +269,7 @@ def guided(
     *,
     method: Method | None = None,
     compute: float | None = None,
+    select: Pick | None = None,
     judge: Any = None,
     lane_width: int | None = None,
     keep_images: bool = False,
@@ -285,15 +285,16 @@ def guided(
             `(images, prompts) -> (B,)`, a dict of weights, or a `Reward`.
         method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out.
         compute: Denoiser rows to spend at most, in plain calls (default 4).
+        select: Which finished candidates are returned, such as `steer.picks.Quantile(n_eff=8)`, or
+            `steer.picks.Diverse()` for several different images; the best if left out.
         judge: One or more further rewards that nobody optimises, for the report.
-        lane_width: Particles per returned image in one denoiser call; by default such that a lane
-            has at most 8 rows (or those of the call itself) and memory has sufficed for it before.
-            Results do not depend on it. Where each of several prompts has its own image, mask or
-            the like, it is 1.
+        lane_width: Particles per returned image in one denoiser call, which results do not depend
+            on; by default such that a lane has at most 8 rows (or the call's own) and memory has
+            sufficed for it before. 1 where each of several prompts has its own image or mask.
         keep_images: Keep small previews in the trace.
-        tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
-            `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a denoiser,
-            a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
+        tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name such as
+            "dpo-sd15" (`steer tuned`), a hub id, a folder or file of safetensors (a denoiser, a
+            pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
         blend: How tuned and untuned denoisers combine, such as `steer.RLG(2.0)`; the tuned one
             alone if left out. `compute` goes on counting plain calls of the base.
 
@@ -311,6 +312,7 @@ def guided(
         reward,
         method=method,
         compute=compute,
+        select=select,
         judge=judge,
         lane_width=lane_width,
         keep_images=keep_images,

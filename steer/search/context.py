@@ -160,10 +160,11 @@ class Context:
         return self.judging.top(population.ids, values.tolist(), count)
 
     def winners(self, population: Population) -> Population:
-        """The `images` best finished particles of every prompt; all of them, unjudged, if fewer."""
+        """The `images` that the call's pick chooses of every prompt; all, unjudged, if fewer."""
         if len(population) <= self.images * len(population.prompts):
             return population
-        return population.take(self.top(population, self.evaluate(population), self.images))
+        values = self.evaluate(population).tolist()
+        return population.take(self.judging.pick(population.ids, values, self.images))
 
     def left(self) -> float:
         """Denoiser-row equivalents that may still be spent, all prompts together."""
