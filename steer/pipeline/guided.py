@@ -133,9 +133,8 @@ class Guided:
         Returns:
             The pipeline's output (a tuple with `return_dict=False`) with `rewards` (one float per
             image), `accepted` (one bool per image) and `report` (a `Report`) on it. Candidates
-            that the pipeline's safety checker flags lose to all others; where nothing else is
-            left, the reward is that of what is returned (a black image), with `accepted=False`
-            and a warning.
+            that the pipeline's safety checker flags lose to all others; where nothing else is left,
+            the reward is that of what is returned, with `accepted=False` and a warning.
 
         Raises:
             SteerError: Under `torch.inference_mode`; a loop that cannot be driven

@@ -55,8 +55,8 @@ def reward(
         device: For names; default the accelerator if there is one.
         dtype: Precision of the weights, for names; default float32.
         combine: How a dict becomes one score: the weighted `"sum"` (default), the weighted mean of
-            per-prompt ranks (`"rank"`), or the weighted sum of per-prompt z-scores
-            (`"standardise"`).
+            per-prompt ranks (`"rank"`) or the smallest of them (`"worst"`), the weighted sum of
+            per-prompt z-scores (`"standardise"`) or their mean less one deviation (`"bound"`).
         clip_gradient: For weighted sums: largest norm of each part's image gradient; see
             `WeightedReward`.
         minimum, penalty: Scores that other rewards must keep, `{"aesthetic": 5.0}`; see `AtLeast`.

@@ -1,6 +1,6 @@
-"""Candidates of training captions, painted once and graded by the oracle, for `selectors.py`.
+"""Candidates of training captions, painted once and graded by the oracle, for `picks.py`.
 
-    python benchmarks/selectors_pool.py --captions 80 --candidates 48 --seed 5 --out build/selectors
+    python benchmarks/picks_pool.py --captions 80 --candidates 48 --seed 5 --out build/picks
 
 One file a caption, so that a run can be interrupted and continued.
 """
