@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import common
 import numpy as np
@@ -66,13 +66,13 @@ class Pool:
 def pools(folder: Path, seed: int, device: str) -> Iterator[Pool]:
     """Every caption's pool, scored."""
     shapes, contrast = (steer.reward(name, device=device) for name in ("shapes", "shapes-clip"))
-    rewards: dict[str, Any] = {"shapes": shapes, "contrast": contrast}
-    rewards |= {"augmented": Augmented(shapes, 8), "augmented 4": Augmented(shapes, 4)}
-    rewards["shift only"] = Augmented(shapes, 8, brightness=0, noise=0)
-    encoder: Any = contrast
+    augmented, encoder = Augmented(shapes, 8), cast(Any, contrast)
     for prompt, images, met, _ in tqdm(list(load(folder, seed))):
         with torch.no_grad():
-            scores = {k: r(images, prompt).double().numpy() for k, r in rewards.items()}
+            changed = [shapes(augmented.pictures(images, k), prompt) for k in range(augmented.n)]
+            each = torch.stack(changed).double().numpy()
+            scores = {"shapes": each[0], "augmented": each.mean(0), "augmented 4": each[:4].mean(0)}
+            scores["contrast"] = contrast(images, prompt).double().numpy()
             meaning = encoder.embed(images.to(device)).double().cpu().numpy()
         yield Pool(prompt, met, scores, colour_layout(images).double().numpy(), meaning)
 
@@ -102,7 +102,6 @@ SCORES: dict[str, Callable[[Pool, np.ndarray], np.ndarray]] = {
     "contrast": single("contrast"),
     "augmented": single("augmented"),
     "augmented 4": single("augmented 4"),
-    "shift only": single("shift only"),
     "rank": combined(RankEnsemble, "shapes", "contrast"),
     "standardise": combined(Standardised, "shapes", "contrast"),
     "worst": combined(WorstRank, "shapes", "contrast"),

@@ -21,6 +21,7 @@ from steer.pipeline.report.page import inline, render, reward_over_time, seconds
 from steer.pipeline.report.plots import number
 from steer.pipeline.report.views import CostView, ImageView, JudgeView, PromptView, RunView
 from steer.search.method import Method
+from steer.search.picks.base import Pick
 
 
 _MOST_STAGES = 16
@@ -28,7 +29,8 @@ _MOST_STAGES = 16
 
 def text(report: Report) -> str:
     """How a call went, for a terminal: rewards, every prompt's way, and the cost."""
-    lines = [f"{report.method!r}, reward {report.reward}, lane width {report.lane_width}"]
+    select = "" if report.select is None else f", select {report.select!r}"
+    lines = [f"{report.method!r}, reward {report.reward}{select}, lane width {report.lane_width}"]
     lines += [note for note in genealogy.notes(report.trace.events)]
     for prompt, words in enumerate(report.prompts):
         lines += ["", *_prompt_text(report, prompt, words)]
@@ -143,6 +145,8 @@ def _run_view(report: Report, pictures: list[Image.Image]) -> RunView:
         "reward": report.reward,
         "lane_width": report.lane_width,
     }
+    if report.select is not None:
+        settings["select"] = repr(report.select)
     return RunView(
         title=prompts[0] if len(prompts) == 1 else f"{len(prompts)} prompts",
         kind="call",
@@ -215,6 +219,7 @@ class Report:
         denoiser: Which denoiser answered: `"base"`, a tuned one's name, or a blend.
         interrupted: The pipeline was told to stop (`pipe._interrupt`); its images are unfinished.
         prompts: What the reward read.
+        select: How the returned images were chosen among the finished ones; `None` is the best.
 
     `print(report)` shows rewards over time, who descends from whom, and the cost.
     """
@@ -235,6 +240,7 @@ class Report:
     interrupted: bool = False
     denoiser: str = "base"
     prompts: list[str] = field(default_factory=list)
+    select: Pick | None = None
 
     def __str__(self) -> str:
         return text(self)
