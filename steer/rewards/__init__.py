@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         reward as reward,
     )
     from steer.rewards.thresholds.calibration import Calibration as Calibration
+    from steer.rewards.thresholds.hedge import Hedge as Hedge, hedge as hedge
     from steer.rewards.thresholds.pilots import Pilots as Pilots
     from steer.rewards.thresholds.scores import Scores as Scores
     from steer.rewards.thresholds.threshold import Threshold as Threshold
@@ -27,6 +28,8 @@ _MODULES = {
     "Augmented": "steer.rewards.combine.augmented",
     "available_rewards": "steer.rewards.registry",
     "Calibration": "steer.rewards.thresholds.calibration",
+    "Hedge": "steer.rewards.thresholds.hedge",
+    "hedge": "steer.rewards.thresholds.hedge",
     "PerFrame": "steer.rewards.frames",
     "Pilots": "steer.rewards.thresholds.pilots",
     "register_reward": "steer.rewards.registry",
