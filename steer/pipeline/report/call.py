@@ -37,7 +37,29 @@ def text(report: Report) -> str:
     for name in report.judges:
         base, guided = report.base_judges[name], report.judges[name]
         lines += ["", f"Judge {name}: {_means(base)} → {_means(guided)}"]
+    lines += alarms(report)
     return "\n".join([*lines, "", *_cost_text(_cost(report))])
+
+
+def alarms(report: Report) -> list[str]:
+    """A line for every judge that likes the returned images less than the plain ones, though the
+    reward likes them more; over the prompts whose plain image was finished."""
+    found = []
+    for name, scores in report.judges.items():
+        bases = zip(report.base_reward, report.base_judges[name], strict=True)
+        known = {p: base for p, base in enumerate(bases) if None not in base}
+        rows = [row for row, (prompt, _) in enumerate(report.chosen) if prompt in known]
+        if not rows:
+            continue
+        before = np.array([known[report.chosen[row][0]] for row in rows], dtype=float).mean(0)
+        after = np.array([(report.rewards[row], scores[row]) for row in rows]).mean(0)
+        if after[0] > before[0] and after[1] < before[1]:
+            found.append(
+                f"Alarm: the reward rises ({number(before[0])} → {number(after[0])}) and judge "
+                f"{name} falls ({number(before[1])} → {number(after[1])}): the search may be "
+                "finding the reward's faults; see docs/over-optimisation.md"
+            )
+    return found
 
 
 def _prompt_text(report: Report, prompt: int, words: str) -> list[str]:
@@ -191,7 +213,7 @@ def _prompt_view(report: Report, prompt: int, pictures: list[Image.Image]) -> Pr
         cost=CostView.of({}, report.steps * len(rows)),
         steps=report.steps,
         lines=genealogy.lineage(events, prompt),
-        notes=genealogy.notes(events) if prompt == 0 else (),
+        notes=(*genealogy.notes(events), *alarms(report)) if prompt == 0 else (),
     )
 
 
