@@ -45,7 +45,7 @@ class Diverse(Pick):
             called: features that are not `(B, d)`.
     """
 
-    lam: float = 0.3
+    lam: float = 0.2
     features: Features | None = None
 
     looks = True
