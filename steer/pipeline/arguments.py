@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from steer.core.checks import one_of
+from steer.core.costs import Unit
 from steer.core.errors import SteerError
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
 from steer.driver.facts import makes_videos, named_device
-from steer.driver.noise import Source
-from steer.driver.seeds import call_seeds
 from steer.methods.default import for_compute
 from steer.rewards.registry import resolve
 from steer.search.method import Method
@@ -71,22 +71,11 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
     if name in ("method", "compute"):
         effort = {"method": own.get("method"), "compute": own.get("compute"), name: value}
         check_effort(effort["method"], effort["compute"])
+    if name == "compute_unit":
+        one_of("compute_unit", value, get_args(Unit))
     if name == "lane_width" and value is not None and (type(value) is not int or value < 1):
         raise ValueError(f"lane_width={value!r}: particles per denoiser call, at least 1")
     return value
-
-
-def source_of(call: Call, lane_width: int) -> Source:
-    """Where a call's initial latents come from."""
-    return Source(
-        call.pipe,
-        prompts=call.prompts,
-        images=call.images,
-        lane_width=lane_width,
-        seeds=call_seeds(call.generator, call.prompts, call.images, call.device),
-        generator=call.generator,
-        device=call.device,
-    )
 
 
 def reward_texts(call: Call, rewards: list[Reward], given: str | Sequence[str] | None) -> list[str]:

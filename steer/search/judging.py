@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from steer.core.errors import NotFiniteError, RewardError
 from steer.core.ledger import Ledger
+from steer.core.meter import Meter
 from steer.core.rows import rows_by_prompt
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward, Step
@@ -22,6 +23,7 @@ from steer.rewards.frames import count_images
 from steer.rewards.parts import Parts, combine_parts, is_relative, parts_of
 from steer.search.glimpses import Glimpses
 from steer.search.picks.picking import Picking
+from steer.search.picks.ranks import Best
 
 
 _PREVIEW = 96  # longest side of the previews that a trace keeps
@@ -45,6 +47,7 @@ class Judging:
         base: Final image or video of particle 0 per prompt, where it was decoded.
         glimpses: What final images looked like.
         picking: Which candidates are returned.
+        meter: What one of each costs in FLOPs.
         asked: The step of the latest denoiser call, for errors.
     """
 
@@ -59,6 +62,7 @@ class Judging:
     nan: set[Name] = field(default_factory=set)
     base: dict[int, Tensor] = field(default_factory=dict)
     asked: Step | None = None
+    meter: Meter = field(default_factory=Meter)
     glimpses: Glimpses = field(default_factory=Glimpses)
     picking: Picking = field(default_factory=Picking)
     _watchers: list[Callable[[Population, Tensor], None]] = field(default_factory=list)
@@ -77,12 +81,15 @@ class Judging:
         Raises:
             RewardError: Not one score per image, or an image that is not finite.
         """
+        counting: AbstractContextManager[None] = nullcontext()
         if reward is None:
             reward = self.reward
             self.ledger.reward_calls += count_images(reward, images)
+            counting = self.meter.count("score", len(ids))
         with self.ledger.clock("reward"), self._noting(reward, ids):
             try:
-                return parts_of(reward, images, [self.prompts[prompt] for prompt, _ in ids])
+                with counting:
+                    return parts_of(reward, images, [self.prompts[prompt] for prompt, _ in ids])
             except NotFiniteError as error:
                 raise self.nan_error(ids[error.index]) from error
 
@@ -204,11 +211,7 @@ class Judging:
 
     def top(self, ids: Sequence[Name], values: Sequence[float], count: int) -> list[int]:
         """Rows of the `count` best of every prompt, best first; flagged particles come last."""
-        keys = [(name in self.flagged, -value) for name, value in zip(ids, values, strict=True)]
-        best: list[int] = []
-        for rows in rows_by_prompt(ids).values():
-            best += sorted(rows, key=keys.__getitem__)[:count]
-        return best
+        return self.picking.rows(ids, values, self.flagged, count, pick=Best())
 
     def pick(self, ids: Sequence[Name], values: Sequence[float], count: int) -> list[int]:
         """Rows of the `count` of every prompt that the call's pick chooses; flagged come last."""
