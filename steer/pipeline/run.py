@@ -174,8 +174,13 @@ class Run:
         costs = ROWS
         if self.unit == "flops" and compute > 1:
             costs = weigh(ctx, opening.latents)
-        self.weights.note(self.pipe, self.values, costs)
-        self.method = affordable(compute, self.steps, self.models, fixed, costs)
+
+        def plan(drafts: bool) -> Method:
+            return affordable(compute, self.steps, self.models, fixed, costs, drafts)
+
+        drafts = plan(True).suits(ctx)
+        self.method = plan(drafts)
+        self.weights.note(self.pipe, self.values, costs, drafts)
 
     def choose(self, winners: Population) -> None:
         """Note the winners."""
