@@ -24,7 +24,7 @@ Kind: TypeAlias = Literal["sum", "rank", "worst", "standardise", "bound"]
 KINDS: tuple[Kind, ...] = ("sum", "rank", "worst", "standardise", "bound")
 
 _WAY_OUT = "write for example 'hpsv2=0.7,clip:ViT-B-32:openai=0.3' or 'rank(hpsv2,pickscore=0.5)'"
-_BY_PREFIX: dict[str, Kind] = {kind: kind for kind in KINDS[1:]} | {"": "sum"}
+_BY_PREFIX: dict[str, Kind] = {"": "sum", **dict(zip(KINDS[1:], KINDS[1:], strict=True))}
 _CALL = re.compile(rf"({'|'.join(_BY_PREFIX)})\s*\((.*)\)", re.S)
 
 

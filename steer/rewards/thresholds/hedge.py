@@ -103,7 +103,8 @@ def _first_fall(slope: Callable[[float], float], start: float, end: float) -> fl
         return start
     for k in range(1, len(places)):
         if values[k] < 0:
-            return float(brentq(slope, float(places[k - 1]), float(places[k])))
+            root: Any = brentq(slope, float(places[k - 1]), float(places[k]))
+            return float(root)
     return None
 
 
