@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         reward as reward,
     )
     from steer.rewards.thresholds.threshold import Threshold as Threshold
+    from steer.search import picks as picks
 
 _HOME = {
     "guided": "pipeline.guided",
@@ -60,6 +61,7 @@ _FOLDERS = {
     "rewards": "rewards",
     "denoisers": "driver.denoisers",
     "errors": "core.errors",
+    "picks": "search.picks",
     "pipeline": "pipeline",
     "shapes": "shapes",
     "tune": "tune",

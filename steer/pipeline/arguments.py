@@ -16,6 +16,7 @@ from steer.driver.facts import makes_videos, named_device
 from steer.methods.default import for_compute
 from steer.rewards.registry import resolve
 from steer.search.method import Method
+from steer.search.picks.base import check_pick
 
 
 COMPUTE = 4.0
@@ -65,6 +66,8 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
     if name == "judges":
         judges = value if isinstance(value, list | tuple) else [] if value is None else [value]
         return [resolve_reward(judge, own["pipe"]) for judge in judges]
+    if name == "select" and value is not None:
+        check_pick("select", value)
     if name in ("method", "compute"):
         effort = {"method": own.get("method"), "compute": own.get("compute"), name: value}
         check_effort(effort["method"], effort["compute"])

@@ -36,6 +36,7 @@ from steer.search.method import Method
 if TYPE_CHECKING:
     from steer.driver.denoisers.blend import Blend
     from steer.driver.denoisers.models import Models
+    from steer.search.picks.base import Pick
 
 
 class Guided:
@@ -47,7 +48,7 @@ class Guided:
 
     Attributes:
         pipe: The pipeline.
-        reward, method, compute, judges, ...: As given to `guided`.
+        reward, method, compute, select, judges, ...: As given to `guided`.
         widths, weights: What its calls have taught about batches, and about costs.
         models: Tuned and untuned denoisers and their blend; `None` without `tuned` and `blend`.
         report: Of the latest call, also where that returned a tuple.
@@ -60,6 +61,7 @@ class Guided:
             "method",
             "compute",
             "compute_unit",
+            "select",
             "judges",
             "lane_width",
             "keep_images",
@@ -73,6 +75,7 @@ class Guided:
         *,
         method: Method | None = None,
         compute: float | None = None,
+        select: Pick | None = None,
         judge: Any = None,
         compute_unit: Unit = "flops",
         lane_width: int | None = None,
@@ -83,6 +86,7 @@ class Guided:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
         self.reward, self.judges = reward, judge
         self.method, self.compute, self.compute_unit = method, compute, compute_unit
+        self.select = select
         self.report: Report | None = None
         self.lane_width, self.keep_images = lane_width, keep_images
         self.widths, self.weights = Widths(), Weights()  # what calls have taught
@@ -229,6 +233,7 @@ def guided(
     *,
     method: Method | None = None,
     compute: float | None = None,
+    select: Pick | None = None,
     judge: Any = None,
     compute_unit: Unit = "flops",
     lane_width: int | None = None,
@@ -245,6 +250,8 @@ def guided(
             `(images, prompts) -> (B,)`, a dict of weights, or a `Reward`.
         method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out.
         compute: What to spend at most, in plain calls with their decode (default 4).
+        select: Which finished candidates are returned, such as `steer.picks.Quantile(n_eff=8)`, or
+            `steer.picks.Diverse()` for several different images; the best if left out.
         judge: One or more further rewards that nobody optimises, for the report.
         compute_unit: What `compute` counts: `"flops"`, which torch counts once per pipeline and
             size (denoiser, decodes, scores, gradients), or denoiser `"rows"` alone, as papers do.
@@ -273,6 +280,7 @@ def guided(
         reward,
         method=method,
         compute=compute,
+        select=select,
         judge=judge,
         compute_unit=compute_unit,
         lane_width=lane_width,

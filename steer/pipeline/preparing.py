@@ -22,6 +22,7 @@ from steer.search.method import Method
 
 if TYPE_CHECKING:
     from steer.driver.denoisers.models import Models
+    from steer.search.picks.base import Pick
 
 
 class Settings(Protocol):
@@ -32,6 +33,7 @@ class Settings(Protocol):
     method: Method | None
     compute: float | None
     compute_unit: Unit
+    select: Pick | None
     lane_width: int | None
     keep_images: bool
     models: Models | None
@@ -78,6 +80,7 @@ def prepare(
         reward=given.reward,
         judges=given.judges,
         method=method,
+        select=given.select,
         source=Source(
             call.pipe,
             prompts=call.prompts,

@@ -32,6 +32,9 @@ from steer.search.clean import Clean
 from steer.search.context import Context
 from steer.search.judging import Judging
 from steer.search.method import Method
+from steer.search.picks.base import Pick
+from steer.search.picks.picking import Picking
+from steer.search.picks.ranks import Best
 from steer.search.starts import Starts
 
 
@@ -63,6 +66,7 @@ class Run:
         progress: What the pipeline's progress bar shows.
         made: Images by particle, where the pipeline was called again for each.
         decoded: Which of the returned rows the pipeline's decoder made NaN.
+        select: Which of the finished candidates are returned; `None` for the best.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
 
@@ -90,12 +94,18 @@ class Run:
     chosen: list[Name] = field(default_factory=list)
     winners: Population | None = None
     made: Callable[[Sequence[Name]], Any] | None = None
+    select: Pick | None = None
     models: Models | None = None
     decoded: Decoded | None = None
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
         self.progress = Progress(self.ledger, self.trace)
+
+    @property
+    def picking(self) -> Picking:
+        """The pick of this call, which has seen nothing yet."""
+        return Picking(self.select or Best(), self.source.seeds)
 
     @property
     def rows(self) -> int:
@@ -214,6 +224,7 @@ class Run:
                 self.trace,
                 keeps_base=bool(self.judges),
                 check=self.check,
+                picking=self.picking,
                 meter=Meter(self.ledger),
             ),
             clean=Clean() if self.latent and opening.schedule[-1].ends_in_noise else None,

@@ -156,17 +156,15 @@ class Context:
         return self.judging.evaluate(population, step, self.piece, show)
 
     def top(self, population: Population, values: Tensor, count: int) -> list[int]:
-        """Rows of the `count` best of every prompt, best first; ties go to the earlier row.
-
-        Particles that the pipeline's safety checker flagged come last.
-        """
+        """Rows of the `count` best of every prompt, best first; flagged last, ties in order."""
         return self.judging.top(population.ids, values.tolist(), count)
 
     def winners(self, population: Population) -> Population:
-        """The `images` best finished particles of every prompt; all of them, unjudged, if fewer."""
+        """The `images` that the call's pick chooses of every prompt; all, unjudged, if fewer."""
         if len(population) <= self.images * len(population.prompts):
             return population
-        return population.take(self.top(population, self.evaluate(population), self.images))
+        values = self.evaluate(population).tolist()
+        return population.take(self.judging.pick(population.ids, values, self.images))
 
     def left(self) -> float:
         """Denoiser-row equivalents that may still be spent, all prompts together."""
