@@ -1,0 +1,124 @@
+"""Which prompts of a call draw further candidates, given what they have seen so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from steer.rewards.thresholds.beliefs import Belief
+from steer.rewards.thresholds.prior import Prior, pooled_sd
+
+
+Rewards = Mapping[int, Sequence[float]]
+"""By prompt, in the order of the particles."""
+
+_TOGETHER = 4  # prompts of a call from which on they are a prior for each other
+_HALVINGS = 40
+
+
+@dataclass(eq=False, kw_only=True)
+class Stopping:
+    """The rule of `Adaptive` during one call: numbers in, numbers out.
+
+    Attributes:
+        n: Candidates per returned image, of every prompt or on average.
+        most: Candidates per returned image that one prompt may draw.
+        price, unit: What one more candidate must add.
+        batch: Candidates per returned image that are drawn together.
+        images: Returned per prompt.
+        prior: Of the rewards; where it is `None`, `learn` may find one.
+    """
+
+    n: int
+    most: int
+    price: float
+    unit: Literal["sd", "reward"] = "sd"
+    batch: int = 1
+    images: int = 1
+    prior: Prior | None = None
+
+    def learn(self, rewards: Rewards) -> None:
+        """Take the first candidates of all prompts for a prior, unless there is one."""
+        groups = {str(prompt): own for prompt, own in rewards.items() if len(own) > 1}
+        alike = not pooled_sd([np.asarray(own) for own in groups.values()]) > 0
+        if self.prior is None and len(groups) >= _TOGETHER and not alike:
+            self.prior = Prior.fit(groups)
+
+    def more(self, rewards: Rewards, drawn: Mapping[int, int]) -> dict[int, int]:
+        """How many candidates every prompt draws next; those that stop are left out.
+
+        Args:
+            rewards: Of the candidates that may be returned.
+            drawn: How many candidates every prompt has drawn.
+        """
+        price = self.reward_price(rewards)
+        beliefs = {prompt: self.belief(own) for prompt, own in rewards.items()}
+        gains = {prompt: self.gain(own, beliefs[prompt]) for prompt, own in rewards.items()}
+        left = self.n * self.images * len(drawn) - sum(drawn.values())
+        able = [p for p in drawn if drawn[p] < self.most * self.images and gains[p] > price]
+        if self.most > self.n:
+            able = _dearest(able, gains, beliefs, price, left)
+        counts: dict[int, int] = {}
+        for prompt in able:
+            room = min(self.most * self.images - drawn[prompt], left)
+            counts[prompt] = min(self.batch * self.images, room)
+            left -= counts[prompt]
+        return {prompt: counts[prompt] for prompt in drawn if counts.get(prompt)}
+
+    def belief(self, rewards: Sequence[float]) -> Belief:
+        """What is believed of a prompt that showed these rewards."""
+        return (Belief() if self.prior is None else self.prior.belief).after(rewards)
+
+    def gain(self, rewards: Sequence[float], belief: Belief) -> float:
+        """What the next candidate is expected to add to the sum of the returned rewards."""
+        if len(rewards) < self.images:
+            return math.inf
+        return belief.gain(sorted(rewards)[-self.images])
+
+    def reward_price(self, rewards: Rewards) -> float:
+        """The price in the reward's own units; 0 while nothing is known of their spread."""
+        if self.unit == "reward":
+            return self.price
+        known = pooled_sd([np.asarray(own, dtype=np.float64) for own in rewards.values()])
+        sd = known if self.prior is None else self.prior.sd
+        return self.price * sd if sd == sd else 0.0
+
+
+def _dearest(
+    prompts: Sequence[int],
+    gains: Mapping[int, float],
+    beliefs: Mapping[int, Belief],
+    price: float,
+    left: int,
+) -> list[int]:
+    """The prompts to serve first where they share `left` candidates, largest gain first.
+
+    The price rises until what is wanted at it, in expectation, is what is left; those stay whose
+    next candidate adds more than that.
+    """
+    unknown = [prompt for prompt in prompts if gains[prompt] == math.inf]
+    known = sorted((p for p in prompts if p not in unknown), key=lambda p: -gains[p])
+    if not known or unknown:
+        return unknown
+
+    def wanted(level: float) -> float:
+        return sum(_draws(beliefs[p], level) for p in known if gains[p] > level)
+
+    low, high = price, gains[known[0]]
+    if low <= 0 or wanted(low) > left:
+        low = low if low > 0 else high * 1e-9
+        for _ in range(_HALVINGS):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if wanted(middle) > left else (low, middle)
+        price = high
+    return [prompt for prompt in known if gains[prompt] > price] or known[:1]
+
+
+def _draws(belief: Belief, price: float) -> float:
+    """Expected candidates of a prompt until one reaches the reservation price."""
+    above = belief.tail(belief.reservation(price))
+    return 1 / above if above > 0 else math.inf
