@@ -176,7 +176,7 @@ def _tell(
     """Log how many candidates every prompt drew, and the level that was enough for it."""
     price = rule.reward_price(rewards)
     for prompt, own in rewards.items():
-        level = rule.belief(own).reservation(price)
+        level = rule.outlook(own).reservation(price)
         ctx.log(
             "stop",
             prompt=prompt,

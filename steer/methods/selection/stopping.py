@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from steer.rewards.thresholds.beliefs import Belief
+from steer.rewards.thresholds.outlook import Outlook
 from steer.rewards.thresholds.prior import Prior, pooled_sd
 
 
@@ -56,12 +56,12 @@ class Stopping:
             drawn: How many candidates every prompt has drawn.
         """
         price = self.reward_price(rewards)
-        beliefs = {prompt: self.belief(own) for prompt, own in rewards.items()}
-        gains = {prompt: self.gain(own, beliefs[prompt]) for prompt, own in rewards.items()}
+        outlooks = {prompt: self.outlook(own) for prompt, own in rewards.items()}
+        gains = {prompt: self.gain(own, outlooks[prompt]) for prompt, own in rewards.items()}
         left = self.n * self.images * len(drawn) - sum(drawn.values())
         able = [p for p in drawn if drawn[p] < self.most * self.images and gains[p] > price]
         if self.most > self.n:
-            able = _dearest(able, gains, beliefs, price, left)
+            able = _dearest(able, gains, outlooks, price, left)
         counts: dict[int, int] = {}
         for prompt in able:
             room = min(self.most * self.images - drawn[prompt], left)
@@ -69,29 +69,30 @@ class Stopping:
             left -= counts[prompt]
         return {prompt: counts[prompt] for prompt in drawn if counts.get(prompt)}
 
-    def belief(self, rewards: Sequence[float]) -> Belief:
+    def outlook(self, rewards: Sequence[float]) -> Outlook:
         """What is believed of a prompt that showed these rewards."""
-        return (Belief() if self.prior is None else self.prior.belief).after(rewards)
+        start = Outlook() if self.prior is None else self.prior.outlook
+        return start.after(rewards)
 
-    def gain(self, rewards: Sequence[float], belief: Belief) -> float:
+    def gain(self, rewards: Sequence[float], outlook: Outlook) -> float:
         """What the next candidate is expected to add to the sum of the returned rewards."""
         if len(rewards) < self.images:
             return math.inf
-        return belief.gain(sorted(rewards)[-self.images])
+        return outlook.gain(sorted(rewards)[-self.images])
 
     def reward_price(self, rewards: Rewards) -> float:
         """The price in the reward's own units; 0 while nothing is known of their spread."""
         if self.unit == "reward":
             return self.price
         known = pooled_sd([np.asarray(own, dtype=np.float64) for own in rewards.values()])
-        sd = known if self.prior is None else self.prior.sd
+        sd = known if self.prior is None else self.prior.unit
         return self.price * sd if sd == sd else 0.0
 
 
 def _dearest(
     prompts: Sequence[int],
     gains: Mapping[int, float],
-    beliefs: Mapping[int, Belief],
+    outlooks: Mapping[int, Outlook],
     price: float,
     left: int,
 ) -> list[int]:
@@ -106,7 +107,7 @@ def _dearest(
         return unknown
 
     def wanted(level: float) -> float:
-        return sum(_draws(beliefs[p], level) for p in known if gains[p] > level)
+        return sum(_draws(outlooks[p], level) for p in known if gains[p] > level)
 
     low, high = price, gains[known[0]]
     if low <= 0 or wanted(low) > left:
@@ -118,7 +119,7 @@ def _dearest(
     return [prompt for prompt in known if gains[prompt] > price] or known[:1]
 
 
-def _draws(belief: Belief, price: float) -> float:
+def _draws(outlook: Outlook, price: float) -> float:
     """Expected candidates of a prompt until one reaches the reservation price."""
-    above = belief.tail(belief.reservation(price))
+    above = outlook.tail(outlook.reservation(price))
     return 1 / above if above > 0 else math.inf
