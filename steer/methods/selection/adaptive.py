@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,22 +31,24 @@ class Adaptive(Method):
     that would be returned: while `E max(r - kept, 0) > price`, where `kept` is the best so far (of
     several returned images, the worst of them). That is to stop at the reservation price tau,
     `E max(r - tau, 0) = price` (Weitzman 1979; for best-of-N: arXiv:2510.01394). The law of r is
-    learned as rewards come in: a normal-inverse-gamma prior, updated by the prompt's own rewards,
-    and its t predictive (as arXiv:2510.15945). Only the next candidate is looked ahead to.
+    learned as rewards come in: a normal-inverse-gamma prior on normal scores of the reward, updated
+    by the upper half of the prompt's own, and its t predictive (Bayesian stopping as in
+    arXiv:2510.15945, which has plain Gaussian rewards). Only the next candidate is looked ahead to.
 
     The prior is `prior`; without one, what the first `least` candidates of all prompts of the same
     call say, where there are four prompts or more; and none for fewer, so that a prompt's own
-    rewards alone decide. Nothing is carried over from earlier calls.
+    rewards alone decide (from the third on). Nothing is carried over from earlier calls.
 
     With `share`, `n` is the mean over the prompts of a call: what prompts leave goes where the
-    next candidate is expected to add most, up to `4 n` for one of them (two stages, as in
-    arXiv:2505.12050; the expectation is given the best so far).
+    next candidate is expected to add most, up to `4 n` for one of them (as the two stages of
+    arXiv:2505.12050, but given the best so far). `price=0` spends all of it.
 
     Args:
         n: Particles per returned image at most, at least 1.
         price: What one more particle must be expected to add, at least 0 (which never stops). In
             standard deviations, and with a Gaussian that is known: 0.2, 0.1, 0.05, 0.02 and 0.01
-            stop after 3, 5.5, 10, 21 and 38 particles on average.
+            stop after 3, 5.5, 10, 21 and 38 particles on average; rewards with a ceiling stop
+            earlier.
         prior: A `Prior`, the path of a saved one, or `None`.
         least: Particles per returned image before anything is decided; all, where `n` is less.
         batch: Particles per returned image that are drawn together from then on. Does not depend
@@ -64,7 +67,7 @@ class Adaptive(Method):
     n: int
     price: float = 0.05
     prior: Prior | None = None
-    least: int = 3
+    least: int = 2
     batch: int = 2
     unit: Literal["sd", "reward"] = "sd"
     share: bool = False

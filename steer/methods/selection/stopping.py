@@ -17,7 +17,6 @@ Rewards = Mapping[int, Sequence[float]]
 """By prompt, in the order of the particles."""
 
 _TOGETHER = 4  # prompts of a call from which on they are a prior for each other
-_HALVINGS = 40
 
 
 @dataclass(eq=False, kw_only=True)
@@ -56,12 +55,11 @@ class Stopping:
             drawn: How many candidates every prompt has drawn.
         """
         price = self.reward_price(rewards)
-        outlooks = {prompt: self.outlook(own) for prompt, own in rewards.items()}
-        gains = {prompt: self.gain(own, outlooks[prompt]) for prompt, own in rewards.items()}
+        gains = {prompt: self.gain(own) for prompt, own in rewards.items()}
         left = self.n * self.images * len(drawn) - sum(drawn.values())
         able = [p for p in drawn if drawn[p] < self.most * self.images and gains[p] > price]
         if self.most > self.n:
-            able = _dearest(able, gains, outlooks, price, left)
+            able = _dearest(able, gains)
         counts: dict[int, int] = {}
         for prompt in able:
             room = min(self.most * self.images - drawn[prompt], left)
@@ -74,11 +72,11 @@ class Stopping:
         start = Outlook() if self.prior is None else self.prior.outlook
         return start.after(rewards)
 
-    def gain(self, rewards: Sequence[float], outlook: Outlook) -> float:
+    def gain(self, rewards: Sequence[float]) -> float:
         """What the next candidate is expected to add to the sum of the returned rewards."""
         if len(rewards) < self.images:
             return math.inf
-        return outlook.gain(sorted(rewards)[-self.images])
+        return self.outlook(rewards).gain(sorted(rewards)[-self.images])
 
     def reward_price(self, rewards: Rewards) -> float:
         """The price in the reward's own units; 0 while nothing is known of their spread."""
@@ -89,37 +87,11 @@ class Stopping:
         return self.price * sd if sd == sd else 0.0
 
 
-def _dearest(
-    prompts: Sequence[int],
-    gains: Mapping[int, float],
-    outlooks: Mapping[int, Outlook],
-    price: float,
-    left: int,
-) -> list[int]:
-    """The prompts to serve first where they share `left` candidates, largest gain first.
+def _dearest(prompts: Sequence[int], gains: Mapping[int, float]) -> list[int]:
+    """The prompts to serve first where all share, largest gain first.
 
-    The price rises until what is wanted at it, in expectation, is what is left; those stay whose
-    next candidate adds more than that.
+    Those whose next candidate adds half of the largest gain or more: gains fall as candidates are
+    drawn, so all come down together.
     """
-    unknown = [prompt for prompt in prompts if gains[prompt] == math.inf]
-    known = sorted((p for p in prompts if p not in unknown), key=lambda p: -gains[p])
-    if not known or unknown:
-        return unknown
-
-    def wanted(level: float) -> float:
-        return sum(_draws(outlooks[p], level) for p in known if gains[p] > level)
-
-    low, high = price, gains[known[0]]
-    if low <= 0 or wanted(low) > left:
-        low = low if low > 0 else high * 1e-9
-        for _ in range(_HALVINGS):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if wanted(middle) > left else (low, middle)
-        price = high
-    return [prompt for prompt in known if gains[prompt] > price] or known[:1]
-
-
-def _draws(outlook: Outlook, price: float) -> float:
-    """Expected candidates of a prompt until one reaches the reservation price."""
-    above = outlook.tail(outlook.reservation(price))
-    return 1 / above if above > 0 else math.inf
+    ranked = sorted(prompts, key=lambda prompt: -gains[prompt])
+    return [prompt for prompt in ranked if gains[prompt] >= gains[ranked[0]] / 2]

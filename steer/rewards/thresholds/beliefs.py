@@ -58,29 +58,23 @@ class Belief:
         """The scale of that distribution; for more than no freedom."""
         return math.sqrt(self.scale * (1 + 1 / self.weight) / self.shape)
 
-    def gain(self, level: float) -> float:
-        """`E max(v - level, 0)` of the next value v.
+    def gain(self, levels: Sequence[float] | Floats) -> Floats:
+        """`E max(v - level, 0)` of the next value v, for every level, float64.
 
         Infinite while too little is known: at one degree of freedom or less.
         """
-        if self.freedom <= 1 or level == -math.inf:
-            return math.inf
+        above = np.asarray(levels, dtype=np.float64) - self.centre
+        if self.freedom <= 1:
+            return np.full_like(above, math.inf)
         spread = self.spread
         if spread == 0:
-            return max(self.centre - level, 0.0)
-        return spread * _above((level - self.centre) / spread, self.freedom)
-
-    def tail(self, level: float) -> float:
-        """The probability that the next value is above `level`; for more than no freedom."""
-        spread = self.spread
-        if spread == 0:
-            return float(self.centre > level)
-        return float(stdtr(self.freedom, (self.centre - level) / spread))
+            return np.maximum(-above, 0.0)
+        return spread * _above(above / spread, self.freedom)
 
 
-def _above(z: float, freedom: float) -> float:
+def _above(z: Floats, freedom: float) -> Floats:
     """`E max(t - z, 0)` of a t variable of more than one degree of freedom."""
     log_constant = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
     log_constant -= math.log(freedom * math.pi) / 2
-    density = math.exp(log_constant - (freedom + 1) / 2 * math.log1p(z * z / freedom))
-    return density * (freedom + z * z) / (freedom - 1) - z * float(stdtr(freedom, -z))
+    density = np.exp(log_constant - (freedom + 1) / 2 * np.log1p(z * z / freedom))
+    return density * (freedom + z * z) / (freedom - 1) - z * stdtr(freedom, -z)

@@ -96,12 +96,8 @@ class Outlook:
         if self.belief.freedom <= 1 or level == -math.inf:
             return math.inf
         starts, slopes = self.scores.slopes(float(self.scores.of([level])[0]))
-        gains = [self.belief.gain(float(start)) for start in starts]
-        return float((slopes * (np.array(gains) - np.array([*gains[1:], 0.0]))).sum())
-
-    def tail(self, level: float) -> float:
-        """The probability that the next reward is above `level`."""
-        return self.belief.tail(float(self.scores.of([level])[0]))
+        gains = self.belief.gain(starts)
+        return float(slopes @ (gains - np.append(gains[1:], 0.0)))
 
     def reservation(self, price: float) -> float:
         """The level at which one more candidate is worth its price: `gain(level) = price`.
@@ -125,7 +121,7 @@ class Outlook:
         while self.gain(high) > price:
             high += step
             step *= 2
-        found = brentq(lambda level: self.gain(level) - price, low, high, xtol=1e-12)
+        found = brentq(lambda level: self.gain(level) - price, low, high, xtol=1e-9 * step)
         return float(found)  # pyright: ignore[reportArgumentType]
 
 
