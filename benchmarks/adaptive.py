@@ -136,7 +136,7 @@ def candidates(arm: Arm, found: Sequence[Pool], orders: np.ndarray) -> np.ndarra
                 for begin in range(0, len(measured), arm.call):
                     call = measured[begin : begin + arm.call]
                     own = [found[i] for i in call]
-                    counts[v, call, draw] = replay(method, own, orders[call, draw])
+                    counts[v, call, draw] = replay(method, own, list(orders[call, draw]))
     return counts
 
 

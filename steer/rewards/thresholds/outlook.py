@@ -45,7 +45,7 @@ class NormalScores:
     def rewards(self, scores: Sequence[float] | Floats) -> Floats:
         """Scores as rewards, float64."""
         values = np.asarray(scores, dtype=np.float64)
-        return np.interp(values, *self._line[::-1]) if self.knots else values
+        return np.interp(values, self._line[1], self._line[0]) if self.knots else values
 
     @cached_property
     def _line(self) -> tuple[Floats, Floats]:

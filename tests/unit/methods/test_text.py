@@ -163,7 +163,7 @@ def test_methods_that_read_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["every(4)", "reno()", "method()", "4"])
 def test_what_is_no_method(text: str) -> None:
-    with pytest.raises(ValueError, match="there are Beam, BestOfN"):
+    with pytest.raises(ValueError, match="there are Adaptive, Beam, BestOfN"):
         parse_method(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_the_gain_on_normal_scores_is_an_integral(level: float) -> None:
         return float(law.sf(KNOTS.of([reward])[0]))
 
     ends = [level, *(k for k in KNOTS.knots if k > level), 3.0]
-    parts = [integrate.quad(above, a, b)[0] for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [integrate.quad(above, a, b)[0] for a, b in pairwise(ends)]
     rest = integrate.quad(above, 3.0, KNOTS.rewards([49.0])[0], limit=200)[0]
     assert LEARNED.gain(level) == pytest.approx(sum(parts) + rest, rel=2e-2)
 
