@@ -99,7 +99,7 @@ def test_never_more_than_n(price: float, least: int) -> None:
 
 
 def test_a_shared_budget_goes_where_it_helps() -> None:
-    prior = Prior(0.5, 0.01, weight=1e-6, freedom=2.1)
+    prior = Prior(0.5, 1e-4, weight=1e-9, freedom=2.1)
     method = Adaptive(4, price=0, prior=prior, least=3, batch=1, share=True)
     out = _run(method, ["a red fox", "a tree", "a red fox", "the sea"], easy)
     drawn = _drawn(out)
