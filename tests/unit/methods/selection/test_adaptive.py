@@ -67,6 +67,17 @@ def test_a_prior_that_expects_more_draws_more() -> None:
     assert drawn == [1, 9]
 
 
+def test_a_replay_of_best_of_n_stops_at_the_same_place() -> None:
+    """The rule on recorded rewards, as `benchmarks/adaptive.py` has it, is the method itself."""
+    method = Adaptive(12, price=0.3, least=2, batch=1)
+    (scores,) = _run(BestOfN(12), lane_width=12).report.trace.of("score")
+    drawn, rule = 2, method.rule()
+    while rule.more({0: scores["reward"][:drawn]}, {0: drawn}):
+        drawn += 1
+    assert _drawn(_run(method)) == [drawn]
+    assert 2 < drawn < 12
+
+
 def test_easy_prompts_stop_and_leave_the_lanes() -> None:
     method = Adaptive(9, price=1e-4, unit="reward", least=3, batch=2)
     out = _run(method, ["a red fox", "a tree"], easy)
