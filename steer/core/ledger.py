@@ -26,8 +26,10 @@ class Ledger:
         backward_rows: Latents differentiated through the denoiser; each counts as two rows more.
         decodes: Latents decoded to images by steer (the pipeline's own final decode included); a
             video counts once.
+        previews: Latents shown by another decoder than the pipeline's own (`guided(preview=...)`);
+            no part of `decodes`.
         reward_calls: Images scored; of videos, frames.
-        seconds: Wall time by part: total, decode, reward.
+        seconds: Wall time by part: total, decode, preview, reward.
         peak_bytes: Peak device memory on CUDA, peak resident set on the CPU.
     """
 
@@ -37,6 +39,7 @@ class Ledger:
     checked_rows: int = 0
     backward_rows: int = 0
     decodes: int = 0
+    previews: int = 0
     reward_calls: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
@@ -66,7 +69,7 @@ class Ledger:
     def add(self, other: Ledger) -> None:
         """Add what an attempt of the same call cost that ran out of memory."""
         counts = ("denoiser_calls", "denoiser_rows", "checked_rows", "backward_rows")
-        for name in (*counts, "decodes", "reward_calls"):
+        for name in (*counts, "decodes", "previews", "reward_calls"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for part, spent in other.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + spent

@@ -14,6 +14,7 @@ from steer.driver.decoding.nan import decoding_of
 from steer.driver.facts import edits_latents, is_interrupted, keeps_image
 from steer.driver.loop import Loop
 from steer.driver.narrow import Narrow
+from steer.driver.noise import Source
 from steer.driver.scheduler import SteeredScheduler
 from steer.pipeline.images import first_of, is_per_row
 from steer.pipeline.run import Run
@@ -108,3 +109,16 @@ def _standing_in(pipe: Any, stand_ins: Mapping[str, Any]) -> Iterator[None]:
             else:
                 with suppress(AttributeError):
                     object.__delattr__(pipe, name)
+
+
+def source_of(call: Call, lane_width: int, seeds: tuple[int, ...]) -> Source:
+    """What draws a call's initial latents."""
+    return Source(
+        call.pipe,
+        prompts=call.prompts,
+        images=call.images,
+        lane_width=lane_width,
+        seeds=seeds,
+        generator=call.generator,
+        device=call.device,
+    )

@@ -18,13 +18,12 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.warn import warn
 from steer.driver.call import Call
-from steer.driver.noise import Source
 from steer.driver.safety import check_of
 from steer.driver.seeds import call_seeds
 from steer.driver.windows import warn_of_cut_prompts
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_effort, check_grad_mode, fitting, reward_texts
-from steer.pipeline.drive import drive
+from steer.pipeline.drive import drive, source_of
 from steer.pipeline.memory import Randomness, with_room
 from steer.pipeline.plan import affordable
 from steer.pipeline.recall import recall
@@ -51,12 +50,13 @@ class Guided:
     Attributes:
         pipe: The pipeline.
         reward, method, compute, judges, lane_width, keep_images: As given to `guided`.
+        preview: The decoder of previews; `None` for the pipeline's own.
         models: Tuned and untuned denoisers and their blend; `None` without `tuned` and `blend`.
         report: Of the latest call, also where that returned a tuple.
     """
 
     _own = frozenset(
-        ("pipe", "reward", "method", "compute", "judges", "lane_width", "keep_images")
+        ("pipe", "reward", "method", "compute", "judges", "lane_width", "keep_images", "preview")
     ) | {"models", "report", "_widths", "_refused"}
 
     def __init__(
@@ -69,6 +69,7 @@ class Guided:
         judge: Any = None,
         lane_width: int | None = None,
         keep_images: bool = False,
+        preview: Any = None,
         tuned: Any = None,
         blend: Blend | str | None = None,
     ) -> None:
@@ -76,7 +77,7 @@ class Guided:
         self.reward, self.judges = reward, judge
         self.method, self.compute = method, compute
         self.report: Report | None = None
-        self.lane_width, self.keep_images = lane_width, keep_images
+        self.lane_width, self.keep_images, self.preview = lane_width, keep_images, preview
         self._widths = Widths()
         self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in
         self.models: Models | None = None
@@ -241,15 +242,7 @@ class Guided:
             reward=self.reward,
             judges=self.judges,
             method=method,
-            source=Source(
-                call.pipe,
-                prompts=call.prompts,
-                images=call.images,
-                lane_width=lane_width,
-                seeds=seeds,
-                generator=call.generator,
-                device=call.device,
-            ),
+            source=source_of(call, lane_width, seeds),
             seed=seeds[0],
             lane_width=lane_width,
             checked=self._widths.checked if spares and lane_width > 1 else None,
@@ -258,6 +251,7 @@ class Guided:
             check=check_of(call.pipe, call.output_type),
             steps=call.steps,
             planned=planned,
+            previewer=self.preview,
             models=self.models,
             ledger=Ledger(cfg_rows=call.guidance_rows),
             trace=Trace(keep_images=self.keep_images),
@@ -273,6 +267,7 @@ def guided(
     judge: Any = None,
     lane_width: int | None = None,
     keep_images: bool = False,
+    preview: Any = None,
     tuned: Any = None,
     blend: Blend | str | None = None,
 ) -> Guided:
@@ -291,6 +286,10 @@ def guided(
             Results do not depend on it. Where each of several prompts has its own image, mask or
             the like, it is 1.
         keep_images: Keep small previews in the trace.
+        preview: What decodes x0 previews and the ends of short runs: `"vae"` or None, the pipeline's
+            own VAE; `"tiny"`, the tiny autoencoder of its latents (TAESD); `"linear"`, a linear map;
+            a folder or hub id of an AutoencoderTiny; a torch module with `decode`. Finished images
+            are always decoded by the pipeline's own.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a denoiser,
             a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
@@ -302,9 +301,10 @@ def guided(
 
     Raises:
         UnsupportedPipelineError: Not a pipeline with a scheduler.
-        CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit.
+        CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit; a tiny
+            autoencoder that cannot be loaded.
         ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `lane_width`
-            below 1, a blend without its tuned denoiser.
+            below 1, a blend without its tuned denoiser, a `preview` that does not fit.
     """
     return Guided(
         pipe,
@@ -314,6 +314,7 @@ def guided(
         judge=judge,
         lane_width=lane_width,
         keep_images=keep_images,
+        preview=preview,
         tuned=tuned,
         blend=blend,
     )

@@ -14,6 +14,7 @@ from steer.core.types import Name, Population, Reward
 from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import Decoded
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import uses_guidance
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
@@ -55,6 +56,7 @@ class Run:
         progress: What the pipeline's progress bar shows.
         made: Images by particle, where the pipeline was called again for each.
         decoded: Which of the returned rows the pipeline's decoder made NaN.
+        previewer: What decodes previews; `None` for the pipeline's own decoder.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
 
@@ -79,6 +81,7 @@ class Run:
     chosen: list[Name] = field(default_factory=list)
     winners: Population | None = None
     made: Callable[[Sequence[Name]], Any] | None = None
+    previewer: PreviewDecoder | None = None
     models: Models | None = None
     decoded: Decoded | None = None
     progress: Progress = field(init=False)
@@ -159,11 +162,12 @@ class Run:
         return repr(self.method) if self.models is None else "a call with tuned weights"
 
     def _context(self, opening: Opening) -> Context:
+        asked = Asked(self.values, self.source.prepared)
         return Context(
             steps=opening.schedule,
             images=self.images,
             lane_width=self.lane_width,
-            model=Model(self.pipe, Asked(self.values, self.source.prepared), opening.finish),
+            model=Model(self.pipe, asked, opening.finish, self.previewer),
             judging=Judging(
                 self.reward,
                 self.texts,

@@ -69,10 +69,11 @@ def _table(block: genealogy.Block) -> list[str]:
 def _cost_text(cost: CostView) -> list[str]:
     spent = ", ".join(f"{name} {seconds(value)}" for name, value in cost.parts)
     differentiated = f", {cost.backward_rows} differentiated" if cost.backward_rows else ""
+    previews = f"{cost.previews} previews by another decoder, " if cost.previews else ""
     return [
         f"Cost: {cost.multiple:.2f} plain calls ({cost.denoiser_rows} denoiser rows in "
         f"{cost.denoiser_calls} calls{differentiated}), {cost.decodes} images decoded, "
-        f"{cost.reward_calls} scored",
+        f"{previews}{cost.reward_calls} scored",
         f"Time: {seconds(cost.total_seconds)} ({spent}); peak memory {size(cost.peak_bytes)}",
     ]
 

@@ -68,6 +68,7 @@ class CostView:
     reward_calls: int
     seconds: dict[str, float]
     peak_bytes: int
+    previews: int = 0
 
     @property
     def multiple(self) -> float:
@@ -89,7 +90,7 @@ class CostView:
     @classmethod
     def of(cls, ledger: Mapping[str, Any], plain_rows: int) -> CostView:
         """The view of one `Ledger.to_dict()`."""
-        names = ("denoiser_rows", "denoiser_calls", "backward_rows", "decodes", "reward_calls")
+        names = ("denoiser_rows", "denoiser_calls", "backward_rows", "decodes", "reward_calls", "previews")
         counts = {name: int(ledger.get(name) or 0) for name in names}
         return cls(
             plain_rows=plain_rows,
@@ -104,7 +105,7 @@ class CostView:
         """All costs together; the peak is the largest one."""
         parts = dict.fromkeys(part for cost in costs for part in cost.seconds)
         names = ("denoiser_rows", "plain_rows", "denoiser_calls", "backward_rows", "decodes")
-        counts = {name: sum(getattr(c, name) for c in costs) for name in (*names, "reward_calls")}
+        counts = {name: sum(getattr(c, name) for c in costs) for name in (*names, "reward_calls", "previews")}
         return cls(
             cfg_rows=max((c.cfg_rows for c in costs), default=1),
             seconds={part: sum(c.seconds.get(part, 0.0) for c in costs) for part in parts},
