@@ -41,8 +41,7 @@ class Watched(DDIMScheduler):
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """The step, with its x0 noted."""
-        moved = super().step(*args, **{**kwargs, "return_dict": True})
-        assert moved.pred_original_sample is not None
+        moved: Any = super().step(*args, **{**kwargs, "return_dict": True})
         self.seen.append(moved.pred_original_sample)
         return moved if kwargs.get("return_dict", True) else (moved.prev_sample,)
 
@@ -73,7 +72,7 @@ def previews(pipe: Any, captions: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat(scheduler.seen).half().cpu(), torch.cat(images)
 
 
-def train_tiny(pipe: StableDiffusionPipeline, recipe: Recipe, folder: Path) -> AutoencoderTiny:
+def train_tiny(pipe: StableDiffusionPipeline, recipe: Recipe, folder: Path) -> Any:
     """Train it with L1 + MSE to the autoencoder's images, coloured pixels weighted 6x."""
     device = pipe.device
     latents, images = previews(pipe, recipe.tiny_captions, recipe.seed)

@@ -286,9 +286,9 @@ def guided(
             Results do not depend on it. Where each of several prompts has its own image, mask or
             the like, it is 1.
         keep_images: Keep small previews in the trace.
-        preview: What decodes x0 previews and the ends of short runs: `"vae"` or None, the pipeline's
-            own VAE; `"tiny"`, the tiny autoencoder of its latents (TAESD); `"linear"`, a linear map;
-            a folder or hub id of an AutoencoderTiny; a torch module with `decode`. Finished images
+        preview: What decodes x0 previews and the ends of short runs: the pipeline's own VAE ("vae"
+            or None), the tiny autoencoder of its latents ("tiny"), a linear map ("linear"), a
+            folder or hub id of an AutoencoderTiny, or a torch module with `decode`. Finished images
             are always decoded by the pipeline's own.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a denoiser,

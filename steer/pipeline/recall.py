@@ -213,9 +213,7 @@ class Finished(Model):
 
     calls: Calls | None = None
 
-    def decode(
-        self, latents: Tensor, grad: bool = False, by: PreviewDecoder | None = None
-    ) -> Any:
+    def decode(self, latents: Tensor, grad: bool = False, by: PreviewDecoder | None = None) -> Any:
         """The images of these tickets, or what else the pipeline makes."""
         assert self.calls is not None
         if latents.is_floating_point():

@@ -131,7 +131,7 @@ class ModuleDecoder(PreviewDecoder):
             )
 
     def images(self, pipe: Any, latents: Tensor, grad: bool, asked: Asked) -> Tensor:
-        module = self.module
+        module: Any = self.module
         if self.moves:
             module.to(latents.device, autoencoder(pipe).dtype)
         if not hasattr(module, "config"):
@@ -139,14 +139,16 @@ class ModuleDecoder(PreviewDecoder):
             return self._plain(latents) if frames else frame_by_frame(latents, self._plain)
         if not isinstance(module, AutoencoderTiny):
             return decode_latents(pipe, module, latents, grad, asked)
-        scale, shift = module.config.scaling_factor, module.config.shift_factor
+        config: Any = module.config
+        scale, shift = config.scaling_factor, config.shift_factor
         return in_its_precision(
             pipe, module, latents, grad, lambda z: call_vae(pipe, module, z / scale + shift, asked)
         )
 
     def _plain(self, latents: Tensor) -> Tensor:
+        decode: Any = self.module.decode
         weights = self.module.parameters() if isinstance(self.module, nn.Module) else iter(())
-        made = self.module.decode(latents.to(next(weights, latents)))
+        made: Any = decode(latents.to(next(weights, latents)))
         made = made[0] if isinstance(made, tuple) else getattr(made, "sample", made)
         return made.to(latents.device)
 
