@@ -144,7 +144,7 @@ def run_tiny(recipe: Recipe, folder: Path, device: str) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline").to(device)
     tiny = train_tiny(pipe, recipe, folder)
     if rank() == 0:
-        tiny.to("cpu", torch.float16).save_pretrained(folder / "tiny")
+        tiny.cpu().half().save_pretrained(folder / "tiny")
 
 
 def run_export(recipe: Recipe, folder: Path, device: str) -> None:

@@ -24,7 +24,7 @@ from steer.driver.decoding.vae import (
 from steer.driver.facts import makes_videos
 
 
-_ROWS = 4  # decodes that a linear map is fitted to
+_PLACES = 4096  # in the latents that a linear map is fitted to
 _EXAMPLES = (
     "None or 'vae' (the pipeline's own), 'tiny', 'linear', the folder or hub id of an "
     "AutoencoderTiny, or a torch module with decode"
@@ -133,7 +133,7 @@ class ModuleDecoder(PreviewDecoder):
     def images(self, pipe: Any, latents: Tensor, grad: bool, asked: Asked) -> Tensor:
         module: Any = self.module
         if self.moves:
-            module.to(latents.device, autoencoder(pipe).dtype)
+            nn.Module.to(module, latents.device, autoencoder(pipe).dtype)
         if not hasattr(module, "config"):
             frames = isinstance(module, nn.Module) and decodes_frames(module)
             return self._plain(latents) if frames else frame_by_frame(latents, self._plain)
@@ -188,7 +188,7 @@ class LinearDecoder(PreviewDecoder):
         """The map `(C + 1, 3)`, float64 on the CPU, and height and width of the images."""
         gram, moment = 0.0, 0.0
         size = (0, 0)
-        for z in _noise((_ROWS, *shape)).to(device).split(1):
+        for z in _noise((_rows(shape), *shape)).to(device).split(1):
             image = decode_latents(pipe, self._vae, _like_loop(self._vae, z), False, asked)
             image = image[:, :, 0] if image.ndim == 5 else image
             self.decodes += 1
@@ -212,6 +212,11 @@ def _factor(module: Any) -> int | None:
 def _like_loop(vae: Any, latents: Tensor) -> Tensor:
     """`(1, C, h, w)` with a frame where the VAE has frames."""
     return latents.unsqueeze(2) if decodes_frames(vae) else latents
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    """Decodes that a linear map is fitted to: 4, and more where latents are small, up to 16."""
+    return min(16, max(4, _PLACES // (shape[-2] * shape[-1])))
 
 
 def _noise(shape: tuple[int, ...]) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +57,10 @@ def load(source: str | Path) -> AutoencoderTiny:
                 f"preview={str(source)!r} is a {config.get('_class_name')}: give an "
                 "AutoencoderTiny, or the loaded module itself"
             )
-        loaded: Any = AutoencoderTiny.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True
-        )
+        with _quiet():
+            loaded: Any = AutoencoderTiny.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -73,6 +77,18 @@ def load(source: str | Path) -> AutoencoderTiny:
             f"({missing[0]}): download or copy it again"
         )
     return tiny.eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' warning of an entry that it writes into these configs itself."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _source(vae: Any) -> str | Path | None:

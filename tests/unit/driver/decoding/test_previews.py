@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from steer import shapes
 from steer.core.errors import CheckpointError
 from steer.driver.decoding import tiny as tiny_module
 from steer.driver.decoding.asked import Asked
@@ -102,7 +103,7 @@ def test_the_linear_map_of_a_linear_vae_is_exact(family: str) -> None:
     pipe.vae = Linear()
     latents, decoder = latents_of(family), LinearDecoder()
     shown = decode(pipe, latents, asked=ASKED, by=decoder)
-    assert decoder.decodes == pipe.vae.decodes == 4
+    assert decoder.decodes == pipe.vae.decodes == 16
     wanted = decode(pipe, latents, asked=ASKED)
     assert wanted.std() > 0.01
     torch.testing.assert_close(shown, wanted, rtol=0, atol=1e-5)
@@ -112,13 +113,13 @@ def test_a_linear_map_is_fitted_once_for_every_shape_and_vae() -> None:
     pipe, decoder, latents = build("sd"), LinearDecoder(), latents_of("sd")
     first = decode(pipe, latents, by=decoder)
     decode(pipe, latents.repeat(3, 1, 1, 1), by=decoder)
-    assert decoder.decodes == 4
+    assert decoder.decodes == 16
     decode(pipe, latents[..., :4], by=decoder)
-    assert decoder.decodes == 8
+    assert decoder.decodes == 32
     torch.testing.assert_close(decode(pipe, latents, by=LinearDecoder()), first, rtol=0, atol=0)
     pipe.vae = Linear()
     decode(pipe, latents, by=decoder)
-    assert decoder.decodes == 12
+    assert decoder.decodes == 48
 
 
 @pytest.mark.parametrize("preview", ["linear", tiny()], ids=["linear", "tiny"])
@@ -242,3 +243,22 @@ def test_folders_that_hold_no_tiny_one(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CheckpointError, match="preview=") as error:
         preview_decoder(shared("sd"), folder)
     assert folder.name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_bundled_pipeline_has_a_tiny_one_that_shows_much_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pipe = shapes.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    decoder = preview_decoder(pipe, "tiny")
+    assert isinstance(decoder, ModuleDecoder) and not caplog.messages
+    given = {"num_inference_steps": 8, "guidance_scale": 3.5, "output_type": "latent"}
+    prompts = shapes.prompts("held_out", 4)
+    latents = pipe(prompts, generator=torch.Generator().manual_seed(0), **given).images
+    wanted, shown = decode(pipe, latents), decode(pipe, latents, by=decoder)
+    error = ((wanted - shown) ** 2).mean()
+    spread = ((wanted - wanted.mean((2, 3), keepdim=True)) ** 2).mean()
+    assert error < spread / 10
+    assert pipe.vae.num_parameters() > 10 * sum(
+        w.numel() for w in decoder.module.decoder.parameters()
+    )
