@@ -140,10 +140,10 @@ def equal_compute(
 ) -> list[dict[str, Any]]:
     """Prune with each decoder, with as many starts as the FLOPs of the VAE's arm pay for."""
     budget = spent("vae", base, cost)
-    arms: dict[str, tuple[str, int]] = {"vae": ("vae", base)}
+    arms: dict[str, tuple[str, int]] = {"vae": ("vae", base), "tiny, same starts": ("tiny", base)}
     for name in NAMES[1:]:
         starts = max(s for s in range(base, 4 * base) if spent(name, s, cost) <= budget)
-        arms |= {f"{name}, same starts": (name, base), name: (name, starts)}
+        arms[name] = (name, starts)
     values: dict[str, list[tuple[float, float, float]]] = {}
     rows = []
     for arm, (name, start) in arms.items():
@@ -181,7 +181,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--captions", type=int, default=32)
     parser.add_argument("--particles", type=int, default=12)
-    parser.add_argument("--prune-captions", type=int, default=64)
+    parser.add_argument("--prune-captions", type=int, default=48)
     parser.add_argument("--starts", type=int, default=8)
     parser.add_argument("--parts", default="agreement,equal")
     parser.add_argument("--out", type=Path)
