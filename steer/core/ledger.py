@@ -29,6 +29,12 @@ class Ledger:
         previews: Latents shown by another decoder than the pipeline's own (`guided(preview=...)`);
             no part of `decodes`.
         reward_calls: Images scored; of videos, frames.
+        gradients: Images whose reward was differentiated through reward and decoder.
+        probes: Images decoded and scored to see what that costs, once for every pipeline, size and
+            reward; no part of what was spent.
+        flops: Floating-point operations by kind: of denoiser rows, decodes, previews, scores and
+            backward passes; empty where they could not be counted.
+        plain_flops: Those of the plain call, its decode included.
         seconds: Wall time by part: total, decode, preview, reward.
         peak_bytes: Peak device memory on CUDA, peak resident set on the CPU.
     """
@@ -41,6 +47,10 @@ class Ledger:
     decodes: int = 0
     previews: int = 0
     reward_calls: int = 0
+    gradients: int = 0
+    probes: int = 0
+    flops: dict[str, float] = field(default_factory=dict)
+    plain_flops: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
 
@@ -69,8 +79,11 @@ class Ledger:
     def add(self, other: Ledger) -> None:
         """Add what an attempt of the same call cost that ran out of memory."""
         counts = ("denoiser_calls", "denoiser_rows", "checked_rows", "backward_rows")
-        for name in (*counts, "decodes", "previews", "reward_calls"):
+        counts += ("decodes", "previews", "reward_calls", "gradients", "probes")
+        for name in counts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        for kind, spent in other.flops.items():
+            self.flops[kind] = self.flops.get(kind, 0.0) + spent
         for part, spent in other.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + spent
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steer.driver.decoding.asked import Asked
-from steer.driver.decoding.decode import check, decode, returned
+from steer.driver.decoding.decode import check, decode, returned, unfitted
 from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import execution_device, makes_videos
 from steer.driver.freeze import check_resident, frozen
@@ -58,6 +58,11 @@ class Model:
         with torch.set_grad_enabled(grad):
             latents = self.finish(latents)
         return decode(self._pipe, latents, grad=grad, asked=self.asked, by=by)
+
+    def unfitted(self, latents: Tensor) -> int:
+        """Decodes by the pipeline's own decoder that previews of these are first fitted to."""
+        by = self.previewer
+        return 0 if by is None else unfitted(self._pipe, latents, self.asked, by)
 
     def check_decodes(self, latents: Tensor) -> None:
         """Raise UnsupportedPipelineError where `decode` would, without running the VAE."""

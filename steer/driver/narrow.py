@@ -36,15 +36,18 @@ def can_narrow(pipe: Any) -> bool:
 
     One that is compiled would be compiled again for each.
     """
-    modules = _modules(pipe)
-    compiled = [
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in modules.values()
-    ]
-    return any(name in _DENOISERS for name in modules) and not any(compiled)
+    modules = denoisers_of(pipe)
+    compiled = any(map(is_compiled, modules.values()))
+    return any(name in _DENOISERS for name in modules) and not compiled
 
 
-def _modules(pipe: Any) -> dict[str, nn.Module]:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` stands around a module."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's denoisers, and its ControlNet, by name."""
     found = {name: getattr(pipe, name, None) for name in (*_DENOISERS, *_OTHERS)}
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
@@ -81,7 +84,7 @@ class Narrow:
     def installed(self) -> Iterator[None]:
         """Replace `forward` of the instances; restored afterwards."""
         with ExitStack() as stack:
-            for name, module in _modules(self.pipe).items():
+            for name, module in denoisers_of(self.pipe).items():
                 inner: Callable[..., Any] = module.forward
                 around = functools.partial(self._forward, inner, module, name in _DENOISERS)
                 own = {"forward": functools.wraps(inner)(around)}

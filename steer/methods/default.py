@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 
 from steer.core.checks import whole
+from steer.core.costs import ROWS, Costs
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.prune import Prune
 from steer.search.method import Method
 
 
-def for_compute(compute: float, steps: int, *, lane_width: int | None = None) -> Method:
+def for_compute(
+    compute: float, steps: int, *, lane_width: int | None = None, costs: Costs = ROWS
+) -> Method:
     """The default method that spends at most `compute` plain calls of `steps` steps.
 
     Args:
-        compute: Multiples of a plain call's denoiser rows, at least 1.
+        compute: Multiples of what a plain call costs, its decode included, at least 1.
         steps: Denoiser calls of a plain call.
         lane_width: That the pipeline's batch has already; the populations are then multiples of
             it, so that no row is padding.
+        costs: What a row, a decode, a score cost; by default rows alone count.
 
     Raises:
         ValueError: `compute` below 1, or below `lane_width`, whose lane alone costs more.
@@ -34,7 +38,8 @@ def for_compute(compute: float, steps: int, *, lane_width: int | None = None) ->
             "calls; lower lane_width or raise compute"
         )
     if compute >= 2 and steps >= 8:
-        plan = Prune.for_compute(compute, steps)
+        plan = Prune.for_compute(compute, steps, costs)
         if all(size % lane == 0 for size in plan.populations):
             return plan
-    return BestOfN(math.floor(compute / lane) * lane)
+    most = costs.most(lambda n: BestOfN(n * lane).work(steps), compute, steps)
+    return BestOfN(most * lane)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from steer.core.checks import one_of
+from steer.core.costs import Unit
 from steer.core.errors import SteerError
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
@@ -69,6 +71,8 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
     if name in ("method", "compute"):
         effort = {"method": own.get("method"), "compute": own.get("compute"), name: value}
         check_effort(effort["method"], effort["compute"])
+    if name == "compute_unit":
+        one_of("compute_unit", value, get_args(Unit))
     if name == "lane_width" and value is not None and (type(value) is not int or value < 1):
         raise ValueError(f"lane_width={value!r}: particles per denoiser call, at least 1")
     return value

@@ -13,8 +13,8 @@ from steer.driver.counting import counting
 from steer.driver.decoding.nan import decoding_of
 from steer.driver.facts import edits_latents, is_interrupted, keeps_image
 from steer.driver.loop import Loop
-from steer.driver.narrow import Narrow
-from steer.driver.noise import Source
+from steer.driver.metering import Metering, is_countable
+from steer.driver.narrow import Narrow, denoisers_of
 from steer.driver.scheduler import SteeredScheduler
 from steer.pipeline.images import first_of, is_per_row
 from steer.pipeline.run import Run
@@ -49,9 +49,12 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     if run.checked is not None:
         loop.spares, loop.opening = True, run.opening
         narrow = _narrowed(run, loop)
+    metering, metered = Metering(pipe, lambda: loop.started, run.weights.counted), nullcontext()
+    if is_countable([*denoisers_of(pipe).values()]):
+        run.counted, metered = (lambda: metering.total), metering.installed()
     returned = decoding_of(pipe, when=lambda: loop.finished)
     stands = _standing_in(pipe, stand_ins)
-    with models, narrow, counting(pipe), stands, returned as run.decoded:
+    with models, metered, narrow, counting(pipe), stands, returned as run.decoded:
         try:
             output = call.run(run.lane_width)
         except Exception as error:
@@ -109,16 +112,3 @@ def _standing_in(pipe: Any, stand_ins: Mapping[str, Any]) -> Iterator[None]:
             else:
                 with suppress(AttributeError):
                     object.__delattr__(pipe, name)
-
-
-def source_of(call: Call, lane_width: int, seeds: tuple[int, ...]) -> Source:
-    """What draws a call's initial latents."""
-    return Source(
-        call.pipe,
-        prompts=call.prompts,
-        images=call.images,
-        lane_width=lane_width,
-        seeds=seeds,
-        generator=call.generator,
-        device=call.device,
-    )

@@ -8,29 +8,27 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from steer.core.costs import Unit
 from steer.core.errors import (
     LaneWidthError,
     SteerError,
     UnsupportedPipelineError,
     UnsupportedSchedulerError,
 )
-from steer.core.ledger import Ledger
-from steer.core.trace import Trace
 from steer.core.warn import warn
 from steer.driver.call import Call
-from steer.driver.safety import check_of
-from steer.driver.seeds import call_seeds
 from steer.driver.windows import warn_of_cut_prompts
 from steer.methods.selection.best_of_n import BestOfN
-from steer.pipeline.arguments import COMPUTE, check_effort, check_grad_mode, fitting, reward_texts
-from steer.pipeline.drive import drive, source_of
+from steer.pipeline.arguments import COMPUTE, check_grad_mode, fitting
+from steer.pipeline.drive import drive
 from steer.pipeline.memory import Randomness, with_room
-from steer.pipeline.plan import affordable
+from steer.pipeline.preparing import prepare
 from steer.pipeline.recall import recall
 from steer.pipeline.report.call import Report
 from steer.pipeline.result import finish
 from steer.pipeline.run import Run
 from steer.pipeline.turns import turn
+from steer.pipeline.weighing import Weights
 from steer.pipeline.widths import Widths
 from steer.search.method import Method
 
@@ -49,15 +47,26 @@ class Guided:
 
     Attributes:
         pipe: The pipeline.
-        reward, method, compute, judges, lane_width, keep_images: As given to `guided`.
+        reward, method, compute, judges, ...: As given to `guided`.
         preview: The decoder of previews; `None` for the pipeline's own.
+        widths, weights: What its calls have taught about batches, and about costs.
         models: Tuned and untuned denoisers and their blend; `None` without `tuned` and `blend`.
         report: Of the latest call, also where that returned a tuple.
     """
 
     _own = frozenset(
-        ("pipe", "reward", "method", "compute", "judges", "lane_width", "keep_images", "preview")
-    ) | {"models", "report", "_widths", "_refused"}
+        (
+            "pipe",
+            "reward",
+            "method",
+            "compute",
+            "compute_unit",
+            "judges",
+            "lane_width",
+            "keep_images",
+            "preview",
+        )
+    ) | {"models", "report", "widths", "weights", "_refused"}
 
     def __init__(
         self,
@@ -67,6 +76,7 @@ class Guided:
         method: Method | None = None,
         compute: float | None = None,
         judge: Any = None,
+        compute_unit: Unit = "flops",
         lane_width: int | None = None,
         keep_images: bool = False,
         preview: Any = None,
@@ -75,10 +85,10 @@ class Guided:
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
         self.reward, self.judges = reward, judge
-        self.method, self.compute = method, compute
+        self.method, self.compute, self.compute_unit = method, compute, compute_unit
         self.report: Report | None = None
         self.lane_width, self.keep_images, self.preview = lane_width, keep_images, preview
-        self._widths = Widths()
+        self.widths, self.weights = Widths(), Weights()  # what calls have taught
         self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in
         self.models: Models | None = None
         if tuned is not None or blend is not None:
@@ -156,11 +166,11 @@ class Guided:
             before.restore()
             anew = lane_width is None and run.planned is not None
             effort = (None, run.planned) if anew else (run.method, None)
-            narrow = self._prepare(call, *effort, reward_prompt, lane_width)
+            narrow = prepare(self, call, *effort, reward_prompt, lane_width)
             narrow.planned = None if run.context is not None else run.planned
             return narrow
 
-        first = self._prepare(call, method, compute, reward_prompt)
+        first = prepare(self, call, method, compute, reward_prompt)
         try:
             run, output, self.report = self._search(call, first, again, start)
         except (UnsupportedPipelineError, UnsupportedSchedulerError) as error:
@@ -186,13 +196,13 @@ class Guided:
             except LaneWidthError as error:
                 if run.lane_width == 1:
                     raise
-                padded = self._widths.refused(call, error)
+                padded = self.widths.refused(call, error)
                 if not padded:
                     warn(f"{error}: lanes are as wide as the call itself; give lane_width=1", 4)
                 wasted.append(run)
                 run = again(run, None if padded else 1)
         if failed:
-            self._widths.fitted(call, run.method, run.lane_width)
+            self.widths.fitted(call, run.method, run.lane_width)
         output, report = finish(run, output, call.latent_output, start, interrupted=not ended)
         for other in (*wasted, *failed):
             run.ledger.add(other.ledger)
@@ -209,53 +219,11 @@ class Guided:
             warn(f"every particle is a call of the pipeline, since no search fits: {error}", 4)
         if first.ledger.denoiser_calls > 1:  # it took some calls to see: do not try again
             self._refused[self._kind] = str(error)
-        return self._prepare(call, method, None, reward_prompt, 1)
+        return prepare(self, call, method, None, reward_prompt, 1)
 
     @property
     def _kind(self) -> tuple[type, type]:
         return type(self.pipe), type(getattr(self.pipe, "scheduler", None))
-
-    def _prepare(
-        self,
-        call: Call,
-        method: Method | None,
-        compute: float | None,
-        reward_prompt: Any,
-        lane_width: int | None = None,
-    ) -> Run:
-        check_effort(method, compute)
-        if method is None and compute is None:
-            method, compute = self.method, self.compute
-        planned, spares = None, self._widths.spares(call, self.models)
-        if method is None:
-            planned = COMPUTE if compute is None else compute
-            fixed = None if spares else self.lane_width
-            method = affordable(planned, call.steps, self.models, fixed)
-        if lane_width is None:
-            lane_width = self._widths.width(call, method, spares, self.lane_width)
-        lane_width = self._widths.check(call, lane_width)
-        seeds = call_seeds(call.generator, call.prompts, call.images, call.device)
-        return Run(
-            pipe=call.pipe,
-            texts=reward_texts(call, [self.reward, *self.judges], reward_prompt),
-            images=call.images,
-            reward=self.reward,
-            judges=self.judges,
-            method=method,
-            source=source_of(call, lane_width, seeds),
-            seed=seeds[0],
-            lane_width=lane_width,
-            checked=self._widths.checked if spares and lane_width > 1 else None,
-            values=call.values,
-            latent=call.latent_output,
-            check=check_of(call.pipe, call.output_type),
-            steps=call.steps,
-            planned=planned,
-            previewer=self.preview,
-            models=self.models,
-            ledger=Ledger(cfg_rows=call.guidance_rows),
-            trace=Trace(keep_images=self.keep_images),
-        )
 
 
 def guided(
@@ -265,6 +233,7 @@ def guided(
     method: Method | None = None,
     compute: float | None = None,
     judge: Any = None,
+    compute_unit: Unit = "flops",
     lane_width: int | None = None,
     keep_images: bool = False,
     preview: Any = None,
@@ -279,8 +248,10 @@ def guided(
         reward: What to maximise: a name (`steer.available_rewards()`), a function
             `(images, prompts) -> (B,)`, a dict of weights, or a `Reward`.
         method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out.
-        compute: Denoiser rows to spend at most, in plain calls (default 4).
+        compute: What to spend at most, in plain calls with their decode (default 4).
         judge: One or more further rewards that nobody optimises, for the report.
+        compute_unit: What `compute` counts: `"flops"`, which torch counts once per pipeline and
+            size (denoiser, decodes, scores, gradients), or denoiser `"rows"` alone, as papers do.
         lane_width: Particles per returned image in one denoiser call; by default such that a lane
             has at most 8 rows (or those of the call itself) and memory has sufficed for it before.
             Results do not depend on it. Where each of several prompts has its own image, mask or
@@ -312,6 +283,7 @@ def guided(
         method=method,
         compute=compute,
         judge=judge,
+        compute_unit=compute_unit,
         lane_width=lane_width,
         keep_images=keep_images,
         preview=preview,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from steer.core.costs import ROWS, Costs
 from steer.driver.denoisers.blend import shown
 from steer.methods.default import for_compute
 from steer.search.method import Method
@@ -20,7 +22,11 @@ def per_row(models: Models | None, steps: int) -> int:
 
 
 def affordable(
-    compute: float, steps: int, models: Models | None = None, lane_width: int | None = None
+    compute: float,
+    steps: int,
+    models: Models | None = None,
+    lane_width: int | None = None,
+    costs: Costs = ROWS,
 ) -> Method:
     """The default method that spends at most `compute` plain calls of the base.
 
@@ -28,7 +34,7 @@ def affordable(
         compute: See `steer.methods.default.for_compute`.
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
-        lane_width: See `for_compute`.
+        lane_width, costs: See `for_compute`.
 
     Raises:
         ValueError: `compute` is out of range, or below one blended call.
@@ -39,4 +45,6 @@ def affordable(
             f"compute={compute!r}: blend={shown(models.blend)} asks {each} denoisers per row, so "
             f"one blended call costs {each} plain calls: give compute={each} or more"
         )
-    return for_compute(compute if each == 1 else compute / each, steps, lane_width=lane_width)
+    dearer = replace(costs, row=costs.row * each, row_backward=costs.row_backward * each)
+    plain = costs.plain(steps) / dearer.plain(steps)
+    return for_compute(compute * plain, steps, lane_width=lane_width, costs=dearer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steer.core.checks import rising_fractions, whole
+from steer.core.costs import Work
 from steer.core.types import Population, Search
 from steer.search.context import Context
 from steer.search.method import Method
@@ -44,6 +45,10 @@ class Previews(Method):
         """Indices of the steps that are looked at, of a run of `count`."""
         calls = [max(int(f * count + 1e-9), 1) for f in self.at]
         return sorted({k - 1 for k in calls if k < count})
+
+    def work(self, steps: int) -> Work:
+        """Its rows, a preview of every particle at every step looked at, and all images."""
+        return Work.best_of(self.cost(steps), self.n, self.n * len(self.steps(steps)))
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """The pipeline's own steps; previews cost decodes and reward calls, no denoiser call."""

@@ -56,6 +56,7 @@ def finish(
     judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
     if not latent:
         run.ledger.decodes += run.rows
+    _count_flops(run, latent)
     run.ledger.seconds["total"] = time.perf_counter() - start
     run.ledger.read_peak()
     report = Report(
@@ -80,6 +81,18 @@ def finish(
         with suppress(AttributeError):  # a pipeline of a user's own that returns a bare tensor
             output.rewards, output.accepted, output.report = rewards, accepted, report
     return output, report
+
+
+def _count_flops(run: Run, latent: bool) -> None:
+    """What the denoiser, and the pipeline's own decode, come to in FLOPs."""
+    meter = None if run.context is None else run.context.meter
+    if meter is None or meter.costs is None:
+        run.ledger.flops.clear()
+        return
+    meter.spend("row", run.ledger.denoiser_rows)
+    if not latent:
+        meter.spend("decode", run.rows)
+    run.ledger.plain_flops = run.rows * meter.costs.plain(run.steps)
 
 
 def _base_reward(ctx: Context, name: Name) -> float | None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from steer.core.costs import ROWS, Unit
 from steer.core.ledger import Ledger
+from steer.core.meter import Meter
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward
 from steer.driver.caches import check_caches
@@ -24,6 +26,7 @@ from steer.driver.safety import Check
 from steer.driver.solver import Solver
 from steer.pipeline.plan import affordable, per_row
 from steer.pipeline.progress import Progress
+from steer.pipeline.weighing import Weights, weigh
 from steer.search.clean import Clean
 from steer.search.context import Context
 from steer.search.judging import Judging
@@ -49,7 +52,10 @@ class Run:
         latent: Whether the call returns latents.
         check: The pipeline's safety checker, where it asks one.
         steps: Denoiser calls that the plain call was thought to make.
-        planned: The compute that `method` was chosen for; chosen again where `steps` is wrong.
+        planned: The compute that `method` is chosen for, when steps and costs are known.
+        unit: What `planned` counts.
+        weights: What calls of the guided pipeline have taught about costs.
+        counted: FLOPs of the denoiser so far, where they are counted.
         seed: Of what lies beyond the plain call.
         chosen: The winners' names, once there are any.
         winners: The winners, with the latents of the pipeline's loop.
@@ -75,6 +81,9 @@ class Run:
     check: Check | None = None
     steps: int = 0
     planned: float | None = None
+    unit: Unit = "flops"
+    weights: Weights = field(default_factory=Weights)
+    counted: Callable[[], float] = lambda: 0.0
     ledger: Ledger = field(default_factory=Ledger)
     trace: Trace = field(default_factory=Trace)
     context: Context | None = None
@@ -125,15 +134,14 @@ class Run:
     def search(self, opening: Opening) -> Driven:
         """The method as the pipeline's loop runs it; returns the winners' latents."""
         self.source.check_lane(opening.latents)
-        steps = len(opening.schedule)
-        if self.planned is not None and steps != self.steps:
-            fixed = None if self.spares else self.lane_width
-            self.method = affordable(self.planned, steps, self.models, fixed)
-        self.steps = steps
+        self.steps = steps = len(opening.schedule)
         self.source.lane, self.source.scheduler = opening.latents, opening.scheduler
         if uses_guidance(self.pipe):
             self.ledger.cfg_rows = 2
         ctx = self.context = self._context(opening)
+        self._read_meter(ctx, opening)
+        if self.planned is not None:
+            self._plan(ctx, self.planned, opening)
         if self.method.cost(steps) > steps or self.values.get("output_type") == "latent":
             ctx.model.check_decodes(opening.latents)
         check_caches(self.pipe, self._keeps_order(steps), self._who())
@@ -143,6 +151,21 @@ class Run:
         winners = yield from self.progress.follow(self.method(ctx, ctx.draw(range(size))))
         self.choose(winners)
         return winners.x
+
+    def _read_meter(self, ctx: Context, opening: Opening) -> None:
+        """What the pipeline's first denoiser call cost, and what is known of the rest."""
+        self.weights.meter(ctx.meter, self.pipe, self.reward, opening.latents, self.previewer)
+        if flops := self.counted():
+            rows = self.ledger.denoiser_rows + self.ledger.checked_rows
+            ctx.meter.known["row"] = flops / rows
+
+    def _plan(self, ctx: Context, compute: float, opening: Opening) -> None:
+        """Choose the method again, now that steps and costs are known."""
+        fixed = None if self.spares else self.lane_width
+        costs = ROWS
+        if self.unit == "flops" and compute > 1:
+            costs = weigh(ctx, opening.latents)
+        self.method = affordable(compute, self.steps, self.models, fixed, costs)
 
     def choose(self, winners: Population) -> None:
         """Note the winners."""
@@ -175,6 +198,7 @@ class Run:
                 self.trace,
                 keeps_base=bool(self.judges),
                 check=self.check,
+                meter=Meter(self.ledger),
             ),
             clean=Clean() if self.latent and opening.schedule[-1].ends_in_noise else None,
             draw_latents=self.source.draw,

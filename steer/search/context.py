@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class Context:
     def __post_init__(self) -> None:
         judging = self.judging
         self.prompts, self.reward, self.finals = judging.prompts, judging.reward, judging.finals
-        self.ledger, self.trace = judging.ledger, judging.trace
+        self.ledger, self.trace, self.meter = judging.ledger, judging.trace, judging.meter
 
     @property
     def lane(self) -> int:
@@ -94,15 +94,14 @@ class Context:
     def denoise(
         self, population: Population, step: Step, grad: bool = False
     ) -> Generator[Query, Tensor, Tensor]:
-        """The model output after CFG for every row: `output = yield from ctx.denoise(...)`.
+        """The model output after CFG for every row, a denoiser call for each lane.
+
+        `output = yield from ctx.denoise(...)`, `(rows, *latent)`.
 
         Args:
             population: Rows of any prompts, with latents at `step`; any step, in any order.
             grad: Record the calls, so that gradients reach `population.x`. What the method
                 computes from the output it records itself, under `torch.enable_grad()`.
-
-        Returns:
-            `(rows, *latent)`, one denoiser call for each lane.
         """
         self.judging.asked = step
         lanes = lanes_of(population.ids, len(self.prompts), self.lane)
@@ -115,7 +114,7 @@ class Context:
         return answer
 
     def sample(self, population: Population) -> Generator[Query, Tensor, Population]:
-        """The plain pipeline's own sampling of `population`, from the first step to the last."""
+        """The plain pipeline's own sampling of `population`, all steps."""
         solver = self.solver(population)
         for step in self.steps:
             output = yield from self.denoise(population, step)
@@ -124,11 +123,15 @@ class Context:
 
     def decode(self, latents: Tensor, grad: bool = False) -> Tensor:
         """Latents to images `(rows, 3, H, W)` or videos `(rows, F, 3, H, W)`, float32 in [0, 1]."""
-        return decoding.decode(self.model, self.ledger, latents, grad)
+        return decoding.decode(self.model, self.ledger, self.meter, latents, grad)
 
     def preview(self, latents: Tensor, grad: bool = False) -> Tensor:
         """As `decode`, of what is not final: by the call's cheaper decoder, if it has one."""
-        return decoding.preview(self.model, self.ledger, latents, grad)
+        return decoding.preview(self.model, self.ledger, self.meter, latents, grad)
+
+    def backward(self, step: Step, rows: int) -> AbstractContextManager[None]:
+        """Around a backward pass of `rows` through the denoiser at a step: counts its FLOPs."""
+        return self.meter.count("row_backward", rows * self.evaluations(step))
 
     def show(self, population: Population) -> Tensor:
         """Final latents decoded, or their x0 where they are noisy."""
@@ -155,10 +158,7 @@ class Context:
         return self.judging.evaluate(population, step, self.piece, show)
 
     def top(self, population: Population, values: Tensor, count: int) -> list[int]:
-        """Rows of the `count` best of every prompt, best first; ties go to the earlier row.
-
-        Particles that the pipeline's safety checker flagged come last.
-        """
+        """Rows of the `count` best per prompt, best first; flagged ones last, ties in order."""
         return self.judging.top(population.ids, values.tolist(), count)
 
     def winners(self, population: Population) -> Population:
@@ -173,7 +173,7 @@ class Context:
 
     @contextmanager
     def limit(self, left: Callable[[], float]) -> Iterator[None]:
-        """A limit on `left()` for a while, besides those there are."""
+        """A further limit on `left()` for a while."""
         self._limits.append(left)
         try:
             yield

@@ -5,24 +5,31 @@ from __future__ import annotations
 from torch import Tensor
 
 from steer.core.ledger import Ledger
+from steer.core.meter import Meter
 from steer.driver.model import Model
 
 
-def decode(model: Model, ledger: Ledger, latents: Tensor, grad: bool) -> Tensor:
+def decode(model: Model, ledger: Ledger, meter: Meter, latents: Tensor, grad: bool) -> Tensor:
     """By the pipeline's own decoder."""
     ledger.decodes += len(latents)
-    with ledger.clock("decode"):
+    with ledger.clock("decode"), meter.count("decode", len(latents)):
         return model.decode(latents, grad)
 
 
-def preview(model: Model, ledger: Ledger, latents: Tensor, grad: bool) -> Tensor:
-    """By the decoder of previews; what that had the pipeline's own decode counts as decodes."""
-    decoder = model.previewer
-    if decoder is None:
-        return decode(model, ledger, latents, grad)
-    before = decoder.decodes
-    with ledger.clock("preview"):
-        images = model.decode(latents, grad, decoder)
+def preview(model: Model, ledger: Ledger, meter: Meter, latents: Tensor, grad: bool) -> Tensor:
+    """By the decoder of previews, which is fitted first where it has to be."""
+    if model.previewer is None:
+        return decode(model, ledger, meter, latents, grad)
+    fit(model, ledger, meter, latents)
     ledger.previews += len(latents)
-    ledger.decodes += decoder.decodes - before
-    return images
+    with ledger.clock("preview"), meter.count("preview", len(latents)):
+        return model.decode(latents, grad, model.previewer)
+
+
+def fit(model: Model, ledger: Ledger, meter: Meter, latents: Tensor) -> None:
+    """Fit the decoder of previews to latents of this shape, unless that was done."""
+    rows = model.unfitted(latents)
+    if rows:
+        ledger.decodes += rows
+        with ledger.clock("decode"), meter.count("decode", rows):
+            model.decode(latents[:1].detach(), by=model.previewer)

@@ -155,10 +155,12 @@ def scaled_gradient(
             "gradient (detached, or under no_grad): mend the reward, or use a method without "
             "gradients, such as NoiseSearch() or NoiseOptimization(gradient='zero-order')"
         )
-    (pixels,) = torch.autograd.grad(reward, images, torch.ones_like(reward))
-    size = largest(pixels)
-    pixels = pixels / per_row(size, pixels)
-    (gradient,) = torch.autograd.grad(images, leaf, pixels)
+    ctx.ledger.gradients += len(clean)
+    with ctx.meter.count("gradient", len(clean)):
+        (pixels,) = torch.autograd.grad(reward, images, torch.ones_like(reward))
+        size = largest(pixels)
+        pixels = pixels / per_row(size, pixels)
+        (gradient,) = torch.autograd.grad(images, leaf, pixels)
     return reward.detach(), gradient, per_row(size, leaf)
 
 

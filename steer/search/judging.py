@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from steer.core.errors import NotFiniteError, RewardError
 from steer.core.ledger import Ledger
+from steer.core.meter import Meter
 from steer.core.rows import rows_by_prompt
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward, Step
@@ -43,6 +44,7 @@ class Judging:
         nan: Particles whose final image has NaN pixels; it was not scored.
         base: Final image or video of particle 0 per prompt, where it was decoded.
         glimpses: What final images looked like.
+        meter: What one of each costs in FLOPs.
         asked: The step of the latest denoiser call, for errors.
     """
 
@@ -57,6 +59,7 @@ class Judging:
     nan: set[Name] = field(default_factory=set)
     base: dict[int, Tensor] = field(default_factory=dict)
     asked: Step | None = None
+    meter: Meter = field(default_factory=Meter)
     glimpses: Glimpses = field(default_factory=Glimpses)
     _watchers: list[Callable[[Population, Tensor], None]] = field(default_factory=list)
     _finished: dict[Name, dict[str, float]] = field(default_factory=dict)
@@ -74,12 +77,15 @@ class Judging:
         Raises:
             RewardError: Not one score per image, or an image that is not finite.
         """
+        counting: AbstractContextManager[None] = nullcontext()
         if reward is None:
             reward = self.reward
             self.ledger.reward_calls += count_images(reward, images)
+            counting = self.meter.count("score", len(ids))
         with self.ledger.clock("reward"), self._noting(reward, ids):
             try:
-                return parts_of(reward, images, [self.prompts[prompt] for prompt, _ in ids])
+                with counting:
+                    return parts_of(reward, images, [self.prompts[prompt] for prompt, _ in ids])
             except NotFiniteError as error:
                 raise self.nan_error(ids[error.index]) from error
 

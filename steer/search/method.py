@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from steer.core.checks import plain_calls
+from steer.core.costs import ROWS, Costs, Work
 from steer.core.types import Population, Search
 from steer.search.context import Context
 
@@ -60,6 +61,22 @@ class Method(ABC):
         A row that is differentiated counts two more.
         """
 
+    def work(self, steps: int) -> Work:
+        """What it spends per returned image, at most: rows, decodes, scores, gradients.
+
+        The default is for methods that score all that they draw, once, at the end.
+        """
+        return Work.best_of(self.cost(steps), self.draws)
+
+    def rows_at(self, steps: int, indices: Sequence[int]) -> int:
+        """Denoiser rows per returned image at some of the steps, at most; all of them unless known.
+
+        Args:
+            steps: Of a plain call.
+            indices: Of the steps.
+        """
+        return self.cost(steps) if indices else 0
+
     @abstractmethod
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Search from `start` and return the winners.
@@ -75,10 +92,15 @@ class Method(ABC):
         """
 
     @classmethod
-    def for_compute(cls, compute: float, steps: int) -> Self:
+    def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> Self:
         """The method as large as `compute` plain calls of `steps` steps pay for.
 
-        The default is for methods that cost `n * steps` and need nothing but `n`.
+        The default is for methods that need nothing but `n`.
+
+        Args:
+            compute: Plain calls, at least 1.
+            steps: Denoiser calls of a plain call.
+            costs: What a row, a decode, a score cost; by default rows alone count.
 
         Raises:
             ValueError: `compute` below 1, or a method whose arguments have to be written out.
@@ -92,7 +114,7 @@ class Method(ABC):
                 f"({', '.join(names)}), as in 'Gate(BestOfN(4), threshold=0.6)'"
             )
         made: Any = cls
-        return made(math.floor(compute + 1e-9))
+        return made(costs.most(lambda n: made(n).work(steps), compute, steps))
 
 
 class Around(Method):
@@ -118,6 +140,10 @@ class Around(Method):
     def draws(self) -> int:
         """Particles per returned image that the method inside draws."""
         return self.method.draws
+
+    def rows_at(self, steps: int, indices: Sequence[int]) -> int:
+        """Of the method inside."""
+        return self.method.rows_at(steps, indices)
 
     @property
     def reorders(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -128,7 +128,7 @@ def slope(
         RewardError: The reward's result is cut off from the images.
         UnsupportedPipelineError: The denoiser's output is cut off from the latents.
     """
-    x, stages = wide(start.x), []
+    x, stages, where = wide(start.x), [], list(grid)
     for step in grid:
         if checkpoint and step is not grid[-1]:
             stages.append((step, x))
@@ -143,7 +143,8 @@ def slope(
         first, second = stages.pop()
         if isinstance(first, Step):
             first, second = yield from _record_move(ctx, start.at(second), first, dtype)
-        (further,) = torch.autograd.grad(second, first, cotangent)
+        with ctx.backward(where.pop(), len(start)):
+            (further,) = torch.autograd.grad(second, first, cotangent)
         cotangent, scale = _rescale(further, scale)
     gradient = cotangent * scale
     check_finite(ctx, start, gradient)

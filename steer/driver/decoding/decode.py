@@ -75,6 +75,12 @@ def check(pipe: Any, latents: Tensor, asked: Asked) -> None:
         unscale(pipe, vae, unpack(pipe, vae, cut(pipe, latents[:1], asked), asked))
 
 
+def unfitted(pipe: Any, latents: Tensor, asked: Asked, by: PreviewDecoder) -> int:
+    """Decodes by the pipeline's own decoder that `by` is fitted to before it shows these."""
+    unpacked = unpack(pipe, autoencoder(pipe), cut(pipe, latents[:1], asked), asked)
+    return by.unfitted(pipe, unpacked)
+
+
 def _decode(
     pipe: Any, latents: Tensor, grad: bool, asked: Asked, by: PreviewDecoder | None
 ) -> Tensor:

@@ -32,15 +32,13 @@ _EXAMPLES = (
 
 
 class PreviewDecoder(ABC):
-    """What decodes previews in place of the pipeline's own decoder.
-
-    Attributes:
-        name: For reports.
-        decodes: Latents that it had the pipeline's own decoder decode, so far.
-    """
+    """What decodes previews in place of the pipeline's own decoder; `name` is for reports."""
 
     name: str
-    decodes: int = 0
+
+    def unfitted(self, pipe: Any, latents: Tensor) -> int:
+        """Decodes by the pipeline's own decoder that it is fitted to before it shows these."""
+        return 0
 
     @abstractmethod
     def images(self, pipe: Any, latents: Tensor, grad: bool, asked: Asked) -> Tensor:
@@ -166,8 +164,13 @@ class LinearDecoder(PreviewDecoder):
         self._vae: Any = None
         self._maps: dict[tuple[int, ...], tuple[Tensor, tuple[int, int]]] = {}
 
+    def unfitted(self, pipe: Any, latents: Tensor) -> int:
+        shape = _shape(latents)
+        known = autoencoder(pipe) is self._vae and shape in self._maps
+        return 0 if known else _rows(shape)
+
     def images(self, pipe: Any, latents: Tensor, grad: bool, asked: Asked) -> Tensor:
-        shape = (latents.shape[1], *latents.shape[-2:])
+        shape = _shape(latents)
         if autoencoder(pipe) is not self._vae:
             self._vae, self._maps = autoencoder(pipe), {}
         if shape not in self._maps:
@@ -191,7 +194,6 @@ class LinearDecoder(PreviewDecoder):
         for z in _noise((_rows(shape), *shape)).to(device).split(1):
             image = decode_latents(pipe, self._vae, _like_loop(self._vae, z), False, asked)
             image = image[:, :, 0] if image.ndim == 5 else image
-            self.decodes += 1
             size = (image.shape[-2], image.shape[-1])
             seen = _enlarged(z, size).flatten(2)[0].T.cpu().double()
             seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
@@ -212,6 +214,11 @@ def _factor(module: Any) -> int | None:
 def _like_loop(vae: Any, latents: Tensor) -> Tensor:
     """`(1, C, h, w)` with a frame where the VAE has frames."""
     return latents.unsqueeze(2) if decodes_frames(vae) else latents
+
+
+def _shape(latents: Tensor) -> tuple[int, ...]:
+    """Channels, height and width."""
+    return (latents.shape[1], *latents.shape[-2:])
 
 
 def _rows(shape: tuple[int, ...]) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from steer.core.checks import positive, predicate, whole
+from steer.core.costs import Work
 from steer.core.sphere import radius
 from steer.core.types import Population, Search, Step, wide
 from steer.core.when import When, at, between
@@ -62,6 +64,15 @@ class BestOfNGuidance(Method):
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image."""
         return self.n * steps
+
+    def work(self, steps: int) -> Work:
+        """Its rows, and previews of all particles at the steps that pull."""
+        pulls = len(self.when.indices(steps)) if self.n > 1 and self.pull else 0
+        return Work.best_of(self.cost(steps), self.n, self.n * pulls)
+
+    def rows_at(self, steps: int, indices: Sequence[int]) -> int:
+        """Denoiser rows per returned image at some of the steps."""
+        return self.n * len(indices)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """All particles side by side, pulled in the window."""

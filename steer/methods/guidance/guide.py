@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steer.core.checks import one_of, positive, predicate, whole
+from steer.core.checks import one_of, plain_calls, positive, predicate, whole
+from steer.core.costs import ROWS, Costs, Work
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.rows import per_row
 from steer.core.sphere import radius, unit
@@ -94,21 +95,36 @@ class Guide(Around):
             )
 
     @classmethod
-    def for_compute(cls, compute: float, steps: int) -> Guide:
-        """`Prune` as it is planned for `compute` plain calls, guided. Raises ValueError below 1."""
-        return cls(Prune.for_compute(compute, steps))
+    def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> Guide:
+        """`Prune` as it is planned for what `compute` plain calls leave beside its gradients.
+
+        Raises:
+            ValueError: `compute` below 1.
+        """
+        plain_calls(compute)
+
+        def planned(hundredths: int) -> Guide:
+            return cls(Prune.for_compute(hundredths / 100, steps, costs))
+
+        whole = cls(Prune.for_compute(compute, steps, costs))
+        if costs.fits(whole.work(steps), compute, steps):
+            return whole
+        return planned(costs.most(lambda h: planned(h).work(steps), compute, steps, least=100))
 
     def cost(self, steps: int) -> int:
-        """Denoiser-row equivalents per returned image, at most.
+        """Denoiser-row equivalents per returned image, at most; see `work`."""
+        return self.work(steps).equivalent_rows
 
-        Those of the method; through the denoiser three times as many, as if all of its calls were
-        guided ones (a row differentiated counts two more).
-        """
-        rows, guided = self.method.cost(steps), self.when.indices(steps)
-        if self.through == "x0" or not self.strength or not guided:
-            return rows
-        opening = self.populations[0] if 0 in guided else 0  # the pipeline's own, unrecorded
-        return 3 * rows + opening
+    def work(self, steps: int) -> Work:
+        """The method's, and a gradient for every row at the guided steps."""
+        guided = self.when.indices(steps) if self.strength else []
+        images = self.inner * self.method.rows_at(steps, guided)
+        work = self.method.work(steps)
+        work += Work(previews=images, scores=images, gradients=images)
+        if self.through == "denoiser":
+            opening = self.populations[0] if 0 in guided else 0  # the pipeline's own, unrecorded
+            work += Work(rows=opening, backward_rows=images)
+        return work
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """The method's own search, its questions passed on and its answers guided."""
@@ -175,7 +191,8 @@ class Guide(Around):
             x0 = step.x0(leaf, wide(output))
         rewards, slope = reward_gradient(ctx, here.at(x0.detach()))
         scale = per_row(largest(slope), slope)
-        (gradient,) = torch.autograd.grad(x0, leaf, slope / scale)
+        with ctx.backward(step, len(here)):
+            (gradient,) = torch.autograd.grad(x0, leaf, slope / scale)
         check_finite(ctx, here, gradient)
         x0 = x0.detach()
         shift = self._size(step) * radius(x0) * unit(gradient)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import positive, predicate, whole
+from steer.core.costs import ROWS, Costs, Work
 from steer.core.rows import rows_by_prompt
 from steer.core.sphere import radius
 from steer.core.types import Population, Search, Step, wide
@@ -86,7 +87,7 @@ class LookaheadGuidance(Method):
             )
 
     @classmethod
-    def for_compute(cls, compute: float, steps: int) -> LookaheadGuidance:
+    def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> LookaheadGuidance:
         """One full sample per 4 plain calls, and the cheap samples that the rest pays for.
 
         Raises:
@@ -95,8 +96,12 @@ class LookaheadGuidance(Method):
         positive("compute", compute, none=False)
         n = max(1, math.floor(compute / 4))
         through = min(cls.through, steps)
-        count = math.floor((compute * steps - n * steps) / through + 1e-9)
-        if count < 2:
+
+        def work(count: int) -> Work:
+            return cls(n=n, lookaheads=count).work(steps)
+
+        count = costs.most(work, compute, steps)
+        if count < 2 or not costs.fits(work(count), compute, steps):
             raise ValueError(
                 f"compute={compute!r}: LookaheadGuidance needs {1 + 2 * through / steps:.3g} plain "
                 "calls at least; raise compute"
@@ -112,6 +117,11 @@ class LookaheadGuidance(Method):
         """Denoiser rows per returned image."""
         ahead = 0 if self.lookahead is not None else self.lookaheads * min(self.through, steps)
         return self.n * steps + (ahead if self.lam and self.strength else 0)
+
+    def work(self, steps: int) -> Work:
+        """Its rows, and images of the cheap samples and of the full ones."""
+        looks = self.lookahead is None and self.lam and self.strength
+        return Work.best_of(self.cost(steps), self.n, self.lookaheads if looks else 0)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Look ahead, then sample a lane at a time; the best of all."""

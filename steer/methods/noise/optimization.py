@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from steer.core.checks import one_of, whole
+from steer.core.checks import one_of, positive, whole
+from steer.core.costs import ROWS, Costs, Work
 from steer.core.errors import RewardError
 from steer.core.types import Name, Population, Reward, Search, wide
 from steer.methods.noise import passes
@@ -88,17 +89,33 @@ class NoiseOptimization(Method):
         one_of("finish", self.finish, ("full", "short", "both"))
 
     @classmethod
-    def for_compute(cls, compute: float, steps: int) -> NoiseOptimization:
+    def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> NoiseOptimization:
         """As many iterations as `compute` plain calls of `steps` steps pay for.
+
+        `costs` says what a row, a decode, a score cost; by default rows alone count.
 
         Raises:
             ValueError: Not even one iteration fits.
         """
-        return cls(iterations=cls().iterations_for(compute, steps))
+        return cls(iterations=cls().iterations_for(compute, steps, costs))
 
-    def iterations_for(self, compute: float, steps: int) -> int:
-        """The largest `iterations` with which these settings cost at most `compute` plain calls."""
-        return passes.iterations_for(self, compute, steps, type(self).__name__)
+    def iterations_for(self, compute: float, steps: int, costs: Costs = ROWS) -> int:
+        """The largest `iterations` with which these settings cost at most `compute` plain calls.
+
+        Raises:
+            ValueError: Not even one iteration fits; the message says what it costs.
+        """
+        positive("compute", compute, none=False)
+
+        def work(iterations: int) -> Work:
+            return replace(self, iterations=iterations).work(steps)
+
+        if not costs.fits(work(1), compute, steps):
+            raise ValueError(
+                f"compute={compute!r}: one iteration of {type(self).__name__} costs "
+                f"{costs.calls(work(1), steps):.3g} plain calls; raise compute"
+            )
+        return costs.most(work, compute, steps)
 
     @property
     def populations(self) -> tuple[int, ...]:
@@ -107,6 +124,10 @@ class NoiseOptimization(Method):
 
     def cost(self, steps: int) -> int:
         """Denoiser-row equivalents per returned image; a row differentiated counts as two more."""
+        return self.work(steps).equivalent_rows
+
+    def work(self, steps: int) -> Work:
+        """All iterations, the start's own image, and the best noise's."""
         return passes.total(self, steps)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
@@ -174,7 +195,10 @@ class NoiseOptimization(Method):
             spare = ctx.left() - reserve
             if spare < lane * passes.points(self, steps):
                 break
-            last = number + 1 == self.iterations or spare < lane * passes.one_pass(self, steps)
+            last = (
+                number + 1 == self.iterations
+                or spare < lane * passes.one_pass(self, steps).equivalent_rows
+            )
             found = yield from self._iterate(
                 ctx, part.at(x), dtype, exact, None if last else number
             )

@@ -1,11 +1,10 @@
-"""What the iterations of noise optimisation cost, in denoiser-row equivalents."""
+"""What the iterations of noise optimisation cost."""
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
-from steer.core.checks import positive
+from steer.core.costs import Work
 from steer.methods.noise.ascent import ZeroOrder
 
 
@@ -28,6 +27,8 @@ class Plan(Protocol):
     @property
     def keep_start(self) -> bool: ...
     @property
+    def monitor(self) -> object: ...
+    @property
     def checkpoint(self) -> bool | None: ...
 
 
@@ -46,41 +47,33 @@ def recomputes(plan: Plan, count: int) -> bool:
     return count > _RETAINED if plan.checkpoint is None else plan.checkpoint
 
 
-def one_pass(plan: Plan, steps: int) -> int:
-    """One iteration with its gradient; a row differentiated counts two more."""
-    count = points(plan, steps)
-    exact = count + 2 * count + (count - 1 if recomputes(plan, count) else 0)
-    sampled = 2 * probes(plan).directions * count
-    if plan.gradient == "exact":
-        return exact
-    return max(exact, sampled) if plan.gradient == "auto" else sampled
+def one_pass(plan: Plan, steps: int) -> Work:
+    """One iteration with its gradient."""
+    count, watched = points(plan, steps), 0 if plan.monitor is None else 1
+    again = count - 1 if recomputes(plan, count) else 0
+    exact = Work(count + again, count, previews=1 + watched, scores=1 + watched, gradients=1)
+    pairs = 2 * probes(plan).directions
+    sampled = Work(pairs * count, previews=pairs + watched, scores=pairs + watched)
+    if plan.gradient == "auto":
+        return exact if exact.equivalent_rows >= sampled.equivalent_rows else sampled
+    return exact if plan.gradient == "exact" else sampled
 
 
-def around(plan: Plan, steps: int) -> int:
+def last_pass(plan: Plan, steps: int) -> Work:
+    """The last iteration, which needs no gradient."""
+    looks = 1 if plan.monitor is None else 2
+    return Work(points(plan, steps), previews=looks, scores=looks)
+
+
+def around(plan: Plan, steps: int) -> Work:
     """The start's own image (or the pipeline's first call, for nothing), and the last one."""
     first = steps if plan.keep_start else 1
-    return first + (0 if plan.finish == "short" else steps)
+    full, short = plan.finish != "short", plan.finish != "full"
+    finished = bool(plan.keep_start) + full + short
+    return Work(first + full * steps, decodes=finished, scores=finished)
 
 
-def total(plan: Plan, steps: int) -> int:
-    """All of it, per returned image; the last iteration needs no gradient."""
-    passes = (plan.iterations - 1) * one_pass(plan, steps) + points(plan, steps)
-    return plan.starts * (passes + around(plan, steps))
-
-
-def iterations_for(plan: Plan, compute: float, steps: int, method: str) -> int:
-    """The largest `iterations` with which `plan` costs at most `compute` plain calls.
-
-    Raises:
-        ValueError: Not even one iteration fits; the message says what it costs.
-    """
-    positive("compute", compute, none=False)
-    rows = math.floor(compute * steps / plan.starts + 1e-9) - around(plan, steps)
-    least = points(plan, steps)
-    if rows < least:
-        calls = plan.starts * (around(plan, steps) + least) / steps
-        raise ValueError(
-            f"compute={compute!r}: one iteration of {method} costs {calls:.3g} plain calls; raise "
-            "compute"
-        )
-    return 1 + (rows - least) // one_pass(plan, steps)
+def total(plan: Plan, steps: int) -> Work:
+    """All of it, per returned image."""
+    passes = one_pass(plan, steps) * (plan.iterations - 1) + last_pass(plan, steps)
+    return (passes + around(plan, steps)) * plan.starts + Work(decodes=1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import one_of, plain_calls, positive, whole
+from steer.core.costs import ROWS, Costs, Work
 from steer.core.rows import rows_by_prompt
 from steer.core.sphere import neighbours, radius, renormalise, unit
 from steer.core.types import Name, Population, Search, wide
@@ -96,15 +97,17 @@ class NoiseSearch(Method):
             )
 
     @classmethod
-    def for_compute(cls, compute: float, steps: int) -> NoiseSearch:
+    def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> NoiseSearch:
         """Zero-order search for `compute` plain calls: rounds of 4 at most, half of them or more.
+
+        `costs` says what a row, a decode, a score cost; by default rows alone count.
 
         Raises:
             ValueError: `compute` below 1.
         """
         plain_calls(compute)
         n = max(1, min(4, math.floor(compute / 2)))
-        return cls(n=n, rounds=max(1, math.floor(compute / n)))
+        return cls(n=n, rounds=costs.most(lambda r: cls(n=n, rounds=r).work(steps), compute, steps))
 
     @property
     def needs_loop(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -125,6 +128,15 @@ class NoiseSearch(Method):
         if self.through is None:
             return self.n * self.rounds * steps
         return self.n * self.rounds * min(self.through, steps) + steps
+
+    def work(self, steps: int) -> Work:
+        """Its rows, and an image of every candidate: of a short run, or of a full one."""
+        rows, looked = self.cost(steps), self.n * self.rounds
+        if self.strategy == "paths":
+            return Work.best_of(rows, self.n, looked)
+        if self.through is None:
+            return Work.best_of(rows, looked)
+        return Work(rows, decodes=2, previews=looked, scores=looked + 1)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Judge a round, make the next from the best of all."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
 from steer.core.checks import plain_calls, predicate, whole
+from steer.core.costs import ROWS, Costs, Work
 from steer.core.types import Population, Search
 from steer.core.when import When, between
 from steer.methods.particles.branching import Mover, check_moves, look_ahead
@@ -85,15 +85,18 @@ class Beam(Method):
         check_moves(self.kernel, self.eta)
 
     @classmethod
-    def for_compute(cls, compute: float, steps: int) -> Beam:
+    def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> Beam:
         """Two candidates for as many beams as `compute` plain calls pay for; one below that.
+
+        `costs` says what a row, a decode, a score cost; by default rows alone count.
 
         Raises:
             ValueError: `compute` below 1.
         """
         plain_calls(compute)
-        beams = math.floor(compute * steps / cls(1).cost(steps) + 1e-9)
-        return cls(beams) if beams else cls(1, candidates=1)
+        beams = costs.most(lambda beams: cls(beams).work(steps), compute, steps)
+        fits = costs.fits(cls(beams).work(steps), compute, steps)
+        return cls(beams) if fits else cls(1, candidates=1)
 
     @property
     def populations(self) -> tuple[int, ...]:
@@ -122,6 +125,12 @@ class Beam(Method):
             ahead = min(self.lookahead, steps - 1 - index) if turn.children > 1 else 1
             rows += turn.beams * turn.children * ahead
         return rows
+
+    def work(self, steps: int) -> Work:
+        """Its rows, and previews of all candidates at every step that branches."""
+        plan = self.plan(steps)
+        previews = sum(turn.beams * turn.children for turn in plan[:-1] if turn.children > 1)
+        return Work.best_of(self.cost(steps), plan[-1].keep, previews)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Branch, move, look ahead, keep; one denoiser call for all candidates at a time."""

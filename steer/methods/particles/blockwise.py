@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from steer.core.checks import whole
+from steer.core.costs import Work
 from steer.core.types import Population, Search, Step
 from steer.methods.particles.beam import check_counts, counts, spread
 from steer.methods.particles.branching import Mover, check_moves
@@ -89,6 +90,13 @@ class Blockwise(Method):
         return plan[0].n + sum(
             block.n * (end - block.first) for block, end in zip(plan, ends, strict=True)
         )
+
+    def work(self, steps: int) -> Work:
+        """Its rows, previews of every block's ways, and the last block's images."""
+        looks = [block.n for block in self.plan(steps) if block.n > 1]
+        last = self.plan(steps)[-1].n
+        previews = sum(looks) - (last if last > 1 else 0)
+        return Work.best_of(self.cost(steps), last, previews) + Work(decodes=1, scores=1)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Block after block, every one from the best of the last."""

@@ -94,7 +94,8 @@ class GradientProposal:
         if not self.grad:
             return slope * (step.alpha / (step.alpha**2 + step.sigma**2))
         size = per_row(largest(slope), slope)
-        (gradient,) = torch.autograd.grad(x0, population.x, slope / size)
+        with ctx.backward(step, len(population)):
+            (gradient,) = torch.autograd.grad(x0, population.x, slope / size)
         gradient = wide(gradient) * size
         check_finite(ctx, population, gradient)
         return gradient

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import one_of, positive, predicate, share, whole
+from steer.core.costs import Work
 from steer.core.potentials import POTENTIALS, Potential, finish, tempering
 from steer.core.resampling import RESAMPLERS
 from steer.core.types import Population, Query, Search, Step
@@ -116,8 +117,25 @@ class SMC(Method):
 
     def cost(self, steps: int) -> int:
         """Denoiser-row equivalents per returned image; a row differentiated counts two more."""
-        # where calls are recorded, the pipeline's own first one, which is not, comes on top
-        return self.n * (3 * steps + 1 if self._differentiates else steps)
+        return self.work(steps).equivalent_rows
+
+    def work(self, steps: int) -> Work:
+        """Its rows, previews at every scoring, and a gradient per step where a kernel takes one."""
+        scored = sum(index + 1 < steps for index in self.when.indices(steps))
+        work = Work.best_of(steps, 1, scored if self.n > 1 else 0) * self.n
+        if self._guides:
+            work += Work(previews=steps, scores=steps, gradients=steps) * self.n
+        if self._differentiates:  # the pipeline's own first call, unrecorded, comes on top
+            work += Work(rows=1, backward_rows=steps) * self.n
+        return work + Work(decodes=1)
+
+    def rows_at(self, steps: int, indices: Sequence[int]) -> int:
+        """Denoiser rows per returned image at some of the steps."""
+        return self.n * (len(indices) + (1 if self._differentiates and 0 in indices else 0))
+
+    @property
+    def _guides(self) -> bool:
+        return hasattr(self.proposal or self.kernel, "grad")
 
     @property
     def _differentiates(self) -> bool:

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from steer.core.checks import one_of, plain_calls, positive, rising_fractions, whole
+from steer.core.costs import ROWS, Costs, Work
 from steer.core.resampling import without_replacement
 from steer.core.seeds import row_seed
 from steer.core.types import Population, Search
@@ -117,10 +118,22 @@ class Tree(Method):
         check_moves(self.kernel, self.eta)
 
     @classmethod
-    def for_compute(cls, compute: float, steps: int) -> Tree:
-        """As many rollouts as `compute` plain calls pay for. Raises ValueError below 1."""
+    def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> Tree:
+        """As many rollouts as `compute` plain calls pay for, images included.
+
+        `costs` says what a row, a decode, a score cost; by default rows alone count.
+
+        Raises:
+            ValueError: `compute` below 1.
+        """
         plain_calls(compute)
-        return cls(compute=compute)
+        if costs.unit == "rows":
+            return cls(compute=compute)
+
+        def work(hundredths: int) -> Work:
+            return cls(compute=hundredths / 100).work(steps)
+
+        return cls(compute=costs.most(work, compute, steps, least=100) / 100)
 
     @property
     def most(self) -> float:
@@ -145,6 +158,13 @@ class Tree(Method):
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image, at most."""
         return math.floor(self.most * steps + 1e-9)
+
+    def work(self, steps: int) -> Work:
+        """Its rows, and as many images as rollouts from the latest states would finish."""
+        rows = self.cost(steps)
+        shortest = min((steps - 1 - point for point in self.points(steps)), default=steps)
+        leaves = 1 + max(rows - steps, 0) // max(shortest, 1)
+        return Work.best_of(rows, leaves)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Grow a tree per prompt, then take its best leaves, or sample some."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steer.core.checks import whole
@@ -36,6 +37,10 @@ class BestOfN(Method):
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image."""
         return self.n * steps
+
+    def rows_at(self, steps: int, indices: Sequence[int]) -> int:
+        """Denoiser rows per returned image at some of the steps."""
+        return self.n * len(indices)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """A lane at a time: all of its steps, then the next lane."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from steer.core.checks import plain_calls
+from steer.core.costs import Work
 from steer.core.errors import SteerError
 from steer.core.ledger import Ledger
 from steer.core.rows import rows_by_prompt
@@ -56,6 +57,12 @@ class Budget(Around):
     def cost(self, steps: int) -> int:
         """Denoiser-row equivalents per returned image, at most."""
         return min(self.method.cost(steps), math.floor(self.compute * steps + 1e-9))
+
+    def work(self, steps: int) -> Work:
+        """That of the method, with no more rows than the budget has."""
+        inner, most = self.method.work(steps), self.cost(steps)
+        back = min(inner.backward_rows, most // 2)
+        return replace(inner, rows=min(inner.rows, most), backward_rows=back)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """The inner search, as long as there is budget; then the best so far."""

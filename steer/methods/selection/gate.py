@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from steer.core.checks import one_of, whole
+from steer.core.costs import Work
 from steer.core.errors import NotAcceptedError
 from steer.core.types import Population, Search
 from steer.methods.selection.best_of_n import BestOfN
@@ -126,6 +128,16 @@ class Gate(Around):
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image, if every round is needed and nothing is dropped."""
         return self.max_rounds * self.method.cost(steps)
+
+    def work(self, steps: int) -> Work:
+        """That of all rounds; with a calibration, previews at its steps too."""
+        looks = 0 if self.calibration is None else len(self.calibration.steps) * self.method.n
+        round_ = self.method.work(steps) + Work(previews=looks, scores=looks + 1, decodes=1)
+        return round_ * self.max_rounds
+
+    def rows_at(self, steps: int, indices: Sequence[int]) -> int:
+        """Denoiser rows per returned image at some of the steps, in all rounds."""
+        return self.max_rounds * self.method.rows_at(steps, indices)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Rounds of `method`; every round draws particles that no round before it had."""

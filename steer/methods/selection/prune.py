@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 
 from steer.core.checks import plain_calls, rising_fractions, whole
+from steer.core.costs import ROWS, Costs, Work
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Population, Search, Step
 from steer.search.context import Context
@@ -96,7 +97,9 @@ class Prune(Method):
             )
 
     @classmethod
-    def for_compute(cls, compute: float, steps: int, *, drafts: bool = False) -> Prune:
+    def for_compute(
+        cls, compute: float, steps: int, costs: Costs = ROWS, *, drafts: bool = False
+    ) -> Prune:
         """The widest start that `compute` plain calls of `steps` steps pay for.
 
         Cuts after half of the steps, to half as many particles as plain calls, and after 65%, to a
@@ -104,8 +107,9 @@ class Prune(Method):
         previews know anything wastes what it paid for (benchmarks/plan.py).
 
         Args:
-            compute: Plain calls' worth of denoiser rows, at least 1.
+            compute: Plain calls, at least 1.
             steps: Denoiser calls of a plain call.
+            costs: What a row, a decode, a score cost; by default rows alone count.
             drafts: Plan four strides up to the first cut, with cuts after 65% and 70% of the steps
                 to twice and to half as many particles as plain calls (at least one): among the best
                 plans of a replay (benchmarks/drafts.py). Where steps are too few for that, the cuts
@@ -116,8 +120,8 @@ class Prune(Method):
         """
         plain_calls(compute)
         whole("steps", steps, "steps=20")
-        usual = _plan(compute, steps)
-        return _plan_drafts(usual, compute, steps) if drafts else usual
+        usual = _plan(compute, steps, costs)
+        return _plan_drafts(usual, compute, steps, costs) if drafts else usual
 
     @property
     def populations(self) -> tuple[int, ...]:
@@ -137,6 +141,22 @@ class Prune(Method):
             alive = cuts.get(index, alive)
         first = self._first_cut(steps)
         return rows - self.start * (first - self._calls_before(first))
+
+    def work(self, steps: int) -> Work:
+        """Its rows, previews of all that are alive at a cut, and the last survivors' images."""
+        alive, previews = self.start, 0
+        for _, kept in sorted(self.cuts(steps).items()):
+            previews += alive if kept < alive else 0
+            alive = kept
+        return Work.best_of(self.cost(steps), alive, previews)
+
+    def rows_at(self, steps: int, indices: Sequence[int]) -> int:
+        """Denoiser rows per returned image at some of the steps; drafts may stride over them."""
+        cuts, alive, rows = self.cuts(steps), self.start, 0
+        for index in range(steps):
+            rows += alive if index in indices else 0
+            alive = cuts.get(index, alive)
+        return rows
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """All particles side by side, fewer after every cut."""
@@ -203,29 +223,33 @@ def _check_beginning(ctx: Context, index: int) -> None:
     ctx.make_solver(False).step(step, zero, zero, [(0, FIRST_MADE)])
 
 
-def _plan(compute: float, steps: int) -> Prune:
+def _plan(compute: float, steps: int, costs: Costs) -> Prune:
     """The plan without strides."""
     keep = (max(math.floor(compute / 2), 1), max(math.floor(compute / 4), 1))
-    plan = Prune(keep[0], keep, _PLANNED)
-    cuts = plan.cuts(steps)
-    first = min(cuts, default=steps - 1) + 1
-    rest = plan.cost(steps) - keep[0] * first
-    sizes = (math.floor((compute * steps - rest) / first + 1e-9), *keep)
+    widest = _widest(Prune(keep[0], keep, _PLANNED), compute, steps, costs)
+    sizes = (widest.start, *keep)
     shrinks = [i for i in range(len(keep)) if sizes[i + 1] < sizes[i]]
     return Prune(sizes[0], tuple(keep[i] for i in shrinks), tuple(_PLANNED[i] for i in shrinks))
 
 
-def _plan_drafts(usual: Prune, compute: float, steps: int) -> Prune:
+def _plan_drafts(usual: Prune, compute: float, steps: int, costs: Costs) -> Prune:
     """The plan with strides, given the one without."""
     own = (math.floor(2 * compute), max(math.floor(compute / 2), 1))
     for keep, at in ((own, _DRAFTED), (usual.keep, usual.at)):
         least = Prune(max(keep, default=1), keep, at, _STRIDES)
-        each = replace(least, start=least.start + 1).cost(steps) - least.cost(steps)
-        more = math.floor((compute * steps - least.cost(steps)) / each + 1e-9)
-        plan = replace(least, start=least.start + max(more, 0))
-        if more > 0 and plan.cost(steps) >= steps:
+        plan = _widest(least, compute, steps, costs)
+        if plan.start > least.start and plan.cost(steps) >= steps:
             return plan
     return replace(usual, strides=_STRIDES)
+
+
+def _widest(plan: Prune, compute: float, steps: int, costs: Costs) -> Prune:
+    """The plan with as many particles at the start as `compute` plain calls pay for."""
+
+    def work(start: int) -> Work:
+        return replace(plan, start=start).work(steps)
+
+    return replace(plan, start=costs.most(work, compute, steps, least=plan.start))
 
 
 def _sequence(name: str, value: object) -> tuple:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from steer.core.costs import Work
 from steer.core.types import Name, Population, Search
 from steer.search.context import Context
 from steer.search.method import Method, check_method
@@ -61,6 +62,11 @@ class Then(Method):
     def cost(self, steps: int) -> int:
         """Denoiser rows per returned image, at most."""
         return self.first.cost(steps) + self.second.cost(steps)
+
+    def work(self, steps: int) -> Work:
+        """That of both, and the images of both ends."""
+        both = self.first.work(steps) + self.second.work(steps)
+        return both + Work(decodes=2, scores=2)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Both, one after the other."""

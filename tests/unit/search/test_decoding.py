@@ -83,6 +83,10 @@ def test_the_ledger_counts_previews_and_what_the_linear_map_was_fitted_to() -> N
     assert first.ledger.seconds["preview"] > 0 and "preview" not in plain.seconds
     assert "4 previews by another decoder" in str(first)
     assert first.ledger.to_dict()["previews"] == 4
+    shown = [book.flops["preview"] for book in (first.ledger, second.ledger)]
+    assert 0 < shown[0] == shown[1] < plain.flops["decode"] / 10
+    fitted, one = first.ledger.flops["decode"], plain.flops["decode"] / plain.decodes
+    assert fitted == pytest.approx(one * first.ledger.decodes, rel=0.05)
     assert "previews by another decoder" not in str(guided(pipe, redness)(**call()).report)
 
 
@@ -145,3 +149,16 @@ def test_preview_is_an_attribute_that_is_checked_where_it_is_assigned() -> None:
     assert steered.preview is None
     with pytest.raises(ValueError, match="preview=7"):
         steered.preview = 7
+
+
+def test_a_plan_pays_for_the_cheaper_previews() -> None:
+    """The same compute buys more denoiser rows where previews cost less."""
+    pipe = build("sd")
+    rows = {}
+    for preview in (None, "linear"):
+        steered = guided(pipe, redness, compute=8, preview=preview)
+        steered(**call(num_inference_steps=8))
+        ledger = steered(**call(num_inference_steps=8)).report.ledger
+        rows[preview] = ledger.denoiser_rows
+        assert sum(ledger.flops.values()) <= 8 * ledger.plain_flops * 1.001
+    assert rows["linear"] > rows[None]

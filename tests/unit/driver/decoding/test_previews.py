@@ -19,7 +19,7 @@ from steer import shapes
 from steer.core.errors import CheckpointError
 from steer.driver.decoding import tiny as tiny_module
 from steer.driver.decoding.asked import Asked
-from steer.driver.decoding.decode import decode
+from steer.driver.decoding.decode import decode, unfitted
 from steer.driver.decoding.previews import LinearDecoder, ModuleDecoder, preview_decoder
 
 
@@ -102,8 +102,9 @@ def test_the_linear_map_of_a_linear_vae_is_exact(family: str) -> None:
     pipe = build(family)
     pipe.vae = Linear()
     latents, decoder = latents_of(family), LinearDecoder()
+    assert unfitted(pipe, latents, ASKED, decoder) == 16
     shown = decode(pipe, latents, asked=ASKED, by=decoder)
-    assert decoder.decodes == pipe.vae.decodes == 16
+    assert pipe.vae.decodes == 16 and unfitted(pipe, latents, ASKED, decoder) == 0
     wanted = decode(pipe, latents, asked=ASKED)
     assert wanted.std() > 0.01
     torch.testing.assert_close(shown, wanted, rtol=0, atol=1e-5)
@@ -111,15 +112,18 @@ def test_the_linear_map_of_a_linear_vae_is_exact(family: str) -> None:
 
 def test_a_linear_map_is_fitted_once_for_every_shape_and_vae() -> None:
     pipe, decoder, latents = build("sd"), LinearDecoder(), latents_of("sd")
-    first = decode(pipe, latents, by=decoder)
+    pipe.vae = first = Linear()
+    for _ in range(2):
+        shown = decode(pipe, latents, by=decoder)
     decode(pipe, latents.repeat(3, 1, 1, 1), by=decoder)
-    assert decoder.decodes == 16
+    assert first.decodes == 16
+    assert unfitted(pipe, latents[..., :4], ASKED, decoder) == 16
     decode(pipe, latents[..., :4], by=decoder)
-    assert decoder.decodes == 32
-    torch.testing.assert_close(decode(pipe, latents, by=LinearDecoder()), first, rtol=0, atol=0)
+    assert first.decodes == 32
+    torch.testing.assert_close(decode(pipe, latents, by=LinearDecoder()), shown, rtol=0, atol=0)
     pipe.vae = Linear()
     decode(pipe, latents, by=decoder)
-    assert decoder.decodes == 48
+    assert pipe.vae.decodes == 16
 
 
 @pytest.mark.parametrize("preview", ["linear", tiny()], ids=["linear", "tiny"])

@@ -235,8 +235,8 @@ def test_one_inner_step_and_a_constant_schedule_are_the_default(inner: Any) -> N
 
 def test_cost() -> None:
     assert Guide(BestOfN(3)).cost(10) == 30
-    assert Guide(BestOfN(1), when=at(4), through="denoiser").cost(10) == 30
-    assert Guide(BestOfN(1), when=at(0), through="denoiser").cost(10) == 31
+    assert Guide(BestOfN(1), when=at(4), through="denoiser").cost(10) == 12
+    assert Guide(BestOfN(1), when=at(0), through="denoiser").cost(10) == 13
     assert Guide(BestOfN(1), strength=0, through="denoiser").cost(10) == 10
     assert Guide(BestOfN(1), when=at(40), through="denoiser").cost(10) == 10
 

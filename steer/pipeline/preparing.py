@@ -1,0 +1,102 @@
+"""From a call and what `guided` was given to a run: the method, the lanes, the books."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from steer.core.costs import Unit
+from steer.core.ledger import Ledger
+from steer.core.trace import Trace
+from steer.core.types import Reward
+from steer.driver.call import Call
+from steer.driver.decoding.previews import PreviewDecoder
+from steer.driver.noise import Source
+from steer.driver.safety import check_of
+from steer.driver.seeds import call_seeds
+from steer.pipeline.arguments import COMPUTE, check_effort, reward_texts
+from steer.pipeline.plan import affordable
+from steer.pipeline.run import Run
+from steer.pipeline.weighing import Weights
+from steer.pipeline.widths import Widths
+from steer.search.method import Method
+
+
+if TYPE_CHECKING:
+    from steer.driver.denoisers.models import Models
+
+
+class Settings(Protocol):
+    """What a guided pipeline was given, and what its calls have taught."""
+
+    reward: Reward
+    judges: list[Reward]
+    method: Method | None
+    compute: float | None
+    compute_unit: Unit
+    lane_width: int | None
+    keep_images: bool
+    preview: PreviewDecoder | None
+    models: Models | None
+    widths: Widths
+    weights: Weights
+
+
+def prepare(
+    given: Settings,
+    call: Call,
+    method: Method | None,
+    compute: float | None,
+    reward_prompt: Any,
+    lane_width: int | None = None,
+) -> Run:
+    """The run of a call, checked.
+
+    Args:
+        given: Settings of the guided pipeline.
+        call: The pipeline's call.
+        method, compute, reward_prompt: As given to the call, instead of those settings.
+        lane_width: For an attempt with another one than planned.
+    """
+    check_effort(method, compute)
+    if method is None and compute is None:
+        method, compute = given.method, given.compute
+    planned, spares = None, given.widths.spares(call, given.models)
+    if method is None:
+        planned = COMPUTE if compute is None else compute
+        fixed = None if spares else given.lane_width
+        method = affordable(planned, call.steps, given.models, fixed)
+    if lane_width is None:
+        lane_width = given.widths.width(call, method, spares, given.lane_width)
+    lane_width = given.widths.check(call, lane_width)
+    seeds = call_seeds(call.generator, call.prompts, call.images, call.device)
+    return Run(
+        pipe=call.pipe,
+        texts=reward_texts(call, [given.reward, *given.judges], reward_prompt),
+        images=call.images,
+        reward=given.reward,
+        judges=given.judges,
+        method=method,
+        source=Source(
+            call.pipe,
+            prompts=call.prompts,
+            images=call.images,
+            lane_width=lane_width,
+            seeds=seeds,
+            generator=call.generator,
+            device=call.device,
+        ),
+        seed=seeds[0],
+        lane_width=lane_width,
+        checked=given.widths.checked if spares and lane_width > 1 else None,
+        values=call.values,
+        latent=call.latent_output,
+        check=check_of(call.pipe, call.output_type),
+        steps=call.steps,
+        planned=planned,
+        unit=given.compute_unit,
+        weights=given.weights,
+        previewer=given.preview,
+        models=given.models,
+        ledger=Ledger(cfg_rows=call.guidance_rows),
+        trace=Trace(keep_images=given.keep_images),
+    )

@@ -1,0 +1,81 @@
+"""Operations that are counted, against their formulas."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from steer.core.ledger import Ledger
+from steer.core.meter import FlopCounter, Meter
+
+
+def test_layers_and_their_gradients() -> None:
+    linear, conv = nn.Linear(8, 16).requires_grad_(False), nn.Conv2d(3, 5, 3, padding=1)
+    conv.requires_grad_(False)
+    x, image = torch.randn(4, 8, requires_grad=True), torch.randn(2, 3, 6, 7, requires_grad=True)
+    for layer, given, flops in (
+        (linear, x, 2 * 4 * 8 * 16),
+        (conv, image, 2 * 2 * 6 * 7 * 3 * 5 * 9),
+    ):
+        with FlopCounter() as forward:
+            y = layer(given)
+        with FlopCounter() as backward:
+            torch.autograd.grad(y.sum(), given)
+        assert forward.total == backward.total == flops  # frozen weights: no further product
+
+
+def test_attention() -> None:
+    query, key = torch.randn(2, 4, 10, 8), torch.randn(2, 4, 12, 8)
+    with FlopCounter() as counter:
+        F.scaled_dot_product_attention(query, key, key)
+    assert counter.total == 2 * (2 * 2 * 4 * 10 * 12 * 8)
+
+
+def test_inside_inference_mode() -> None:
+    linear = nn.Linear(8, 16)
+    with FlopCounter() as counter, torch.inference_mode():
+        linear(torch.randn(4, 8))
+    assert counter.total == 2 * 4 * 8 * 16
+
+
+def test_it_changes_no_bit() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 3, 3))
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        y = net(x)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), x)]
+
+    plain = run()
+    with FlopCounter():
+        counted = run()
+    assert all(map(torch.equal, plain, counted))
+
+
+def test_counted_once_and_spent_every_time() -> None:
+    ledger, x, w = Ledger(), torch.randn(4, 8), torch.randn(8, 16)
+    meter = Meter(ledger, counts=True)
+    for rows in (4, 2):
+        with meter.count("score", rows):
+            x[:rows] @ w
+    each = 2 * 8 * 16
+    assert meter.known == {"score": each}
+    assert ledger.flops == {"score": 6 * each}
+    assert meter.costs is None  # a row's cost is unknown
+
+    meter.known |= {"row": 10.0, "decode": 3.0}
+    costs = meter.costs
+    assert costs is not None
+    assert (costs.row, costs.decode, costs.preview, costs.score) == (10, 3, 3, each)
+    assert (costs.row_backward, costs.gradient) == (20, 2 * (3 + each))  # upper bounds
+
+
+def test_what_fails_is_not_known() -> None:
+    meter = Meter(counts=True)
+    try:
+        with meter.count("decode", 1):
+            raise RuntimeError
+    except RuntimeError:
+        pass
+    assert not meter.known and not meter.ledger.flops

@@ -1,0 +1,102 @@
+"""What methods say that they spend, against what the ledger saw; and plans with real costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from counted_work import reddish
+from families import arguments, shared
+from hypothesis import given, settings, strategies as st
+
+from steer.core.costs import Costs
+from steer.core.when import at, between
+from steer.methods import (
+    SMC,
+    Beam,
+    BestOfN,
+    BestOfNGuidance,
+    Blockwise,
+    Budget,
+    Gate,
+    GradientProposal,
+    Guide,
+    LookaheadGuidance,
+    Method,
+    NoiseOptimization,
+    NoiseSearch,
+    Prune,
+    Then,
+    Tree,
+)
+from steer.pipeline.guided import guided
+
+
+STEPS = 6
+LATE = between(0.5, 0.9)
+METHODS: list[Method] = [
+    BestOfN(1),
+    BestOfN(3),
+    Prune(4, (2, 1), (0.4, 0.7)),
+    Prune(6, (2,), (0.7,), strides=2),
+    Gate(BestOfN(2), 2.0, 3),
+    Budget(3, BestOfN(8)),
+    Then(BestOfN(2), NoiseOptimization(2, through=2)),
+    NoiseSearch(n=2, rounds=2),
+    NoiseSearch(n=2, rounds=2, through=2),
+    NoiseSearch(strategy="paths", n=4, keep=2, rounds=2),
+    NoiseOptimization(3, through=2),
+    NoiseOptimization(3, through=2, gradient="zero-order"),
+    NoiseOptimization(2, through=2, finish="both", monitor=reddish),
+    BestOfNGuidance(3),
+    LookaheadGuidance(n=2, lookaheads=4, through=2),
+    Guide(Prune(4, (2,), (0.5,)), when=LATE, inner=2),
+    Guide(BestOfN(2), when=at(0, 2), through="denoiser"),
+    SMC(3),
+    SMC(2, proposal=GradientProposal()),
+    Beam(2),
+    Beam((4, 2), lookahead=2),
+    Blockwise(3, block=2),
+    Tree(5, batch=2),
+]
+SD15 = Costs(1.606, 2.515, 2.515, 0.335, 1.606, 2.85, "flops")
+SDXL = Costs(13.5, 10.47, 10.47, 0.335, 13.5, 10.8, "flops")
+SIZED = [Beam, BestOfN, BestOfNGuidance, Blockwise, Guide, LookaheadGuidance, NoiseOptimization]
+SIZED += [NoiseSearch, Prune, SMC, Tree]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("images", [1, 2])
+def test_no_more_than_it_says(method: Method, images: int) -> None:
+    call = arguments("sd") | {"num_inference_steps": STEPS, "output_type": "pt"}
+    call["num_images_per_prompt"] = images
+    ledger = guided(shared("sd"), reddish, method=method)(**call).report.ledger
+    work = method.work(STEPS) * images
+    assert ledger.denoiser_rows <= work.rows
+    assert ledger.backward_rows <= work.backward_rows
+    assert ledger.gradients <= work.gradients
+    assert ledger.decodes <= work.decodes + work.previews
+    assert ledger.reward_calls <= work.scores
+    assert method.cost(STEPS) == work.equivalent_rows // images
+
+
+@pytest.mark.parametrize("method", SIZED)
+@pytest.mark.parametrize("costs", [SD15, SDXL], ids=["sd15", "sdxl"])
+@settings(max_examples=30, deadline=None)
+@given(compute=st.floats(1, 64), steps=st.integers(4, 50))
+def test_plans_stay_within_their_budget(
+    method: Any, costs: Costs, compute: float, steps: int
+) -> None:
+    try:
+        plan = method.for_compute(compute, steps, costs)
+    except ValueError as error:
+        assert f"compute={compute!r}" in str(error)
+        return
+    if not costs.fits(plan.work(steps), compute, steps):  # then it is as small as it gets
+        assert plan == method.for_compute(1, steps, costs)
+
+
+def test_plans_differ_where_costs_do() -> None:
+    for make in (Prune.for_compute, Guide.for_compute):
+        rows, dear = make(4, 20), make(4, 20, SD15)
+        assert dear != rows and dear.cost(20) < rows.cost(20)
