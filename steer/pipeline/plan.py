@@ -27,6 +27,7 @@ def affordable(
     models: Models | None = None,
     lane_width: int | None = None,
     costs: Costs = ROWS,
+    drafts: bool = False,
 ) -> Method:
     """The default method that spends at most `compute` plain calls of the base.
 
@@ -34,7 +35,7 @@ def affordable(
         compute: See `steer.methods.default.for_compute`.
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
-        lane_width, costs: See `for_compute`.
+        lane_width, costs, drafts: See `for_compute`.
 
     Raises:
         ValueError: `compute` is out of range, or below one blended call.
@@ -47,4 +48,4 @@ def affordable(
         )
     dearer = replace(costs, row=costs.row * each, row_backward=costs.row_backward * each)
     plain = costs.plain(steps) / dearer.plain(steps)
-    return for_compute(compute * plain, steps, lane_width=lane_width, costs=dearer)
+    return for_compute(compute * plain, steps, lane_width=lane_width, costs=dearer, drafts=drafts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from steer.core.costs import Unit
+from steer.core.costs import ROWS, Unit
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Reward
@@ -64,7 +64,11 @@ def prepare(
     if method is None:
         planned = COMPUTE if compute is None else compute
         fixed = None if spares else given.lane_width
-        method = affordable(planned, call.steps, given.models, fixed)
+        known = given.weights.guess(call.pipe, call.values)
+        costs, drafts = known or (ROWS, True)
+        method = affordable(planned, call.steps, given.models, fixed, costs, drafts)
+        if known is None and not spares and lane_width is None:
+            lane_width = given.lane_width or 1  # until it is known what fits
     if lane_width is None:
         lane_width = given.widths.width(call, method, spares, given.lane_width)
     lane_width = given.widths.check(call, lane_width)

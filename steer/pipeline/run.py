@@ -112,6 +112,8 @@ class Run:
     def opening(self) -> tuple[int, ...]:
         """Slots of the pipeline's first batch that the method starts with; empty for all."""
         lane, size = self.images * self.lane_width, self.images * self.method.populations[0]
+        if self.planned is not None and self.weights.guess(self.pipe, self.values) is None:
+            size = self.images  # the plan may turn out to be smaller
         if size >= lane:
             return ()
         return tuple(p * lane + k for p in range(len(self.texts)) for k in range(size))
@@ -165,7 +167,13 @@ class Run:
         costs = ROWS
         if self.unit == "flops" and compute > 1:
             costs = weigh(ctx, opening.latents)
-        self.method = affordable(compute, self.steps, self.models, fixed, costs)
+
+        def plan(drafts: bool) -> Method:
+            return affordable(compute, self.steps, self.models, fixed, costs, drafts)
+
+        drafts = plan(True).suits(ctx)
+        self.method = plan(drafts)
+        self.weights.note(self.pipe, self.values, costs, drafts)
 
     def choose(self, winners: Population) -> None:
         """Note the winners."""

@@ -63,9 +63,19 @@ class ImageView:
         return self.width * max(1, _THUMB // largest) if self.small else _THUMB
 
 
+_KINDS = {
+    "row": "denoiser",
+    "row_backward": "denoiser, backward",
+    "decode": "decoder",
+    "preview": "preview decoder",
+    "score": "reward",
+    "gradient": "reward and decoder, backward",
+}
+
+
 @dataclass(frozen=True)
 class CostView:
-    """A ledger for people; `plain_rows` is what the plain call would have spent."""
+    """A ledger for people; `plain_rows`, `plain_flops` are what the plain call would have spent."""
 
     denoiser_rows: int
     plain_rows: int
@@ -77,11 +87,23 @@ class CostView:
     seconds: dict[str, float]
     peak_bytes: int
     previews: int = 0
+    flops: dict[str, float] = field(default_factory=dict)
+    plain_flops: float = 0.0
 
     @property
     def multiple(self) -> float:
-        """Denoiser-row equivalents in plain calls; a backward pass counts as two rows."""
+        """What was spent, in plain calls: by FLOPs, else by rows (a backward pass is two)."""
+        if self.plain_flops:
+            return sum(self.flops.values()) / self.plain_flops
         return (self.denoiser_rows + 2 * self.backward_rows) / max(self.plain_rows, 1)
+
+    @property
+    def shares(self) -> list[tuple[str, float]]:
+        """What of `multiple` went where, largest first; empty where FLOPs were not counted."""
+        if not self.plain_flops:
+            return []
+        spent = {_KINDS[kind]: value / self.plain_flops for kind, value in self.flops.items()}
+        return sorted(spent.items(), key=lambda item: -item[1])
 
     @property
     def parts(self) -> list[tuple[str, float]]:
@@ -104,6 +126,8 @@ class CostView:
             cfg_rows=int(ledger.get("cfg_rows") or 1),
             seconds={k: float(v) for k, v in (ledger.get("seconds") or {}).items()},
             peak_bytes=int(ledger.get("peak_bytes") or 0),
+            flops={k: float(v) for k, v in (ledger.get("flops") or {}).items()},
+            plain_flops=float(ledger.get("plain_flops") or 0),
             **counts,
         )
 
@@ -111,12 +135,16 @@ class CostView:
     def sum(cls, costs: Sequence[CostView]) -> CostView:
         """All costs together; the peak is the largest one."""
         parts = dict.fromkeys(part for cost in costs for part in cost.seconds)
+        kinds = dict.fromkeys(kind for cost in costs for kind in cost.flops)
+        all_counted = all(cost.plain_flops for cost in costs)
         names = (*_COUNTS, "plain_rows")
         counts = {name: sum(getattr(cost, name) for cost in costs) for name in names}
         return cls(
             cfg_rows=max((c.cfg_rows for c in costs), default=1),
             seconds={part: sum(c.seconds.get(part, 0.0) for c in costs) for part in parts},
             peak_bytes=max((c.peak_bytes for c in costs), default=0),
+            flops={kind: sum(c.flops.get(kind, 0.0) for c in costs) for kind in kinds},
+            plain_flops=sum(c.plain_flops for c in costs) if all_counted else 0.0,
             **counts,
         )
 

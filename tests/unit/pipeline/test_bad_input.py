@@ -250,6 +250,7 @@ def test_assigned_attributes_are_resolved_or_refused() -> None:
         "judges": ([redness, "nonsense"], "reward='nonsense' is unknown"),
         "method": ("BestOfN(4)", r"method='BestOfN\(4\)'.*steer\.BestOfN"),
         "compute": (4, "give one"),
+        "compute_unit": ("seconds", r"compute_unit='seconds'.*'flops', 'rows'"),
         "lane_width": (0, "lane_width=0"),
         "pipe": (None, "pass a diffusers pipeline"),
     }
@@ -258,5 +259,5 @@ def test_assigned_attributes_are_resolved_or_refused() -> None:
         with pytest.raises((ValueError, errors.UnsupportedPipelineError), match=message):
             setattr(call, name, value)
         assert getattr(call, name) is before
-    call.method, call.compute = None, 2
+    call.method, call.compute, call.compute_unit = None, 2, "rows"
     assert call(**arguments("sd")).report.ledger.denoiser_rows == 2 * 4

@@ -355,7 +355,7 @@ def test_previews_are_kept_on_request() -> None:
 
 
 def test_effort_per_call() -> None:
-    call = guided(shared("sd"), redness, method=BestOfN(2))
+    call = guided(shared("sd"), redness, method=BestOfN(2), compute_unit="rows")
     given = arguments("sd", num_inference_steps=8)
     assert call(**given).report.method == BestOfN(2)
     assert call(**given, method=BestOfN(3)).report.method == BestOfN(3)
@@ -370,8 +370,11 @@ def test_compute_is_never_exceeded(compute: float, scheduler: str, steps: int) -
     out = guided(pipe, redness, compute=compute)(**given)
     plain = 2 * steps - 1 if scheduler == "heun" else steps
     assert out.report.steps == plain
-    assert plain <= out.report.ledger.denoiser_rows <= compute * plain
-    assert out.report.ledger.denoiser_rows == out.report.method.cost(plain)
+    ledger = out.report.ledger
+    assert plain <= ledger.denoiser_rows <= compute * plain
+    assert ledger.denoiser_rows == out.report.method.cost(plain)
+    assert ledger.plain_flops > 0
+    assert sum(ledger.flops.values()) <= compute * ledger.plain_flops
 
 
 def test_wide_lanes_stay_within_compute_too() -> None:
