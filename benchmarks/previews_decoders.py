@@ -148,7 +148,7 @@ def equal_compute(
     rows = []
     for arm, (name, start) in arms.items():
         guided = steer.guided(pipe, reward="shapes", method=pruning(start), preview=name)
-        values[arm], ledgers = [], []
+        values[arm] = []
         for i, prompt in enumerate(tqdm(prompts, desc=arm)):
             out = guided(
                 prompt,
@@ -158,7 +158,6 @@ def equal_compute(
             )
             (verdict,) = steer.shapes.oracle(out.images, prompt)
             values[arm].append((out.rewards[0], float(verdict.all_met), verdict.fraction))
-            ledgers.append(out.report.ledger)
         table = np.array(values[arm])
         gap = table - np.array(values["vae"])
         rows.append(
@@ -166,7 +165,6 @@ def equal_compute(
                 "arm": arm,
                 "starts": start,
                 "gigaflops": round(spent(name, start, cost) / 1e9, 2),
-                "seconds": round(float(np.mean([g.seconds["total"] for g in ledgers])), 3),
                 "reward": common.interval(table[:, 0]),
                 "all_met": common.interval(table[:, 1]),
                 "reward_minus_vae": common.interval(gap[:, 0]),

@@ -50,6 +50,8 @@ def load(source: str | Path) -> AutoencoderTiny:
     Raises:
         CheckpointError: Not found, of another class, a pickle, or tensors that are missing.
     """
+    folder = Path(source).expanduser()
+    source = folder if folder.is_dir() else source
     try:
         config: Any = AutoencoderTiny.load_config(source)
         if config.get("_class_name") != "AutoencoderTiny":
