@@ -88,7 +88,8 @@ class Guided:
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
         self.reward, self.judges = reward, judge
-        self.method, self.compute, self.compute_unit = method, compute, compute_unit
+        self.method, self.compute = method, compute
+        self.compute_unit: Unit = compute_unit
         self.select = select
         self.report: Report | None = None
         self.lane_width, self.keep_images, self.preview = lane_width, keep_images, preview
