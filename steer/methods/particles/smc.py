@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steer.core.checks import one_of, positive, predicate, share, whole
 from steer.core.costs import Work
-from steer.core.potentials import POTENTIALS, Potential, finish, tempering
+from steer.core.potentials import POTENTIALS, Potential, damping, finish, tempering
 from steer.core.resampling import RESAMPLERS
 from steer.core.types import Population, Query, Search, Step
 from steer.core.when import When, at
@@ -65,6 +65,9 @@ class SMC(Method):
         temper: `None` for lam at once; a rate g for lam * min((1 + g)^i - 1, 1) with i in
             hundredths of the way (DAS takes 0.008); `"adaptive"` for as much of lam as keeps the
             effective sample size at `ess`. The final weight is always that of lam.
+        damping: Divide lam by 1 + damping P on the way, less and less as the noise goes; see
+            `steer.core.potentials.damping`. At `lam a` the weights of a reward of curvature a are
+            those of its exact value function on Gaussian data.
         standardise: Divide rewards by their standard deviation per prompt.
         eta: Share of fresh noise in our own moves, in (0, 1].
         kernel: `"auto"` as above, `"solver"` or `"ddim"` to insist, or a `Kernel`.
@@ -88,6 +91,7 @@ class SMC(Method):
     kernel: str | Kernel = "auto"
     proposal: Kernel | None = None
     choose: Literal["best", "sample"] = "best"
+    damping: float = 0.0
 
     reorders: ClassVar[bool] = True
     """Rows change places between steps: caches of activations per row cannot follow."""
@@ -104,6 +108,7 @@ class SMC(Method):
             raise ValueError(f"ess={self.ess!r}: a share of the population, at most 1")
         if self.temper != "adaptive":
             positive("temper", self.temper)
+        positive("damping", self.damping, zero=True, none=False)
         share("eta", self.eta, "fresh noise")
         if not callable(self.kernel):
             one_of("kernel", self.kernel, ("auto", "solver", "ddim"))
@@ -223,6 +228,7 @@ class SMC(Method):
         potential: Potential = finish
         if step is not None:
             potential = self.potential if callable(self.potential) else POTENTIALS[self.potential]
+            scale = scale * damping(step, self.damping)
             scale = scale * self._warmth(cloud, potential, rewards, scale, step)
         cloud.weigh(potential, rewards, scale)
         cloud.tell(ctx, step, scale)
