@@ -19,6 +19,7 @@ from steer.driver.decoding.nan import nan_rows
 from steer.driver.safety import flags_of
 from steer.pipeline.images import are_pictures, first_of, images_of
 from steer.pipeline.report.call import Report
+from steer.pipeline.report.departure import noise_norms
 from steer.pipeline.run import Run
 from steer.rewards.frames import takes_videos
 from steer.rewards.inputs import Outputs
@@ -52,7 +53,8 @@ def finish(
         flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
         accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
         accepted = _passed(run, ctx, accepted)
-    base = [None if ctx is None else _base_reward(ctx, (p, 0)) for p in range(len(run.texts))]
+    prompts = range(len(run.texts))
+    base = [None if ctx is None else _base_reward(ctx, (p, 0)) for p in prompts]
     judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
     if not latent:
         run.ledger.decodes += run.rows
@@ -77,6 +79,8 @@ def finish(
         denoiser="base" if run.models is None else run.models.name,
         prompts=run.texts,
         select=run.select,
+        kl=[None if ctx is None or interrupted else run.method.kl(ctx, p) for p in prompts],
+        noise_norm=[] if ctx is None else noise_norms(ctx.starts, run.chosen, run.source.scheduler),
     )
     if not isinstance(output, tuple):
         with suppress(AttributeError):  # a pipeline of a user's own that returns a bare tensor

@@ -132,6 +132,10 @@ class Guide(Around):
             work += Work(rows=opening, backward_rows=images)
         return work
 
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """Unknown where anything is guided."""
+        return None if self.strength else self.method.kl(ctx, prompt)
+
     def __call__(self, ctx: Context, start: Population) -> Search:
         """The method's own search, its questions passed on and its answers guided."""
         guided = window(self.when, len(ctx.steps), type(self).__name__) if self.strength else []

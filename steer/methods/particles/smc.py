@@ -6,11 +6,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steer.core.checks import one_of, positive, predicate, share, whole
 from steer.core.costs import Work
+from steer.core.divergence import kl_of_choice, kl_of_weights
 from steer.core.potentials import POTENTIALS, Potential, damping, finish, tempering
 from steer.core.resampling import RESAMPLERS
 from steer.core.types import Population, Query, Search, Step
@@ -145,6 +147,23 @@ class SMC(Method):
     @property
     def _differentiates(self) -> bool:
         return bool(getattr(self.proposal or self.kernel, "grad", False))
+
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """That of all resamplings and the final choice; unknown where moves are not the model's."""
+        if self.proposal is not None or callable(self.kernel):
+            return None
+        resampled = {row["step"] for row in ctx.trace.of("select", prompt)} - {None}
+        drawn = {*resampled, None} if self.choose == "sample" and self.n > 1 else resampled
+        total = sum(
+            kl_of_weights(np.array(row["log_weights"]))
+            for row in ctx.trace.of("weights", prompt)
+            if row["step"] in drawn
+        )
+        if self.choose == "sample":
+            return total
+        _, picked = ctx.judging.picking.latest.get(prompt, (0, 0.0))
+        best = kl_of_choice(self.n * ctx.images, ctx.images)  # copies are not independent
+        return total + (best if ctx.judging.picking.is_best else picked)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Filter, then choose among the final particles."""
