@@ -12,6 +12,7 @@ from steer.core.costs import Unit
 from steer.core.errors import SteerError
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
+from steer.driver.decoding.previews import preview_decoder
 from steer.driver.facts import makes_videos, named_device
 from steer.methods.default import for_compute
 from steer.rewards.registry import resolve
@@ -68,6 +69,8 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
         return [resolve_reward(judge, own["pipe"]) for judge in judges]
     if name == "select" and value is not None:
         check_pick("select", value)
+    if name == "preview":
+        return preview_decoder(own["pipe"], value)
     if name in ("method", "compute"):
         effort = {"method": own.get("method"), "compute": own.get("compute"), name: value}
         check_effort(effort["method"], effort["compute"])

@@ -49,6 +49,7 @@ class Guided:
     Attributes:
         pipe: The pipeline.
         reward, method, compute, select, judges, ...: As given to `guided`.
+        preview: The decoder of previews; `None` for the pipeline's own.
         widths, weights: What its calls have taught about batches, and about costs.
         models: Tuned and untuned denoisers and their blend; `None` without `tuned` and `blend`.
         report: Of the latest call, also where that returned a tuple.
@@ -65,6 +66,7 @@ class Guided:
             "judges",
             "lane_width",
             "keep_images",
+            "preview",
         )
     ) | {"models", "report", "widths", "weights", "_refused"}
 
@@ -80,15 +82,17 @@ class Guided:
         compute_unit: Unit = "flops",
         lane_width: int | None = None,
         keep_images: bool = False,
+        preview: Any = None,
         tuned: Any = None,
         blend: Blend | str | None = None,
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
         self.reward, self.judges = reward, judge
-        self.method, self.compute, self.compute_unit = method, compute, compute_unit
+        self.method, self.compute = method, compute
+        self.compute_unit: Unit = compute_unit
         self.select = select
         self.report: Report | None = None
-        self.lane_width, self.keep_images = lane_width, keep_images
+        self.lane_width, self.keep_images, self.preview = lane_width, keep_images, preview
         self.widths, self.weights = Widths(), Weights()  # what calls have taught
         self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in
         self.models: Models | None = None
@@ -238,6 +242,7 @@ def guided(
     compute_unit: Unit = "flops",
     lane_width: int | None = None,
     keep_images: bool = False,
+    preview: Any = None,
     tuned: Any = None,
     blend: Blend | str | None = None,
 ) -> Guided:
@@ -260,6 +265,10 @@ def guided(
             Results do not depend on it. Where each of several prompts has its own image, mask or
             the like, it is 1.
         keep_images: Keep small previews in the trace.
+        preview: What decodes x0 previews and the ends of short runs: the pipeline's own VAE ("vae"
+            or None), the tiny autoencoder of its latents ("tiny"), a linear map ("linear"), a
+            folder or hub id of an AutoencoderTiny, or a torch module with `decode`. Finished images
+            are always decoded by the pipeline's own.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a denoiser,
             a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
@@ -271,9 +280,10 @@ def guided(
 
     Raises:
         UnsupportedPipelineError: Not a pipeline with a scheduler.
-        CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit.
+        CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit; a tiny
+            autoencoder that cannot be loaded.
         ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `lane_width`
-            below 1, a blend without its tuned denoiser.
+            below 1, a blend without its tuned denoiser, a `preview` that does not fit.
     """
     return Guided(
         pipe,
@@ -285,6 +295,7 @@ def guided(
         compute_unit=compute_unit,
         lane_width=lane_width,
         keep_images=keep_images,
+        preview=preview,
         tuned=tuned,
         blend=blend,
     )

@@ -9,6 +9,7 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Reward
 from steer.driver.call import Call
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.noise import Source
 from steer.driver.safety import check_of
 from steer.driver.seeds import call_seeds
@@ -36,6 +37,7 @@ class Settings(Protocol):
     select: Pick | None
     lane_width: int | None
     keep_images: bool
+    preview: PreviewDecoder | None
     models: Models | None
     widths: Widths
     weights: Weights
@@ -100,6 +102,7 @@ def prepare(
         planned=planned,
         unit=given.compute_unit,
         weights=given.weights,
+        previewer=given.preview,
         models=given.models,
         ledger=Ledger(cfg_rows=call.guidance_rows),
         trace=Trace(keep_images=given.keep_images),

@@ -17,6 +17,7 @@ from steer.core.warn import warn
 from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import Decoded
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import uses_guidance
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
@@ -67,6 +68,7 @@ class Run:
         made: Images by particle, where the pipeline was called again for each.
         decoded: Which of the returned rows the pipeline's decoder made NaN.
         select: Which of the finished candidates are returned; `None` for the best.
+        previewer: What decodes previews; `None` for the pipeline's own decoder.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
 
@@ -95,6 +97,7 @@ class Run:
     winners: Population | None = None
     made: Callable[[Sequence[Name]], Any] | None = None
     select: Pick | None = None
+    previewer: PreviewDecoder | None = None
     models: Models | None = None
     decoded: Decoded | None = None
     progress: Progress = field(init=False)
@@ -165,7 +168,7 @@ class Run:
 
     def _read_meter(self, ctx: Context, opening: Opening) -> None:
         """What the pipeline's first denoiser call cost, and what is known of the rest."""
-        self.weights.meter(ctx.meter, self.pipe, self.reward, opening.latents)
+        self.weights.meter(ctx.meter, self.pipe, self.reward, opening.latents, self.previewer)
         if flops := self.counted():
             rows = self.ledger.denoiser_rows + self.ledger.checked_rows
             ctx.meter.known["row"] = flops / rows
@@ -212,11 +215,12 @@ class Run:
         return repr(self.method) if self.models is None else "a call with tuned weights"
 
     def _context(self, opening: Opening) -> Context:
+        asked = Asked(self.values, self.source.prepared)
         return Context(
             steps=opening.schedule,
             images=self.images,
             lane_width=self.lane_width,
-            model=Model(self.pipe, Asked(self.values, self.source.prepared), opening.finish),
+            model=Model(self.pipe, asked, opening.finish, self.previewer),
             judging=Judging(
                 self.reward,
                 self.texts,

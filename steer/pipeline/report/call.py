@@ -100,11 +100,12 @@ def _table(block: genealogy.Block) -> list[str]:
 def _cost_text(cost: CostView) -> list[str]:
     spent = ", ".join(f"{name} {seconds(value)}" for name, value in cost.parts)
     differentiated = f", {cost.backward_rows} differentiated" if cost.backward_rows else ""
+    previews = f"{cost.previews} previews by another decoder, " if cost.previews else ""
     shares = ", ".join(f"{name} {value:.2f}" for name, value in cost.shares)
     return [
         f"Cost: {cost.multiple:.2f} plain calls{f' in FLOPs: {shares}' if shares else ''}",
         f"Work: {cost.denoiser_rows} denoiser rows in {cost.denoiser_calls} calls{differentiated}, "
-        f"{cost.decodes} images decoded, {cost.reward_calls} scored",
+        f"{cost.decodes} images decoded, {previews}{cost.reward_calls} scored",
         f"Time: {seconds(cost.total_seconds)} ({spent}); peak memory {size(cost.peak_bytes)}",
     ]
 
