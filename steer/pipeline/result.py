@@ -61,6 +61,7 @@ def finish(
     _count_flops(run, latent)
     run.ledger.seconds["total"] = time.perf_counter() - start
     run.ledger.read_peak()
+    kl, norms = _departure(run, None if interrupted else ctx)
     report = Report(
         method=run.method,
         reward=run.reward.name,
@@ -79,13 +80,25 @@ def finish(
         denoiser="base" if run.models is None else run.models.name,
         prompts=run.texts,
         select=run.select,
-        kl=[None if ctx is None or interrupted else run.method.kl(ctx, p) for p in prompts],
-        noise_norm=[] if ctx is None else noise_norms(ctx.starts, run.chosen, run.source.scheduler),
+        kl=kl,
+        noise_norm=norms,
     )
     if not isinstance(output, tuple):
         with suppress(AttributeError):  # a pipeline of a user's own that returns a bare tensor
             output.rewards, output.accepted, output.report = rewards, accepted, report
     return output, report
+
+
+def _departure(run: Run, ctx: Context | None) -> tuple[list[float | None], list[float | None]]:
+    """How far the call went from the plain sampler, told in the trace too: KL, norms of noises."""
+    if ctx is None:
+        return [None] * len(run.texts), [None] * len(run.chosen)
+    kl = [run.method.kl(ctx, prompt) for prompt in range(len(run.texts))]
+    norms = noise_norms(ctx.starts, run.chosen, run.source.scheduler)
+    for prompt, value in enumerate(kl):
+        own = [norms[row] for row, (p, _) in enumerate(run.chosen) if p == prompt]
+        run.trace.log("departure", prompt=prompt, kl=value, noise_norm=own)
+    return kl, norms
 
 
 def _count_flops(run: Run, latent: bool) -> None:

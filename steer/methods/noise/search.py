@@ -140,7 +140,8 @@ class NoiseSearch(Method):
 
     def kl(self, ctx: Context, prompt: int) -> float | None:
         """That of random search; unknown where noises are made from others."""
-        return None if self.needs_loop else kl_of_draws(ctx, prompt)
+        chooses = self.rounds == 1 and self.strategy != "paths"
+        return kl_of_draws(ctx, prompt) if chooses else None
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Judge a round, make the next from the best of all."""

@@ -73,14 +73,9 @@ def _prompt_text(report: Report, prompt: int, words: str) -> list[str]:
     for place, block in enumerate(found):
         lines += [f"  round {place + 1}"] if len(found) > 1 else []
         lines += [f"  {line}" for line in _table(block)]
-    told = [*genealogy.lineage(report.trace.events, prompt), *_departure(report, prompt)]
+    events = report.trace.events
+    told = (*genealogy.lineage(events, prompt), *departure.lines(events, prompt))
     return lines + [f"  {line}" for line in told]
-
-
-def _departure(report: Report, prompt: int) -> list[str]:
-    rows = [row for row, (own, _) in enumerate(report.chosen) if own == prompt]
-    kl = report.kl[prompt] if report.kl else None
-    return departure.lines(kl, [report.noise_norm[row] for row in rows if report.noise_norm])
 
 
 def _table(block: genealogy.Block) -> list[str]:
@@ -221,7 +216,7 @@ def _prompt_view(report: Report, prompt: int, pictures: list[Image.Image]) -> Pr
         plot=reward_over_time(found, report.reward, level),
         cost=CostView.of({}, report.steps * len(rows)),
         steps=report.steps,
-        lines=(*genealogy.lineage(events, prompt), *_departure(report, prompt)),
+        lines=(*genealogy.lineage(events, prompt), *departure.lines(events, prompt)),
         notes=(*genealogy.notes(events), *alarms(report)) if prompt == 0 else (),
     )
 

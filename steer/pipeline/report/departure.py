@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from steer.core.sphere import norm_score
@@ -20,8 +20,14 @@ def noise_norms(starts: Starts, chosen: Sequence[Name], scheduler: Any) -> list[
     return [None if x is None else norm_score(x.double() / scale) for x in found]
 
 
-def lines(kl: float | None, norms: Sequence[float | None]) -> list[str]:
-    """A prompt's lines for the report; none where nothing was chosen or changed."""
+def lines(events: Iterable[Mapping[str, Any]], prompt: int) -> list[str]:
+    """A prompt's lines for a report; none where nothing was chosen or changed."""
+    own = [e for e in events if e["event"] == "departure" and e["prompt"] == prompt]
+    return [line for event in own for line in words(event["kl"], event["noise_norm"])]
+
+
+def words(kl: float | None, norms: Sequence[float | None]) -> list[str]:
+    """The KL of a prompt, and the norms of its noises, as lines."""
     told = (
         [] if not kl else [f"KL from the plain sampler: {kl:.2f} nats per image (upper estimate)"]
     )

@@ -27,7 +27,7 @@ from steer.methods import (
     Tree,
 )
 from steer.pipeline.guided import guided
-from steer.pipeline.report.departure import lines
+from steer.pipeline.report.departure import words
 from steer.search.method import Method
 from steer.search.picks.draws import Pessimistic, SoftBest
 from steer.search.picks.ranks import Quantile
@@ -63,6 +63,7 @@ def report_of(
         (Prune(8, (4, 2), (0.4, 0.7)), 1, math.log(8) - 7 / 8),
         (Prune(8, (4, 2), (0.5, 0.7), strides=3), 1, math.log(8) - 7 / 8),
         (NoiseSearch(n=4, rounds=1), 1, math.log(4) - 3 / 4),
+        (NoiseSearch(n=4, rounds=1, through=2), 1, math.log(4) - 3 / 4),
         (Gate(BestOfN(2), threshold=99.0, max_rounds=3), 1, math.log(6) - 5 / 6),
         (Gate(BestOfN(2), threshold=-99.0, max_rounds=3), 1, math.log(2) - 1 / 2),
         (Budget(8, BestOfN(4)), 1, math.log(4) - 3 / 4),
@@ -198,7 +199,7 @@ def test_the_page_has_the_lines(tmp_path: Any) -> None:
 
 
 def test_words() -> None:
-    assert lines(None, [None]) == [] == lines(0.0, [])
-    assert "1.23 nats" in lines(1.234, [])[0]
-    assert "unusual" in lines(None, [None, -3.2])[0]
-    assert "unusual" not in lines(None, [2.9])[0]
+    assert words(None, [None]) == [] == words(0.0, [])
+    assert "1.23 nats" in words(1.234, [])[0]
+    assert "unusual" in words(None, [None, -3.2])[0]
+    assert "unusual" not in words(None, [2.9])[0]
