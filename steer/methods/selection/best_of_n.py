@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from steer.core.checks import whole
 from steer.core.types import Population, Search
 from steer.search.context import Context
-from steer.search.method import Method
+from steer.search.method import Method, kl_of_draws
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class BestOfN(Method):
     def rows_at(self, steps: int, indices: Sequence[int]) -> int:
         """Denoiser rows per returned image at some of the steps."""
         return self.n * len(indices)
+
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """That of the call's pick among all draws."""
+        return kl_of_draws(ctx, prompt)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """A lane at a time: all of its steps, then the next lane."""
