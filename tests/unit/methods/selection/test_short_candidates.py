@@ -115,7 +115,14 @@ def test_what_it_refuses() -> None:
     with pytest.raises(UnsupportedPipelineError, match=r"denoising_end.*leave strides out"):
         pipe(**arguments("sdxl", num_inference_steps=8, denoising_end=0.5))
     cuts = Calibration(
-        threshold=0.5, alpha=0.1, steps=(1,), cuts=(0.0,), count=4, noise=(0.5,), accepted=9, pilots=9
+        threshold=0.5,
+        alpha=0.1,
+        steps=(1,),
+        cuts=(0.0,),
+        count=4,
+        noise=(0.5,),
+        accepted=9,
+        pilots=9,
     )
     with pytest.raises(ValueError, match=r"strides=3.*BestOfN\(n\) alone"):
         Gate(SHORT, calibration=cuts)
