@@ -60,7 +60,7 @@ class BestOfN(Method):
         return self.n * self._calls(steps)
 
     def rows_at(self, steps: int, indices: Sequence[int]) -> int:
-        """Denoiser rows per returned image at some of the steps; short runs may stride over them."""
+        """Denoiser rows per returned image at some of the steps; strides may skip them."""
         return self.n * min(len(indices), self._calls(steps))
 
     def _calls(self, steps: int) -> int:

@@ -1,4 +1,4 @@
-"""`BestOfN(strides=...)`: against plain calls of fewer steps; its cost, its names, what it refuses."""
+"""`BestOfN(strides=...)`: against plain calls of fewer steps; its cost and names."""
 
 from __future__ import annotations
 
