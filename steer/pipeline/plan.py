@@ -21,6 +21,12 @@ def per_row(models: Models | None, steps: int) -> int:
     return 1 if models is None else models.cost(steps)
 
 
+def with_blend(costs: Costs, models: Models | None, steps: int) -> Costs:
+    """The costs, a row of a blend as often as it asks denoisers."""
+    each = per_row(models, steps)
+    return replace(costs, row=costs.row * each, row_backward=costs.row_backward * each)
+
+
 def affordable(
     compute: float,
     steps: int,
@@ -45,6 +51,6 @@ def affordable(
             f"compute={compute!r}: blend={shown(models.blend)} asks {each} denoisers per row, so "
             f"one blended call costs {each} plain calls: give compute={each} or more"
         )
-    dearer = replace(costs, row=costs.row * each, row_backward=costs.row_backward * each)
+    dearer = with_blend(costs, models, steps)
     plain = costs.plain(steps) / dearer.plain(steps)
     return for_compute(compute * plain, steps, lane_width=lane_width, costs=dearer)
