@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from steer.pipeline.drop_in import drop_in as drop_in
     from steer.pipeline.guided import Guided as Guided, guided as guided
     from steer.pipeline.pilot_runs import calibrate_gate as calibrate_gate
+    from steer.pipeline.planning.calibrate import calibrate as calibrate
+    from steer.pipeline.planning.plans import Plans as Plans
     from steer.rewards.registry import (
         available_rewards as available_rewards,
         register_reward as register_reward,
@@ -35,6 +37,8 @@ _HOME = {
     "guided": "pipeline.guided",
     "Guided": "pipeline.guided",
     "drop_in": "pipeline.drop_in",
+    "calibrate": "pipeline.planning.calibrate",
+    "Plans": "pipeline.planning.plans",
     "calibrate_gate": "pipeline.pilot_runs",
     "reward": "rewards.registry",
     "register_reward": "rewards.registry",

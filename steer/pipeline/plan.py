@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steer.core.costs import ROWS, Costs
@@ -14,17 +13,12 @@ from steer.search.method import Method
 
 if TYPE_CHECKING:
     from steer.driver.denoisers.models import Models
+    from steer.pipeline.planning.plans import Plans
 
 
 def per_row(models: Models | None, steps: int) -> int:
     """Denoiser evaluations per row at the dearest step; 1 for the base alone."""
     return 1 if models is None else models.cost(steps)
-
-
-def with_blend(costs: Costs, models: Models | None, steps: int) -> Costs:
-    """The costs, a row of a blend as often as it asks denoisers."""
-    each = per_row(models, steps)
-    return replace(costs, row=costs.row * each, row_backward=costs.row_backward * each)
 
 
 def affordable(
@@ -33,14 +27,16 @@ def affordable(
     models: Models | None = None,
     lane_width: int | None = None,
     costs: Costs = ROWS,
+    plans: Plans | None = None,
 ) -> Method:
-    """The default method that spends at most `compute` plain calls of the base.
+    """The method that spends at most `compute` plain calls of the base: `plans`' or the default.
 
     Args:
         compute: See `steer.methods.default.for_compute`.
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
         lane_width, costs: See `for_compute`.
+        plans: What was learnt from pilots, for calls of the guided pipeline as it is.
 
     Raises:
         ValueError: `compute` is out of range, or below one blended call.
@@ -51,6 +47,7 @@ def affordable(
             f"compute={compute!r}: blend={shown(models.blend)} asks {each} denoisers per row, so "
             f"one blended call costs {each} plain calls: give compute={each} or more"
         )
-    dearer = with_blend(costs, models, steps)
+    dearer = costs.blended(each)
     plain = costs.plain(steps) / dearer.plain(steps)
-    return for_compute(compute * plain, steps, lane_width=lane_width, costs=dearer)
+    default = for_compute(compute * plain, steps, lane_width=lane_width, costs=dearer)
+    return default if plans is None else plans.at(compute * plain, dearer, lane_width or 1)

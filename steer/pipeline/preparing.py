@@ -14,6 +14,7 @@ from steer.driver.safety import check_of
 from steer.driver.seeds import call_seeds
 from steer.pipeline.arguments import COMPUTE, check_effort, reward_texts
 from steer.pipeline.plan import affordable
+from steer.pipeline.planning.plans import Plans
 from steer.pipeline.run import Run
 from steer.pipeline.weighing import Weights
 from steer.pipeline.widths import Widths
@@ -35,6 +36,7 @@ class Settings(Protocol):
     lane_width: int | None
     keep_images: bool
     models: Models | None
+    plans: Plans | None
     widths: Widths
     weights: Weights
 
@@ -61,9 +63,11 @@ def prepare(
     planned, spares = None, given.widths.spares(call, given.models)
     if method is None:
         planned = COMPUTE if compute is None else compute
+        if given.plans is not None:
+            given.plans.check(call.pipe, given.reward, call.steps)
         fixed = None if spares else given.lane_width
         known = given.weights.guess(call.pipe, call.values)
-        method = affordable(planned, call.steps, given.models, fixed, known or ROWS)
+        method = affordable(planned, call.steps, given.models, fixed, known or ROWS, given.plans)
         if known is None and not spares and lane_width is None:
             lane_width = given.lane_width or 1  # until it is known what fits
     if lane_width is None:
@@ -95,6 +99,7 @@ def prepare(
         steps=call.steps,
         planned=planned,
         unit=given.compute_unit,
+        plans=given.plans,
         weights=given.weights,
         models=given.models,
         ledger=Ledger(cfg_rows=call.guidance_rows),

@@ -19,7 +19,6 @@ from steer.core.types import Reward
 from steer.driver.call import Call
 from steer.driver.facts import quiet
 from steer.pipeline.pilot_runs import model_name
-from steer.pipeline.plan import with_blend
 from steer.pipeline.planning.choice import Chooser
 from steer.pipeline.planning.kinds import Kind, kinds_of
 from steer.pipeline.planning.knowledge import crowds, foresight, shorter
@@ -224,7 +223,8 @@ class Study:
     def plans(self, records: Records, budgets: Sequence[float]) -> Plans:
         """The plans that whole records support."""
         pools = Pools(Pool.of(kind, records.of(kind.name)) for kind in self.kinds)
-        costs = with_blend(self.costs, self.guided.models, self.steps)
+        models = self.guided.models
+        costs = self.costs.blended(1 if models is None else models.cost(self.steps))
         chooser = Chooser(pools, budgets, costs)
         told_apart = [b for b in budgets if b < chooser.dearest]
         budgets = [*told_apart, *[b for b in budgets if b >= chooser.dearest][:1]]

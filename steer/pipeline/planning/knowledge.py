@@ -49,12 +49,14 @@ class Crowd:
         n: Candidates, every step each.
         reward, judge: Means over prompts.
         gain: Judge score above the plain call's.
+        behind: Judge score below that of the n where it is highest.
     """
 
     n: int
     reward: Estimate
     judge: Estimate
     gain: Estimate
+    behind: Estimate
 
 
 def shorter(pools: Pools) -> tuple[Shorter, ...]:
@@ -78,11 +80,17 @@ def foresight(pools: Pools) -> tuple[Foresight, ...]:
 
 def crowds(pool: Pool) -> tuple[Crowd, ...]:
     """Best-of-n by n, to all that were recorded."""
-    plain = pool.best_of(1)
-    found = ((n, pool.best_of(n)) for n in _sizes(pool.n))
+    found = {n: pool.best_of(n) for n in _sizes(pool.n)}
+    plain, best = found[1].judged, max((o.judged for o in found.values()), key=np.mean)
     return tuple(
-        Crowd(n, estimate(o.reward), estimate(o.judged), estimate(o.judged - plain.judged))
-        for n, o in found
+        Crowd(
+            n,
+            estimate(o.reward),
+            estimate(o.judged),
+            estimate(o.judged - plain),
+            estimate(best - o.judged),
+        )
+        for n, o in found.items()
     )
 
 
@@ -99,7 +107,9 @@ def _ranks(previews: Floats, finals: Floats) -> Floats:
     pairs = zip(previews, finals, strict=True)
     return np.array(
         [
-            float(stats.spearmanr(a, b)[0]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+            float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
+            if np.ptp(a) > 0 and np.ptp(b) > 0
+            else 0.0
             for a, b in pairs
         ]
     )

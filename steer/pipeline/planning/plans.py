@@ -17,7 +17,9 @@ from steer.core.types import Reward
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.text import parse_method
 from steer.pipeline.planning.choice import Plan
+from steer.pipeline.planning.found import Found
 from steer.pipeline.planning.knowledge import Crowd, Foresight, Shorter
+from steer.pipeline.planning.words import described
 from steer.rewards.parts import identity
 from steer.rewards.thresholds.scores import label
 from steer.search.method import Method
@@ -28,52 +30,13 @@ _EXAMPLE = "steer.calibrate(guided, prompts, num_inference_steps=20).save('plans
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plans:
-    """What pilot runs on a pipeline, reward and judge say that compute is best spent on.
+class Plans(Found):
+    """What a bare `compute=` is best spent on, learnt from pilot runs: see `Found` for the fields.
 
-        plans = steer.calibrate(steer.guided(pipe, "hpsv2", judge="pickscore"), prompts)
-        plans.save("plans.json")
-        steer.guided(pipe, "hpsv2", compute=4, plans="plans.json")
-
-    Attributes:
-        plans: One per budget, rising.
-        pipeline: The pipeline's class.
-        model: What it was loaded from.
-        asked: Denoising steps asked for.
-        steps: Denoiser calls that they came to.
-        reward, version: What is optimised, and its version where it declares one.
-        judge: The held-out reward that chose; the reward where there was none.
-        prompts, n: How many pilots: prompts, and particles of each.
-        costs: What one of each cost.
-        call: Arguments of the pilots' calls.
-        shorter, foresight, crowds: What else the pilots say.
-        unsampled: Ways of drafting that the scheduler does not allow, with its word on it.
+    plans = steer.calibrate(steer.guided(pipe, "hpsv2", judge="pickscore"), prompts)
+    plans.save("plans.json")
+    steer.guided(pipe, "hpsv2", compute=4, plans="plans.json")
     """
-
-    plans: tuple[Plan, ...]
-    pipeline: str
-    model: str
-    asked: int
-    steps: int
-    reward: str
-    version: str = ""
-    judge: str
-    prompts: int
-    n: int
-    costs: Costs
-    call: Mapping[str, Any]
-    shorter: tuple[Shorter, ...] = ()
-    foresight: tuple[Foresight, ...] = ()
-    crowds: tuple[Crowd, ...] = ()
-    unsampled: Mapping[str, str]
-
-    @property
-    def peak(self) -> int:
-        """The n at which the judge likes the best of n most: beyond, the reward is over-optimised.
-
-        It is the number of pilots where more was better throughout.
-        """
-        return max(self.crowds, key=lambda crowd: crowd.judge.mean).n
 
     def at(self, compute: float, costs: Costs | None = None, lane: int = 1) -> Method:
         """The plan of the largest calibrated budget that is not above `compute`.
@@ -129,8 +92,6 @@ class Plans:
 
     def __str__(self) -> str:
         """The plans as a table, and what the pilots say, for people."""
-        from steer.pipeline.planning.words import described
-
         return described(self)
 
     def page(self, path: str | Path) -> None:

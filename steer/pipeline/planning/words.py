@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from steer.core.costs import Work
 from steer.core.intervals import Estimate
+from steer.pipeline.planning.choice import Plan
+from steer.pipeline.planning.found import Found
 from steer.pipeline.report.plots import number
 from steer.search.method import Method
 
 
-if TYPE_CHECKING:
-    from steer.pipeline.planning.choice import Plan
-    from steer.pipeline.planning.plans import Plans
-
-
-def described(plans: Plans) -> str:
+def described(plans: Found) -> str:
     """A table of the plans, then what the pilots say."""
     rows = [(f"{p.budget:g}", shown(p.method), f"{p.calls:.2f}", *_scores(p)) for p in plans.plans]
     head = ("compute", "plan", "costs", "judge", "above plain")
@@ -53,7 +48,7 @@ def interval(value: Estimate, sign: bool = False) -> str:
     return f"{one(value.mean)} [{one(value.low)}, {one(value.high)}]"
 
 
-def findings(plans: Plans) -> list[str]:
+def findings(plans: Found) -> list[str]:
     """What to take away, a sentence each."""
     found = [_paying(plans), _crowding(plans), _reach(plans)]
     short = [row for row in plans.shorter if row.calls < plans.steps]
@@ -74,7 +69,7 @@ def findings(plans: Plans) -> list[str]:
     return [line for line in found if line]
 
 
-def _paying(plans: Plans) -> str:
+def _paying(plans: Found) -> str:
     idle = [plan.budget for plan in plans.plans if not plan.pays]
     if not idle:
         return ""
@@ -85,18 +80,27 @@ def _paying(plans: Plans) -> str:
     )
 
 
-def _crowding(plans: Plans) -> str:
-    last = plans.crowds[-1]
-    if plans.peak == last.n:
-        return f"More candidates were better throughout, up to all {last.n}."
-    best = next(crowd for crowd in plans.crowds if crowd.n == plans.peak)
+def _crowding(plans: Found) -> str:
+    best, last = (
+        next(c for c in plans.crowds if c.n == n) for n in (plans.peak, plans.crowds[-1].n)
+    )
+    level = next(c for c in plans.crowds if c.behind.low is None or c.behind.low <= 0)
+    if best is last:
+        return (
+            f"More candidates: the judge has its highest mean, {number(best.judge.mean)}, at all "
+            f"{best.n}; from best-of-{level.n} on nothing is clearly below it."
+        )
+    clear = last.behind.low is not None and last.behind.low > 0
+    verdict = "over-optimised: clearly lower" if clear else "not clearly lower"
     return (
-        f"More compute stops paying at best-of-{plans.peak}: the judge has "
-        f"{number(best.judge.mean)} there and {number(last.judge.mean)} at best-of-{last.n}, while the reward goes on rising."
+        f"More candidates: the judge has its highest mean, {number(best.judge.mean)}, at "
+        f"best-of-{best.n}, and {number(last.judge.mean)} at best-of-{last.n} ({verdict}), while "
+        f"the reward rises from {number(best.reward.mean)} to {number(last.reward.mean)}; from "
+        f"best-of-{level.n} on nothing is clearly below the highest."
     )
 
 
-def _reach(plans: Plans) -> str:
+def _reach(plans: Found) -> str:
     return (
         f"No plan with more than {plans.n} particles was looked at; compute above "
         f"{plans.plans[-1].budget:g} takes the last plan. More pilots (n=) reach further."
