@@ -11,10 +11,20 @@ from steer.methods.selection.prune import Prune
 from steer.search.method import Method
 
 
+_PRUNED, _DRAFTED = 8, 12  # steps from which on there is something to prune, or to stride over
+
+
 def for_compute(
-    compute: float, steps: int, *, lane_width: int | None = None, costs: Costs = ROWS
+    compute: float,
+    steps: int,
+    *,
+    lane_width: int | None = None,
+    costs: Costs = ROWS,
+    drafts: bool = False,
 ) -> Method:
     """The default method that spends at most `compute` plain calls of `steps` steps.
+
+    Drafts that are pruned, where there are steps enough for them; else pruning, or best of n.
 
     Args:
         compute: Multiples of what a plain call costs, its decode included, at least 1.
@@ -22,6 +32,7 @@ def for_compute(
         lane_width: That the pipeline's batch has already; the populations are then multiples of
             it, so that no row is padding.
         costs: What a row, a decode, a score cost; by default rows alone count.
+        drafts: Whether the call's solver can begin in the middle of the schedule.
 
     Raises:
         ValueError: `compute` below 1, or below `lane_width`, whose lane alone costs more.
@@ -37,9 +48,14 @@ def for_compute(
             f"lane_width={lane_width} with compute={compute!r}: one lane costs {lane_width} plain "
             "calls; lower lane_width or raise compute"
         )
-    if compute >= 2 and steps >= 8:
-        plan = Prune.for_compute(compute, steps, costs)
-        if all(size % lane == 0 for size in plan.populations):
+    plans: list[Prune] = []
+    if drafts and compute > 1 and steps >= _DRAFTED:
+        plans.append(Prune.for_compute(compute, steps, costs, drafts=True))
+    if compute >= 2 and steps >= _PRUNED:
+        plans.append(Prune.for_compute(compute, steps, costs))
+    for plan in plans:
+        aligned = all(size % lane == 0 for size in plan.populations)
+        if aligned and costs.fits(plan.work(steps), compute, steps):
             return plan
     most = costs.most(lambda n: BestOfN(n * lane).work(steps), compute, steps)
     return BestOfN(most * lane)

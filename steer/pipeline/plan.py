@@ -27,6 +27,7 @@ def affordable(
     models: Models | None = None,
     lane_width: int | None = None,
     costs: Costs = ROWS,
+    drafts: bool = False,
     plans: Plans | None = None,
 ) -> Method:
     """The method that spends at most `compute` plain calls of the base: `plans`' or the default.
@@ -35,7 +36,7 @@ def affordable(
         compute: See `steer.methods.default.for_compute`.
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
-        lane_width, costs: See `for_compute`.
+        lane_width, costs, drafts: See `for_compute`.
         plans: What was learnt from pilots, for calls of the guided pipeline as it is.
 
     Raises:
@@ -49,5 +50,8 @@ def affordable(
         )
     dearer = costs.blended(each)
     plain = costs.plain(steps) / dearer.plain(steps)
-    default = for_compute(compute * plain, steps, lane_width=lane_width, costs=dearer)
-    return default if plans is None else plans.at(compute * plain, dearer, lane_width or 1)
+    fair = compute * plain
+    default = for_compute(fair, steps, lane_width=lane_width, costs=dearer, drafts=drafts)
+    if plans is None:
+        return default
+    return plans.at(fair, dearer, lane=lane_width or 1, drafts=drafts)

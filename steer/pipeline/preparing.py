@@ -67,7 +67,8 @@ def prepare(
             given.plans.check(call.pipe, given.reward, call.steps)
         fixed = None if spares else given.lane_width
         known = given.weights.guess(call.pipe, call.values)
-        method = affordable(planned, call.steps, given.models, fixed, known or ROWS, given.plans)
+        costs, drafts = known or (ROWS, True)
+        method = affordable(planned, call.steps, given.models, fixed, costs, drafts, given.plans)
         if known is None and not spares and lane_width is None:
             lane_width = given.lane_width or 1  # until it is known what fits
     if lane_width is None:

@@ -167,10 +167,15 @@ class Run:
         costs = ROWS
         if self.unit == "flops" and compute > 1:
             costs = weigh(ctx, opening.latents)
-        self.weights.note(self.pipe, self.values, costs)
         if self.plans is not None:
             self.plans.check_steps(self.steps)
-        self.method = affordable(compute, self.steps, self.models, fixed, costs, self.plans)
+
+        def plan(drafts: bool) -> Method:
+            return affordable(compute, self.steps, self.models, fixed, costs, drafts, self.plans)
+
+        drafts = plan(True).suits(ctx)
+        self.method = plan(drafts)
+        self.weights.note(self.pipe, self.values, costs, drafts)
 
     def choose(self, winners: Population) -> None:
         """Note the winners."""

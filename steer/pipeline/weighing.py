@@ -30,15 +30,15 @@ class Weights:
 
     counted: Counted = field(default_factory=WeakKeyDictionary)
     _known: dict[tuple[Any, ...], MutableMapping[Kind, float]] = field(default_factory=dict)
-    _seen: dict[tuple[Any, ...], Costs] = field(default_factory=dict)
+    _seen: dict[tuple[Any, ...], tuple[Costs, bool]] = field(default_factory=dict)
 
-    def guess(self, pipe: Any, values: Mapping[str, Any]) -> Costs | None:
-        """What one of each cost in a call alike, before the pipeline's first step."""
+    def guess(self, pipe: Any, values: Mapping[str, Any]) -> tuple[Costs, bool] | None:
+        """What one of each cost in a call alike, and whether its solver began in the middle."""
         return self._seen.get(_alike(pipe, values))
 
-    def note(self, pipe: Any, values: Mapping[str, Any], costs: Costs) -> None:
-        """What one of each costs in a call with these arguments."""
-        self._seen[_alike(pipe, values)] = costs
+    def note(self, pipe: Any, values: Mapping[str, Any], costs: Costs, drafts: bool) -> None:
+        """What one of each costs in a call with these arguments, and whether drafts suit it."""
+        self._seen[_alike(pipe, values)] = costs, drafts
 
     def meter(self, meter: Meter, pipe: Any, reward: Reward, latents: Tensor) -> None:
         """Let a call's meter know what calls of this pipeline, size and reward have counted."""
@@ -52,7 +52,8 @@ class Weights:
 def _alike(pipe: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:
     names = ("height", "width", "num_frames")
     guides = float(values.get("guidance_scale") or 0) > 1
-    return type(pipe), guides, *(values.get(name) for name in names)
+    scheduler = type(getattr(pipe, "scheduler", None))
+    return type(pipe), scheduler, guides, *(values.get(name) for name in names)
 
 
 def weigh(ctx: Context, latents: Tensor) -> Costs:

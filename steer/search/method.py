@@ -77,6 +77,10 @@ class Method(ABC):
         """
         return self.cost(steps) if indices else 0
 
+    def suits(self, ctx: Context) -> bool:
+        """Whether the call's solver allows it; what it does not suit is not planned."""
+        return True
+
     @abstractmethod
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Search from `start` and return the winners.

@@ -158,6 +158,13 @@ class Prune(Method):
             alive = cuts.get(index, alive)
         return rows
 
+    def suits(self, ctx: Context) -> bool:
+        """Whether the call's solver can begin where the strides end."""
+        try:
+            return self.strides is None or self._begin(ctx, self._first_cut(len(ctx.steps))) >= 0
+        except (UnsupportedSchedulerError, ValueError):
+            return False
+
     def __call__(self, ctx: Context, start: Population) -> Search:
         """All particles side by side, fewer after every cut."""
         first = self._first_cut(len(ctx.steps))

@@ -15,6 +15,7 @@ from steer.core.files.text import read_json
 from steer.core.intervals import Estimate
 from steer.core.types import Reward
 from steer.methods.selection.best_of_n import BestOfN
+from steer.methods.selection.prune import Prune
 from steer.methods.text import parse_method
 from steer.pipeline.planning.choice import Plan
 from steer.pipeline.planning.found import Found
@@ -38,7 +39,9 @@ class Plans(Found):
     steer.guided(pipe, "hpsv2", compute=4, plans="plans.json")
     """
 
-    def at(self, compute: float, costs: Costs | None = None, lane: int = 1) -> Method:
+    def at(
+        self, compute: float, costs: Costs | None = None, *, lane: int = 1, drafts: bool = True
+    ) -> Method:
         """The plan of the largest calibrated budget that is not above `compute`.
 
         Args:
@@ -47,6 +50,8 @@ class Plans(Found):
                 the next smaller one. As they were when they are left out.
             lane: Particles that a denoiser call has in any case: populations that are no multiples
                 of it are left out.
+            drafts: Whether the call's solver can begin in the middle of the schedule; drafts are
+                left out where it cannot.
 
         Raises:
             ValueError: `compute` below 1.
@@ -54,10 +59,12 @@ class Plans(Found):
         plain_calls(compute)
         now = costs or self.costs
         for plan in sorted(self.plans, key=lambda plan: -plan.budget):
-            work, sizes = plan.method.work(self.steps), plan.method.populations
-            even = all(size % lane == 0 for size in sizes)
-            if plan.budget <= compute and even and now.fits(work, compute, self.steps):
-                return plan.method
+            method = plan.method
+            even = all(size % lane == 0 for size in method.populations)
+            begins = isinstance(method, Prune) and method.strides is not None
+            fits = plan.budget <= compute and now.fits(method.work(self.steps), compute, self.steps)
+            if fits and even and (drafts or not begins):
+                return method
         return BestOfN(lane)
 
     def check(self, pipe: Any, reward: Reward, asked: int | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -79,3 +80,23 @@ def test_what_fails_is_not_known() -> None:
     except RuntimeError:
         pass
     assert not meter.known and not meter.ledger.flops
+
+
+def test_stable_diffusion() -> None:
+    """Of one row at 512 pixels: what others have counted, .80 and 2.5 TFLOPs."""
+    blocks = (128, 256, 512, 512)
+    with torch.device("meta"), torch.no_grad():
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        vae = AutoencoderKL(
+            block_out_channels=blocks,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+        latents, words, t = torch.empty(1, 4, 64, 64), torch.empty(1, 77, 768), torch.tensor(1)
+        with FlopCounter() as row:
+            unet(latents, t, words)
+        with FlopCounter() as decode:
+            vae.decode(latents)
+    assert abs(row.total / 1e12 - 0.803) < 1e-3
+    assert abs(decode.total / 1e12 - 2.515) < 1e-3
