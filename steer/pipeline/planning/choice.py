@@ -25,6 +25,7 @@ class Plan:
         method: What is run: the plain call where searching does not pay.
         calls: Plain calls that it costs.
         reward, judge: Of its winners, means over prompts.
+        reward_gain: Reward above the plain call's.
         gain: Judge score above the plain call's, of plans chosen on one half of the prompts and
             looked at on the other.
         pays: Whether that is clear of zero.
@@ -35,6 +36,7 @@ class Plan:
     calls: float
     reward: Estimate
     judge: Estimate
+    reward_gain: Estimate
     gain: Estimate
     pays: bool
 
@@ -80,6 +82,7 @@ class Chooser:
             calls=float(self.calls[row]),
             reward=estimate(outcome.reward),
             judge=estimate(outcome.judged),
+            reward_gain=estimate(outcome.reward - self.outcomes[0].reward),
             gain=gain,
             pays=pays,
         )

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from steer.core.intervals import Estimate, estimate
-from steer.pipeline.planning.replay import Floats, Pool, Pools
+from steer.pipeline.planning.replay import Floats, Outcome, Pool, Pools
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,14 @@ class Shorter:
     Attributes:
         calls: Denoiser calls; the last entry of a list is the plain call.
         reward, judge: Means over prompts and particles.
+        reward_gain, gain: Of reward and judge above the plain call's.
     """
 
     calls: int
     reward: Estimate
     judge: Estimate
+    reward_gain: Estimate
+    gain: Estimate
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,14 @@ class Crowd:
     Attributes:
         n: Candidates, every step each.
         reward, judge: Means over prompts.
-        gain: Judge score above the plain call's.
+        reward_gain, gain: Of reward and judge above the plain call's.
         behind: Judge score below that of the n where it is highest.
     """
 
     n: int
     reward: Estimate
     judge: Estimate
+    reward_gain: Estimate
     gain: Estimate
     behind: Estimate
 
@@ -63,10 +67,9 @@ def shorter(pools: Pools) -> tuple[Shorter, ...]:
     """Runs of fewer steps, rising, the plain call last."""
     kinds = [pool for pool in pools.by_name.values() if not pool.kind.looks or _is_full(pool)]
     kinds.sort(key=lambda pool: pool.kind.rows)
-    return tuple(
-        Shorter(pool.kind.rows, estimate(pool.rewards.mean(1)), estimate(pool.judged.mean(1)))
-        for pool in kinds
-    )
+    plain = pools.by_name["full"].best_of(1)
+    found = [(pool.kind.rows, pool.best_of(1)) for pool in kinds]
+    return tuple(Shorter(calls, *_means(outcome, plain)) for calls, outcome in found)
 
 
 def foresight(pools: Pools) -> tuple[Foresight, ...]:
@@ -81,16 +84,20 @@ def foresight(pools: Pools) -> tuple[Foresight, ...]:
 def crowds(pool: Pool) -> tuple[Crowd, ...]:
     """Best-of-n by n, to all that were recorded."""
     found = {n: pool.best_of(n) for n in _sizes(pool.n)}
-    plain, best = found[1].judged, max((o.judged for o in found.values()), key=np.mean)
+    best = max((outcome.judged for outcome in found.values()), key=np.mean)
     return tuple(
-        Crowd(
-            n,
-            estimate(o.reward),
-            estimate(o.judged),
-            estimate(o.judged - plain),
-            estimate(best - o.judged),
-        )
-        for n, o in found.items()
+        Crowd(n, *_means(outcome, found[1]), estimate(best - outcome.judged))
+        for n, outcome in found.items()
+    )
+
+
+def _means(outcome: Outcome, plain: Outcome) -> tuple[Estimate, ...]:
+    """Of reward and judge, and of both above the plain call's."""
+    return (
+        estimate(outcome.reward),
+        estimate(outcome.judged),
+        estimate(outcome.reward - plain.reward),
+        estimate(outcome.judged - plain.judged),
     )
 
 
