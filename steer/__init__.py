@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         reward as reward,
     )
     from steer.rewards.thresholds.threshold import Threshold as Threshold
+    from steer.search import picks as picks
 
 _HOME = {
     "guided": "pipeline.guided",
@@ -64,6 +65,7 @@ _FOLDERS = {
     "rewards": "rewards",
     "denoisers": "driver.denoisers",
     "errors": "core.errors",
+    "picks": "search.picks",
     "pipeline": "pipeline",
     "shapes": "shapes",
     "tune": "tune",

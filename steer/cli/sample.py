@@ -88,6 +88,14 @@ Blend = Annotated[
         help="How tuned and untuned combine: 'RLG(2.0)', 'SwitchAt(0.5)', ...", show_default=False
     ),
 ]
+Preview = Annotated[
+    str | None,
+    typer.Option(
+        help="What decodes previews: 'vae' (the pipeline's own), 'tiny', 'linear', or the folder "
+        "or hub id of an AutoencoderTiny.",
+        show_default=False,
+    ),
+]
 Base = Annotated[bool, typer.Option(help="Also draw the plain call's image, to compare with.")]
 
 
@@ -111,6 +119,7 @@ def sample(
     base: Base = True,
     tuned: Tuned = None,
     blend: Blend = None,
+    preview: Preview = None,
 ) -> None:
     """Draw prompts with a pipeline, steered by a reward.
 
@@ -146,6 +155,7 @@ def sample(
             base=base,
             tuned=tuned,
             blend=blend,
+            preview=preview,
         )
         usable(out)
         with held(out):

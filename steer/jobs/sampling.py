@@ -73,6 +73,7 @@ class Sampler:
             keep_images=True,
             tuned=job.tuned,
             blend=blend,
+            preview=job.preview,
         )
 
     def _effort(self, blend: Blend | None) -> dict[str, Any]:

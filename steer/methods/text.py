@@ -16,6 +16,7 @@ Written: TypeAlias = str | Mapping[str, Any]
 """A method as text (`"SMC(8, lam=2.0)"`), or as YAML has it (`{"SMC": {"n": 8, "lam": 2.0}}`)."""
 
 _PREDICATES = ("at", "between", "every")
+_PICKS = ("Best", "Diverse", "Pessimistic", "Quantile", "SoftBest")
 _PARTS = ("GradientProposal", "ReNO", "Sphere", "ZeroOrder")
 """What may stand inside a method, besides further methods and step predicates."""
 
@@ -112,6 +113,7 @@ def _known_methods() -> tuple[dict[str, type[Method]], dict[str, Any]]:
     """All methods by name, and what may stand inside them."""
     import steer.methods as exported
     from steer.core import when
+    from steer.search import picks
 
     found = {name: getattr(exported, name) for name in exported.__all__}
     methods = {
@@ -120,6 +122,7 @@ def _known_methods() -> tuple[dict[str, type[Method]], dict[str, Any]]:
         if isinstance(value, type) and issubclass(value, Method) and value is not Method
     }
     parts = {name: found[name] for name in _PARTS}
+    parts |= {name: getattr(picks, name) for name in _PICKS}
     return methods, parts | {name: getattr(when, name) for name in _PREDICATES}
 
 

@@ -12,11 +12,13 @@ from steer.core.costs import Unit
 from steer.core.errors import SteerError
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
+from steer.driver.decoding.previews import preview_decoder
 from steer.driver.facts import makes_videos, named_device
 from steer.methods.default import for_compute
 from steer.pipeline.planning.plans import as_plans
 from steer.rewards.registry import resolve
 from steer.search.method import Method
+from steer.search.picks.base import check_pick
 
 
 COMPUTE = 4.0
@@ -66,6 +68,10 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
     if name == "judges":
         judges = value if isinstance(value, list | tuple) else [] if value is None else [value]
         return [resolve_reward(judge, own["pipe"]) for judge in judges]
+    if name == "select" and value is not None:
+        check_pick("select", value)
+    if name == "preview":
+        return preview_decoder(own["pipe"], value)
     if name in ("method", "compute"):
         effort = {"method": own.get("method"), "compute": own.get("compute"), name: value}
         check_effort(effort["method"], effort["compute"])

@@ -38,6 +38,7 @@ from steer.search.method import Method
 if TYPE_CHECKING:
     from steer.driver.denoisers.blend import Blend
     from steer.driver.denoisers.models import Models
+    from steer.search.picks.base import Pick
 
 
 class Guided:
@@ -49,7 +50,8 @@ class Guided:
 
     Attributes:
         pipe: The pipeline.
-        reward, method, compute, judges, ...: As given to `guided`.
+        reward, method, compute, select, judges, ...: As given to `guided`.
+        preview: The decoder of previews; `None` for the pipeline's own.
         widths, weights: What its calls have taught about batches, and about costs.
         models: Tuned and untuned denoisers and their blend; `None` without `tuned` and `blend`.
         report: Of the latest call, also where that returned a tuple.
@@ -62,9 +64,11 @@ class Guided:
             "method",
             "compute",
             "compute_unit",
+            "select",
             "judges",
             "lane_width",
             "keep_images",
+            "preview",
             "plans",
         )
     ) | {"models", "report", "widths", "weights", "_refused"}
@@ -76,20 +80,24 @@ class Guided:
         *,
         method: Method | None = None,
         compute: float | None = None,
+        select: Pick | None = None,
         judge: Any = None,
         compute_unit: Unit = "flops",
         lane_width: int | None = None,
         keep_images: bool = False,
+        preview: Any = None,
         tuned: Any = None,
         blend: Blend | str | None = None,
         plans: Plans | str | Path | None = None,
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
         self.reward, self.judges = reward, judge
-        self.method, self.compute, self.compute_unit = method, compute, compute_unit
+        self.method, self.compute = method, compute
+        self.compute_unit: Unit = compute_unit
+        self.select = select
         self.plans: Any = plans
         self.report: Report | None = None
-        self.lane_width, self.keep_images = lane_width, keep_images
+        self.lane_width, self.keep_images, self.preview = lane_width, keep_images, preview
         self.widths, self.weights = Widths(), Weights()  # what calls have taught
         self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in
         self.models: Models | None = None
@@ -234,10 +242,12 @@ def guided(
     *,
     method: Method | None = None,
     compute: float | None = None,
+    select: Pick | None = None,
     judge: Any = None,
     compute_unit: Unit = "flops",
     lane_width: int | None = None,
     keep_images: bool = False,
+    preview: Any = None,
     tuned: Any = None,
     blend: Blend | str | None = None,
     plans: Plans | str | Path | None = None,
@@ -251,6 +261,8 @@ def guided(
             `(images, prompts) -> (B,)`, a dict of weights, or a `Reward`.
         method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out.
         compute: What to spend at most, in plain calls with their decode (default 4).
+        select: Which finished candidates are returned, such as `steer.picks.Quantile(n_eff=8)`, or
+            `steer.picks.Diverse()` for several different images; the best if left out.
         judge: One or more further rewards that nobody optimises, for the report.
         compute_unit: What `compute` counts: `"flops"`, which torch counts once per pipeline and
             size (denoiser, decodes, scores, gradients), or denoiser `"rows"` alone, as papers do.
@@ -259,6 +271,10 @@ def guided(
             Results do not depend on it. Where each of several prompts has its own image, mask or
             the like, it is 1.
         keep_images: Keep small previews in the trace.
+        preview: What decodes x0 previews and the ends of short runs: the pipeline's own VAE ("vae"
+            or None), the tiny autoencoder of its latents ("tiny"), a linear map ("linear"), a
+            folder or hub id of an AutoencoderTiny, or a torch module with `decode`. Finished images
+            are always decoded by the pipeline's own.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a denoiser,
             a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
@@ -273,20 +289,23 @@ def guided(
 
     Raises:
         UnsupportedPipelineError: Not a pipeline with a scheduler.
-        CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit.
+        CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit; a tiny
+            autoencoder that cannot be loaded.
         PlansError: Plans that cannot be read, or were made for another pipeline or reward.
         ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `lane_width`
-            below 1, a blend without its tuned denoiser.
+            below 1, a blend without its tuned denoiser, a `preview` that does not fit.
     """
     return Guided(
         pipe,
         reward,
         method=method,
         compute=compute,
+        select=select,
         judge=judge,
         compute_unit=compute_unit,
         lane_width=lane_width,
         keep_images=keep_images,
+        preview=preview,
         tuned=tuned,
         blend=blend,
         plans=plans,

@@ -9,6 +9,7 @@ from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Reward
 from steer.driver.call import Call
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.noise import Source
 from steer.driver.safety import check_of
 from steer.driver.seeds import call_seeds
@@ -23,6 +24,7 @@ from steer.search.method import Method
 
 if TYPE_CHECKING:
     from steer.driver.denoisers.models import Models
+    from steer.search.picks.base import Pick
 
 
 class Settings(Protocol):
@@ -33,8 +35,10 @@ class Settings(Protocol):
     method: Method | None
     compute: float | None
     compute_unit: Unit
+    select: Pick | None
     lane_width: int | None
     keep_images: bool
+    preview: PreviewDecoder | None
     models: Models | None
     plans: Plans | None
     widths: Widths
@@ -82,6 +86,7 @@ def prepare(
         reward=given.reward,
         judges=given.judges,
         method=method,
+        select=given.select,
         source=Source(
             call.pipe,
             prompts=call.prompts,
@@ -102,6 +107,7 @@ def prepare(
         unit=given.compute_unit,
         plans=given.plans,
         weights=given.weights,
+        previewer=given.preview,
         models=given.models,
         ledger=Ledger(cfg_rows=call.guidance_rows),
         trace=Trace(keep_images=given.keep_images),

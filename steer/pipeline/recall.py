@@ -24,6 +24,7 @@ from steer.core.types import Name, Population, Query
 from steer.driver.call import Call
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import decoding_of
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import uses_guidance
 from steer.driver.grid import Schedule
 from steer.driver.model import Model
@@ -52,7 +53,14 @@ def recall(call: Call, run: Run) -> Any:
         images=run.images,
         lane_width=1,
         model=Finished(run.pipe, Asked(run.values, run.source.prepared), calls=calls),
-        judging=Judging(run.reward, run.texts, run.ledger, run.trace, keeps_base=bool(run.judges)),
+        judging=Judging(
+            run.reward,
+            run.texts,
+            run.ledger,
+            run.trace,
+            keeps_base=bool(run.judges),
+            picking=run.picking,
+        ),
         draw_latents=_tickets,
         make_solver=_no_solver,
         starts=Starts(run.source.seeds),
@@ -212,11 +220,11 @@ class Finished(Model):
 
     calls: Calls | None = None
 
-    def decode(self, latents: Tensor, grad: bool = False) -> Any:
+    def decode(self, latents: Tensor, grad: bool = False, by: PreviewDecoder | None = None) -> Any:
         """The images of these tickets, or what else the pipeline makes."""
         assert self.calls is not None
         if latents.is_floating_point():
-            return super().decode(latents, grad)
+            return super().decode(latents, grad, by)
         return self.calls.images([(prompt, particle) for prompt, particle in latents.tolist()])
 
 

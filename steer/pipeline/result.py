@@ -76,6 +76,7 @@ def finish(
         interrupted=interrupted,
         denoiser="base" if run.models is None else run.models.name,
         prompts=run.texts,
+        select=run.select,
     )
     if not isinstance(output, tuple):
         with suppress(AttributeError):  # a pipeline of a user's own that returns a bare tensor

@@ -13,9 +13,11 @@ from steer.core.ledger import Ledger
 from steer.core.meter import Meter
 from steer.core.trace import Trace
 from steer.core.types import Name, Population, Reward
+from steer.core.warn import warn
 from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import Decoded
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import uses_guidance
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
@@ -23,6 +25,7 @@ from steer.driver.narrow import Checked
 from steer.driver.noise import Source
 from steer.driver.safety import Check
 from steer.driver.solver import Solver
+from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.plan import affordable, per_row
 from steer.pipeline.planning.plans import Plans
 from steer.pipeline.progress import Progress
@@ -31,6 +34,9 @@ from steer.search.clean import Clean
 from steer.search.context import Context
 from steer.search.judging import Judging
 from steer.search.method import Method
+from steer.search.picks.base import Pick
+from steer.search.picks.picking import Picking
+from steer.search.picks.ranks import Best
 from steer.search.starts import Starts
 
 
@@ -63,6 +69,8 @@ class Run:
         progress: What the pipeline's progress bar shows.
         made: Images by particle, where the pipeline was called again for each.
         decoded: Which of the returned rows the pipeline's decoder made NaN.
+        select: Which of the finished candidates are returned; `None` for the best.
+        previewer: What decodes previews; `None` for the pipeline's own decoder.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
 
@@ -91,12 +99,19 @@ class Run:
     chosen: list[Name] = field(default_factory=list)
     winners: Population | None = None
     made: Callable[[Sequence[Name]], Any] | None = None
+    select: Pick | None = None
+    previewer: PreviewDecoder | None = None
     models: Models | None = None
     decoded: Decoded | None = None
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
         self.progress = Progress(self.ledger, self.trace)
+
+    @property
+    def picking(self) -> Picking:
+        """The pick of this call, which has seen nothing yet."""
+        return Picking(self.select or Best(), self.source.seeds)
 
     @property
     def rows(self) -> int:
@@ -156,7 +171,7 @@ class Run:
 
     def _read_meter(self, ctx: Context, opening: Opening) -> None:
         """What the pipeline's first denoiser call cost, and what is known of the rest."""
-        self.weights.meter(ctx.meter, self.pipe, self.reward, opening.latents)
+        self.weights.meter(ctx.meter, self.pipe, self.reward, opening.latents, self.previewer)
         if flops := self.counted():
             rows = self.ledger.denoiser_rows + self.ledger.checked_rows
             ctx.meter.known["row"] = flops / rows
@@ -176,6 +191,16 @@ class Run:
         drafts = plan(True).suits(ctx)
         self.method = plan(drafts)
         self.weights.note(self.pipe, self.values, costs, drafts)
+        if compute > 1 and self.method == BestOfN(1):
+            least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(
+                self.models, self.steps
+            )
+            message = (
+                f"compute={compute:g}: two candidates cost {least:.2f} plain calls here, decodes "
+                "and scores included, so this is the plain image; give more, or "
+                "compute_unit='rows' to count the denoiser alone"
+            )
+            warn(message, stacklevel=8)
 
     def choose(self, winners: Population) -> None:
         """Note the winners."""
@@ -195,11 +220,12 @@ class Run:
         return repr(self.method) if self.models is None else "a call with tuned weights"
 
     def _context(self, opening: Opening) -> Context:
+        asked = Asked(self.values, self.source.prepared)
         return Context(
             steps=opening.schedule,
             images=self.images,
             lane_width=self.lane_width,
-            model=Model(self.pipe, Asked(self.values, self.source.prepared), opening.finish),
+            model=Model(self.pipe, asked, opening.finish, self.previewer),
             judging=Judging(
                 self.reward,
                 self.texts,
@@ -207,6 +233,7 @@ class Run:
                 self.trace,
                 keeps_base=bool(self.judges),
                 check=self.check,
+                picking=self.picking,
                 meter=Meter(self.ledger),
             ),
             clean=Clean() if self.latent and opening.schedule[-1].ends_in_noise else None,

@@ -8,6 +8,7 @@ from steer.core.lazy import lazy_names
 
 
 if TYPE_CHECKING:
+    from steer.rewards.combine.augmented import Augmented as Augmented
     from steer.rewards.combine.minimum import AtLeast as AtLeast
     from steer.rewards.frames import PerFrame as PerFrame
     from steer.rewards.registry import (
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
         reward as reward,
     )
     from steer.rewards.thresholds.calibration import Calibration as Calibration
+    from steer.rewards.thresholds.hedge import Hedge as Hedge, hedge as hedge
     from steer.rewards.thresholds.pilots import Pilots as Pilots
     from steer.rewards.thresholds.scores import Scores as Scores
     from steer.rewards.thresholds.threshold import Threshold as Threshold
 
 _MODULES = {
     "AtLeast": "steer.rewards.combine.minimum",
+    "Augmented": "steer.rewards.combine.augmented",
     "available_rewards": "steer.rewards.registry",
     "Calibration": "steer.rewards.thresholds.calibration",
+    "Hedge": "steer.rewards.thresholds.hedge",
+    "hedge": "steer.rewards.thresholds.hedge",
     "PerFrame": "steer.rewards.frames",
     "Pilots": "steer.rewards.thresholds.pilots",
     "register_reward": "steer.rewards.registry",

@@ -20,6 +20,7 @@ from steer.rewards.function import FunctionReward
 BUILT_IN = {
     "aesthetic": "steer.rewards.models.aesthetic:aesthetic",
     "aesthetic-v1": "steer.rewards.models.aesthetic:aesthetic_v1",
+    "augmented:*": "steer.rewards.registry:augmented",
     "clip:*": "steer.rewards.models.clip:clip",
     "compressibility": "steer.rewards.models.compressibility:compressibility",
     "hpsv2": "steer.rewards.models.hpsv2:hpsv2",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from steer.core.types import Reward
+from steer.rewards.combine.augmented import Augmented
 from steer.rewards.combine.minimum import AtLeast, parts_by_name
 from steer.rewards.combine.mixtures import mixture
 from steer.rewards.frames import for_videos
@@ -54,8 +55,8 @@ def reward(
         device: For names; default the accelerator if there is one.
         dtype: Precision of the weights, for names; default float32.
         combine: How a dict becomes one score: the weighted `"sum"` (default), the weighted mean of
-            per-prompt ranks (`"rank"`), or the weighted sum of per-prompt z-scores
-            (`"standardise"`).
+            per-prompt ranks (`"rank"`) or the smallest of them (`"worst"`), the weighted sum of
+            per-prompt z-scores (`"standardise"`) or their mean less one deviation (`"bound"`).
         clip_gradient: For weighted sums: largest norm of each part's image gradient; see
             `WeightedReward`.
         minimum, penalty: Scores that other rewards must keep, `{"aesthetic": 5.0}`; see `AtLeast`.
@@ -93,6 +94,17 @@ def resolve(spec: Any, device: str | torch.device | None = None, *, videos: bool
     """
     made = reward(spec, device=device)
     return for_videos(made) if videos else made
+
+
+def augmented(name: str, /, **options: Any) -> Augmented:
+    """`Augmented` of a named reward; what `"augmented:<name>"` stands for.
+
+    Args:
+        name: Of the reward inside.
+        **options: Those of `Augmented` (`n`, `shift`, `brightness`, `noise`), and the inner ones.
+    """
+    own = {key: options.pop(key) for key in ("n", "shift", "brightness", "noise") if key in options}
+    return Augmented(reward(name, **options), **own)
 
 
 def _make(spec: Any, options: dict[str, Any]) -> Reward:

@@ -1,8 +1,8 @@
 """Mixtures of rewards as text: one grammar for names, the command line, and configurations.
 
-    mixture = terms | kind "(" terms ")"        kind = "rank" | "standardise"
+    mixture = terms | kind "(" terms ")"        kind = "rank" | "worst" | "standardise" | "bound"
     terms   = term ("," term)*
-    term    = part "=" weight | part            a part alone has weight 1, in rank and standardise
+    term    = part "=" weight | part            a part alone has weight 1, in a kind's brackets
     part    = name | kind "(" terms ")" | "(" terms ")"
 
 So `hpsv2=0.7,clip:ViT-B-32:openai=0.3` is a weighted sum and `rank(hpsv2,pickscore=0.5)` a rank
@@ -20,11 +20,11 @@ from typing import Literal, TypeAlias
 from steer.rewards.weights import is_finite
 
 
-Kind: TypeAlias = Literal["sum", "rank", "standardise"]
-KINDS: tuple[Kind, ...] = ("sum", "rank", "standardise")
+Kind: TypeAlias = Literal["sum", "rank", "worst", "standardise", "bound"]
+KINDS: tuple[Kind, ...] = ("sum", "rank", "worst", "standardise", "bound")
 
 _WAY_OUT = "write for example 'hpsv2=0.7,clip:ViT-B-32:openai=0.3' or 'rank(hpsv2,pickscore=0.5)'"
-_BY_PREFIX: dict[str, Kind] = {"rank": "rank", "standardise": "standardise", "": "sum"}
+_BY_PREFIX: dict[str, Kind] = {"": "sum", **dict(zip(KINDS[1:], KINDS[1:], strict=True))}
 _CALL = re.compile(rf"({'|'.join(_BY_PREFIX)})\s*\((.*)\)", re.S)
 
 
@@ -33,7 +33,8 @@ class Mixture:
     """What a text says: how scores become one, and the weight of every part.
 
     Attributes:
-        kind: The weighted `"sum"`, the mean of `"rank"`s, or `"standardise"` for z-scores.
+        kind: The weighted `"sum"`; the mean of ranks, `"rank"`, or the smallest, `"worst"`; the
+            sum of z-scores, `"standardise"`, or their lower bound, `"bound"`.
         weights: By part: a reward's name, or the text of a mixture within the mixture.
     """
 

@@ -22,6 +22,8 @@ from steer.driver.safety import Check
 from steer.rewards.frames import count_images
 from steer.rewards.parts import Parts, combine_parts, is_relative, parts_of
 from steer.search.glimpses import Glimpses
+from steer.search.picks.picking import Picking
+from steer.search.picks.ranks import Best
 
 
 _PREVIEW = 96  # longest side of the previews that a trace keeps
@@ -44,6 +46,7 @@ class Judging:
         nan: Particles whose final image has NaN pixels; it was not scored.
         base: Final image or video of particle 0 per prompt, where it was decoded.
         glimpses: What final images looked like.
+        picking: Which candidates are returned.
         meter: What one of each costs in FLOPs.
         asked: The step of the latest denoiser call, for errors.
     """
@@ -61,6 +64,7 @@ class Judging:
     asked: Step | None = None
     meter: Meter = field(default_factory=Meter)
     glimpses: Glimpses = field(default_factory=Glimpses)
+    picking: Picking = field(default_factory=Picking)
     _watchers: list[Callable[[Population, Tensor], None]] = field(default_factory=list)
     _finished: dict[Name, dict[str, float]] = field(default_factory=dict)
 
@@ -207,11 +211,11 @@ class Judging:
 
     def top(self, ids: Sequence[Name], values: Sequence[float], count: int) -> list[int]:
         """Rows of the `count` best of every prompt, best first; flagged particles come last."""
-        keys = [(name in self.flagged, -value) for name, value in zip(ids, values, strict=True)]
-        best: list[int] = []
-        for rows in rows_by_prompt(ids).values():
-            best += sorted(rows, key=keys.__getitem__)[:count]
-        return best
+        return self.picking.rows(ids, values, self.flagged, count, pick=Best())
+
+    def pick(self, ids: Sequence[Name], values: Sequence[float], count: int) -> list[int]:
+        """Rows of the `count` of every prompt that the call's pick chooses; flagged come last."""
+        return self.picking.rows(ids, values, self.flagged, count)
 
     def record(self, images: Tensor, ids: Sequence[Name]) -> None:
         """Score finished images and remember it."""
@@ -260,7 +264,8 @@ class Judging:
         return torch.tensor([self.finals[name] for name in ids], device=device)
 
     def _keep(self, images: Tensor, ids: Sequence[Name], step: Step | None) -> None:
-        """Small previews for the trace, and the base image for the judges."""
+        """Small previews for the trace, the base image for the judges, features for the pick."""
+        self.picking.look(images, ids, step)
         if step is None and self.keeps_base:
             self.base |= {p: images[row] for row, (p, k) in enumerate(ids) if k == 0}
         if step is None:

@@ -11,6 +11,8 @@ import torch
 from families import arguments, build
 from torch import Tensor
 
+from steer.core.ledger import Ledger
+from steer.core.meter import Meter
 from steer.core.sphere import angles, radius, tangent
 from steer.core.types import Population, Search, Step
 from steer.methods.noise.ascent import ReNO, Sphere
@@ -168,6 +170,10 @@ class Toy:
 
     def __init__(self) -> None:
         self.starts = Starts(seeds=(5,))
+        self.ledger, self.meter = Ledger(), Meter()
+
+    def backward(self, step: Step, rows: int) -> Any:
+        return self.meter.count("row_backward", rows)
 
     def denoise(self, population: Population, step: Step, grad: bool = False) -> Any:
         yield from ()

@@ -124,14 +124,6 @@ def disagreement(means: np.ndarray) -> list[int]:
     return np.argsort(-np.ptp(means, axis=0), kind="stable").tolist()
 
 
-def _multiple(ledgers: Sequence[Mapping[str, Any]], rows: float) -> float:
-    """Plain calls by FLOPs, where every record counted them; else by rows."""
-    plain = [float(ledger.get("plain_flops") or 0) for ledger in ledgers]
-    if not all(plain):
-        return rows
-    return math.fsum(sum(g["flops"].values()) for g in ledgers) / math.fsum(plain)
-
-
 def costs(records: Sequence[Sequence[Mapping[str, Any]]], plain_rows: int) -> list[dict[str, Any]]:
     """What an image cost per arm, on average over its records.
 
@@ -149,7 +141,7 @@ def costs(records: Sequence[Sequence[Mapping[str, Any]]], plain_rows: int) -> li
         rows = mean([ledger["equivalent_rows"] for ledger in ledgers])
         found.append(
             {
-                "multiple": _multiple(ledgers, rows / plain_rows),
+                "multiple": rows / plain_rows,
                 "denoiser_rows": mean([g["denoiser_rows"] for g in ledgers]),
                 "backward_rows": mean([g["backward_rows"] for g in ledgers]),
                 "cfg_rows": max(g["cfg_rows"] for g in ledgers),

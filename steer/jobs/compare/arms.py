@@ -97,6 +97,7 @@ class Painter:
             studio.reward,
             **effort(arm, self.steps, extra.get("blend")),
             lane_width=shared.lane_width,
+            preview=arm.preview,
             **extra,
         )
 

@@ -157,7 +157,11 @@ class NoiseSearch(Method):
                 scores |= yield from self._glance(ctx, fresh)
                 continue
             done = yield from sample_all(ctx, fresh)
-            best = ctx.winners(done if best is None else Population.join([best, done]))
+            best = done if best is None else Population.join([best, done])
+            if ctx.judging.picking.is_best:
+                best = ctx.winners(best)
+            else:
+                ctx.evaluate(best)
             scores = ctx.finals
         if best is None:
             rows = [row for own in _ranking(noises, scores) for row in own[: ctx.images]]

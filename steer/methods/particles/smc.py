@@ -144,6 +144,8 @@ class SMC(Method):
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Filter, then choose among the final particles."""
         cloud = yield from self.filter(ctx, start)
+        if self.choose == "sample":
+            ctx.judging.picking.refuse("choose='sample'")
         if self.choose == "best" or cloud.size <= ctx.images:
             return ctx.winners(cloud.population)
         return cloud.draw(ctx, ctx.images)

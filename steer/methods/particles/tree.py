@@ -168,6 +168,8 @@ class Tree(Method):
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Grow a tree per prompt, then take its best leaves, or sample some."""
+        if self.choose == "sample":
+            ctx.judging.picking.refuse("choose='sample'")
         groves = yield from self.grow(ctx, start)
         taken = [leaf for grove in groves for leaf in self._leaves(ctx, grove)]
         x = torch.stack([leaf.x for leaf in taken if leaf.x is not None])
@@ -227,8 +229,9 @@ class Tree(Method):
     def _leaves(self, ctx: Context, grove: Grove) -> list[Node]:
         """The answer for one prompt."""
         if self.choose == "best":
-            ranked = sorted(grove.leaves, key=lambda leaf: ctx.judging.rank(leaf.name))
-            return ranked[: ctx.images]
+            names = [leaf.name for leaf in grove.leaves]
+            values = [ctx.judging.final(name) for name in names]
+            return [grove.leaves[row] for row in ctx.judging.pick(names, values, ctx.images)]
         seed = row_seed(ctx.starts.seeds[grove.prompt], _CHOOSING)
         generator = torch.Generator().manual_seed(seed)
         chosen = without_replacement(grove.log_shares()[None], ctx.images, generator)

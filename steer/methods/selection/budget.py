@@ -164,15 +164,17 @@ class Purse:
 
 @dataclass(eq=False)
 class Finished:
-    """The best finished particles per prompt, with their clean latents."""
+    """The finished particles per prompt that may be returned, with their clean latents."""
 
     ctx: Context
     rows: dict[int, dict[Name, Tensor]] = field(default_factory=dict)
 
     def see(self, population: Population, values: Tensor) -> None:
-        """More of them; only the best `ctx.images` per prompt are kept."""
+        """More of them; where the best are returned, only `ctx.images` per prompt are kept."""
         for name, x in zip(population.ids, population.x.unbind(), strict=True):
             self.rows.setdefault(name[0], {})[name] = x
+        if not self.ctx.judging.picking.is_best:
+            return
         for prompt, own in self.rows.items():
             names = sorted(own, key=self.ctx.judging.rank)
             self.rows[prompt] = {name: own[name] for name in names[: self.ctx.images]}
@@ -182,8 +184,10 @@ class Finished:
         return all(len(self.rows.get(prompt, ())) >= self.ctx.images for prompt in prompts)
 
     def population(self, prompts: Sequence[int]) -> Population:
-        """The best, prompt by prompt."""
+        """What is returned, prompt by prompt."""
         names = [name for prompt in prompts for name in self.rows[prompt]]
+        values = [self.ctx.judging.final(name) for name in names]
+        names = [names[row] for row in self.ctx.judging.pick(names, values, self.ctx.images)]
         return Population(torch.stack([self.rows[n[0]][n] for n in names]), tuple(names))
 
 

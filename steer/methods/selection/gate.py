@@ -151,7 +151,7 @@ class Gate(Around):
             lacking = {p: _lacking(ctx, ended, p) if last else 0 for p in waiting}
             done = yield from self._round(ctx, population, lacking)
             ended = Population.join([ended, done])
-            best = _best_images(ctx, ended)
+            best = self._chosen(ctx, ended)
             waiting = [p for p in waiting if not _verdict(ctx, best, p, self.level)]
             if not waiting or last:
                 break
@@ -166,6 +166,17 @@ class Gate(Around):
         if self.calibration is None:
             return (yield from self.method(ctx, start))
         return (yield from sample_hopeful(ctx, start, self.calibration, lacking))
+
+    def _chosen(self, ctx: Context, ended: Population) -> Population:
+        """`ctx.images` per prompt: the best winners of the rounds, or the pick of all finished ones
+        where rounds choose none; as they are where no prompt has more."""
+        values = ctx.evaluate(ended)
+        counts = [sum(name[0] == prompt for name in ended.ids) for prompt in ended.prompts]
+        if max(counts, default=0) <= ctx.images:
+            return ended
+        if self.calibration is None:
+            return ended.take(ctx.top(ended, values, ctx.images))
+        return ended.take(ctx.judging.pick(ended.ids, values.tolist(), ctx.images))
 
     def _check(self, ctx: Context) -> None:
         """Refuse at the first step, not after a round."""
@@ -191,15 +202,6 @@ class Gate(Around):
 def _lacking(ctx: Context, ended: Population, prompt: int) -> int:
     """How many images of a prompt are not finished yet."""
     return max(ctx.images - sum(name[0] == prompt for name in ended.ids), 0)
-
-
-def _best_images(ctx: Context, ended: Population) -> Population:
-    """The best finished particles, `ctx.images` per prompt; as they are where none has more."""
-    values = ctx.evaluate(ended)
-    counts = [sum(name[0] == prompt for name in ended.ids) for prompt in ended.prompts]
-    if max(counts, default=0) <= ctx.images:
-        return ended
-    return ended.take(ctx.top(ended, values, ctx.images))
 
 
 def _verdict(ctx: Context, best: Population, prompt: int, threshold: Any) -> bool:

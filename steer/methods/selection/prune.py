@@ -16,6 +16,8 @@ from steer.core.types import Population, Search, Step
 from steer.search.context import Context
 from steer.search.guidance import leave_plain_names
 from steer.search.method import Method
+from steer.search.picks.base import Pick, check_pick
+from steer.search.picks.ranks import Best
 from steer.search.short_runs import run, short_grid
 from steer.search.starts import FIRST_MADE
 
@@ -53,6 +55,8 @@ class Prune(Method):
             step become one, and one on the last step is none.
         strides: Denoiser calls up to the first cut, its own included, at least 2; `None` for every
             step. Where that cut comes after no more steps than that, every one is a stride.
+        select: Which go on after a cut, such as `steer.picks.Diverse()`; `None` for the best. What
+            is returned in the end is the call's own `select`.
 
     Raises:
         ValueError: Numbers that are none, lists that differ in length or order; when called:
@@ -65,6 +69,7 @@ class Prune(Method):
     keep: tuple[int, ...] = (4, 2)
     at: tuple[float, ...] = _CUTS
     strides: int | None = None
+    select: Pick | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", _sequence("keep", self.keep))
@@ -83,6 +88,8 @@ class Prune(Method):
                 f"{_EXAMPLE}"
             )
         rising_fractions("at", self.at, _EXAMPLE)
+        if self.select is not None:
+            check_pick("select", self.select)
         self._check_strides()
 
     def _check_strides(self) -> None:
@@ -167,6 +174,7 @@ class Prune(Method):
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """All particles side by side, fewer after every cut."""
+        ctx.judging.picking.watch(self.select)
         first = self._first_cut(len(ctx.steps))
         begin = 0 if self.strides is None else self._begin(ctx, first)
         if begin:
@@ -183,11 +191,24 @@ class Prune(Method):
             output = yield from ctx.denoise(alive, step)
             if step.index in cuts:
                 previews = alive.at(step.x0(alive.x, output))
-                rows = _best(ctx, previews, step, cuts[step.index] * ctx.images)
+                rows = self._survivors(ctx, previews, step, cuts[step.index] * ctx.images)
                 solver.gather(rows)
                 alive, output = alive.take(rows), output[rows]
             alive = alive.at(solver.step(step, alive.x, output, alive.ids))
         return ctx.winners(alive)
+
+    def _survivors(self, ctx: Context, previews: Population, step: Step, count: int) -> list[int]:
+        """Rows to keep, in their old order."""
+        if count * len(previews.prompts) >= len(previews):
+            return list(range(len(previews)))
+        values, judging = ctx.evaluate(previews, step).tolist(), ctx.judging
+        pick = self.select or Best()
+        found = judging.picking.rows(
+            previews.ids, values, judging.flagged, count, pick=pick, step=step
+        )
+        rows = sorted(found)
+        ctx.trace.tell_choice(previews.ids, rows, step.index)
+        return rows
 
     def _first_cut(self, steps: int) -> int:
         """Index of the step with the first cut; 0 where there is none."""
@@ -212,15 +233,6 @@ class Prune(Method):
                 "write strides=3, or another at="
             )
         return first - 1
-
-
-def _best(ctx: Context, previews: Population, step: Step, count: int) -> list[int]:
-    """Rows to keep, in their old order."""
-    if count * len(previews.prompts) >= len(previews):
-        return list(range(len(previews)))
-    rows = sorted(ctx.top(previews, ctx.evaluate(previews, step), count))
-    ctx.trace.tell_choice(previews.ids, rows, step.index)
-    return rows
 
 
 def _check_beginning(ctx: Context, index: int) -> None:

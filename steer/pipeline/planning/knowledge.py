@@ -91,7 +91,7 @@ def crowds(pool: Pool) -> tuple[Crowd, ...]:
     )
 
 
-def _means(outcome: Outcome, plain: Outcome) -> tuple[Estimate, ...]:
+def _means(outcome: Outcome, plain: Outcome) -> tuple[Estimate, Estimate, Estimate, Estimate]:
     """Of reward and judge, and of both above the plain call's."""
     return (
         estimate(outcome.reward),

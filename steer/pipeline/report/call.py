@@ -21,6 +21,7 @@ from steer.pipeline.report.page import inline, render, reward_over_time, seconds
 from steer.pipeline.report.plots import number
 from steer.pipeline.report.views import CostView, ImageView, JudgeView, PromptView, RunView
 from steer.search.method import Method
+from steer.search.picks.base import Pick
 
 
 _MOST_STAGES = 16
@@ -28,14 +29,37 @@ _MOST_STAGES = 16
 
 def text(report: Report) -> str:
     """How a call went, for a terminal: rewards, every prompt's way, and the cost."""
-    lines = [f"{report.method!r}, reward {report.reward}, lane width {report.lane_width}"]
+    select = "" if report.select is None else f", select {report.select!r}"
+    lines = [f"{report.method!r}, reward {report.reward}{select}, lane width {report.lane_width}"]
     lines += [note for note in genealogy.notes(report.trace.events)]
     for prompt, words in enumerate(report.prompts):
         lines += ["", *_prompt_text(report, prompt, words)]
     for name in report.judges:
         base, guided = report.base_judges[name], report.judges[name]
         lines += ["", f"Judge {name}: {_means(base)} → {_means(guided)}"]
+    lines += alarms(report)
     return "\n".join([*lines, "", *_cost_text(_cost(report))])
+
+
+def alarms(report: Report) -> list[str]:
+    """A line for every judge that likes the returned images less than the plain ones, though the
+    reward likes them more; over the prompts whose plain image was finished."""
+    found = []
+    for name, scores in report.judges.items():
+        bases = zip(report.base_reward, report.base_judges[name], strict=True)
+        known = {p: base for p, base in enumerate(bases) if None not in base}
+        rows = [row for row, (prompt, _) in enumerate(report.chosen) if prompt in known]
+        if not rows:
+            continue
+        before = np.array([known[report.chosen[row][0]] for row in rows], dtype=float).mean(0)
+        after = np.array([(report.rewards[row], scores[row]) for row in rows]).mean(0)
+        if after[0] > before[0] and after[1] < before[1]:
+            found.append(
+                f"Alarm: the reward rises ({number(before[0])} → {number(after[0])}) and judge "
+                f"{name} falls ({number(before[1])} → {number(after[1])}): the search may be "
+                "finding the reward's faults; see docs/over-optimisation.md"
+            )
+    return found
 
 
 def _prompt_text(report: Report, prompt: int, words: str) -> list[str]:
@@ -69,11 +93,12 @@ def _table(block: genealogy.Block) -> list[str]:
 def _cost_text(cost: CostView) -> list[str]:
     spent = ", ".join(f"{name} {seconds(value)}" for name, value in cost.parts)
     differentiated = f", {cost.backward_rows} differentiated" if cost.backward_rows else ""
+    previews = f"{cost.previews} previews by another decoder, " if cost.previews else ""
     shares = ", ".join(f"{name} {value:.2f}" for name, value in cost.shares)
     return [
         f"Cost: {cost.multiple:.2f} plain calls{f' in FLOPs: {shares}' if shares else ''}",
         f"Work: {cost.denoiser_rows} denoiser rows in {cost.denoiser_calls} calls{differentiated}, "
-        f"{cost.decodes} images decoded, {cost.reward_calls} scored",
+        f"{cost.decodes} images decoded, {previews}{cost.reward_calls} scored",
         f"Time: {seconds(cost.total_seconds)} ({spent}); peak memory {size(cost.peak_bytes)}",
     ]
 
@@ -144,6 +169,8 @@ def _run_view(report: Report, pictures: list[Image.Image]) -> RunView:
         "reward": report.reward,
         "lane_width": report.lane_width,
     }
+    if report.select is not None:
+        settings["select"] = repr(report.select)
     return RunView(
         title=prompts[0] if len(prompts) == 1 else f"{len(prompts)} prompts",
         kind="call",
@@ -188,7 +215,7 @@ def _prompt_view(report: Report, prompt: int, pictures: list[Image.Image]) -> Pr
         cost=CostView.of({}, report.steps * len(rows)),
         steps=report.steps,
         lines=genealogy.lineage(events, prompt),
-        notes=genealogy.notes(events) if prompt == 0 else (),
+        notes=(*genealogy.notes(events), *alarms(report)) if prompt == 0 else (),
     )
 
 
@@ -216,6 +243,7 @@ class Report:
         denoiser: Which denoiser answered: `"base"`, a tuned one's name, or a blend.
         interrupted: The pipeline was told to stop (`pipe._interrupt`); its images are unfinished.
         prompts: What the reward read.
+        select: How the returned images were chosen among the finished ones; `None` is the best.
 
     `print(report)` shows rewards over time, who descends from whom, and the cost.
     """
@@ -236,6 +264,7 @@ class Report:
     interrupted: bool = False
     denoiser: str = "base"
     prompts: list[str] = field(default_factory=list)
+    select: Pick | None = None
 
     def __str__(self) -> str:
         return text(self)

@@ -1,4 +1,7 @@
-"""Rewards on one scale by comparing the candidates of a prompt: mean ranks, or z-scores."""
+"""Rewards on one scale by comparing the candidates of a prompt: by ranks, or by z-scores.
+
+What they are worth against over-optimisation is the independence of their parts' failures.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steer.core.checks import positive
 from steer.rewards.base import Composite
 from steer.rewards.inputs import Images
 from steer.rewards.parts import Parts
@@ -61,26 +65,28 @@ class Ensemble(Composite):
     ) -> Tensor:
         """Compare within each group, and weigh; `(B,)` float32."""
         example = next(iter(parts.values()))
-        total = np.zeros(len(example))
         together = rows_by_group(groups, len(example))
-        for name, weight in self.weights.items():
-            if weight:
-                scores = self.score_part(name, parts, groups).detach().double().cpu().numpy()
-                total += self._share(scores, weight, together)
+        weights = {name: weight for name, weight in self.weights.items() if weight}
+        scaled = []
+        for name, weight in weights.items():
+            scores = self.score_part(name, parts, groups).detach().double().cpu().numpy()
+            scaled.append(self._scaled(np.sign(weight) * scores, together))
+        sizes = np.abs(np.array(list(weights.values())))
+        total = self.join(np.array(scaled), sizes)
         return torch.from_numpy(total).to(example.device, torch.float32)
 
-    def _share(self, scores: Floats, weight: float, groups: Sequence[NDArray[np.intp]]) -> Floats:
-        """One part's share of the total."""
-        share = np.full(len(scores), np.nan)
+    def _scaled(self, scores: Floats, groups: Sequence[NDArray[np.intp]]) -> Floats:
+        """One part's scores on the common scale; NaN where they are not finite."""
+        found = np.full(len(scores), np.nan)
         for rows in groups:
             rows = rows[np.isfinite(scores[rows])]
             if len(rows):
-                share[rows] = self.scale(np.sign(weight) * scores[rows])
-        return abs(weight) * share / self._norm
+                found[rows] = self.scale(scores[rows])
+        return found
 
-    @property
-    def _norm(self) -> float:
-        return 1.0
+    @abstractmethod
+    def join(self, scaled: Floats, weights: Floats) -> Floats:
+        """Parts `(parts, B)` on the common scale, of positive weights `(parts,)`, as one score."""
 
     @staticmethod
     @abstractmethod
@@ -99,9 +105,9 @@ class RankEnsemble(Ensemble):
     kind = "rank"
     range = (0.0, 1.0)
 
-    @property
-    def _norm(self) -> float:
-        return sum(map(abs, self.weights.values()))
+    def join(self, scaled: Floats, weights: Floats) -> Floats:
+        """The weighted mean of the ranks."""
+        return _weighted_sum(scaled, weights, sum(weights.tolist()))
 
     @staticmethod
     def scale(scores: Floats) -> Floats:
@@ -118,6 +124,20 @@ class RankEnsemble(Ensemble):
         return (rankdata(level) - 1) / (len(scores) - 1)
 
 
+class WorstRank(RankEnsemble):
+    """The smallest of the per-prompt ranks, in [0, 1]: good is what every part calls good.
+
+    A candidate that fools one part has the rank that the others give it. Ranks as in
+    `RankEnsemble`; weights only say which parts count, and which count against.
+    """
+
+    kind = "worst"
+
+    def join(self, scaled: Floats, weights: Floats) -> Floats:
+        """The smallest rank."""
+        return scaled.min(0)
+
+
 class Standardised(Ensemble):
     """Weighted sum of per-prompt z-scores: `(score - mean) / std` over a prompt's candidates.
 
@@ -127,6 +147,10 @@ class Standardised(Ensemble):
 
     kind = "standardise"
 
+    def join(self, scaled: Floats, weights: Floats) -> Floats:
+        """The weighted sum of the z-scores."""
+        return _weighted_sum(scaled, weights)
+
     @staticmethod
     def scale(scores: Floats) -> Floats:
         """Mean 0, standard deviation 1; zeros where there is no spread."""
@@ -134,6 +158,45 @@ class Standardised(Ensemble):
         if spread <= NOISE * np.abs(scores).max():
             return np.zeros(len(scores))
         return (scores - scores.mean()) / spread
+
+
+class LowerBound(Standardised):
+    """A lower confidence bound: weighted mean of the z-scores minus `kappa` times their deviation.
+
+    Where the parts disagree about a candidate, at least one is wrong, and nobody knows which. Both
+    are taken over the parts, by their weights; with equal weights the deviation of two parts is
+    half their difference, so that `kappa=1` is the smaller of the two.
+
+    Args:
+        terms, names: As for `Ensemble`.
+        kappa: Weight of the deviation, at least 0.
+
+    Raises:
+        ValueError: As `Ensemble`, or `kappa` is no finite number of at least 0.
+    """
+
+    kind = "bound"
+
+    def __init__(
+        self, terms: Sequence[Term], names: Sequence[str] | None = None, *, kappa: float = 1.0
+    ) -> None:
+        super().__init__(terms, names)
+        positive("kappa", kappa, zero=True, none=False)
+        self.kappa = kappa
+
+    def join(self, scaled: Floats, weights: Floats) -> Floats:
+        """Mean minus `kappa` deviations."""
+        shares = weights / weights.sum()
+        mean = _weighted_sum(scaled, shares)
+        return mean - self.kappa * np.sqrt(_weighted_sum(np.square(scaled - mean), shares))
+
+
+def _weighted_sum(scaled: Floats, weights: Floats, norm: float = 1.0) -> Floats:
+    """Over the parts, one after the other, as many as there are."""
+    total = np.zeros(scaled.shape[1])
+    for part, weight in zip(scaled, weights, strict=True):
+        total += weight * part / norm
+    return total
 
 
 def rows_by_group(groups: Sequence[Hashable] | None, count: int) -> list[NDArray[np.intp]]:

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steer.rewards.base import Composite, WeightedReward
-from steer.rewards.combine.ensemble import RankEnsemble, Standardised
+from steer.rewards.combine.ensemble import (
+    Ensemble,
+    LowerBound,
+    RankEnsemble,
+    Standardised,
+    WorstRank,
+)
 from steer.rewards.text import KINDS
 from steer.rewards.weights import Term
+
+
+_RELATIVE: dict[str, type[Ensemble]] = {
+    "rank": RankEnsemble,
+    "worst": WorstRank,
+    "standardise": Standardised,
+    "bound": LowerBound,
+}
 
 
 def mixture(
@@ -17,12 +31,12 @@ def mixture(
     combine: str = "sum",
     clip_gradient: float | None = None,
 ) -> Composite:
-    """A weighted sum, a rank ensemble or a sum of z-scores.
+    """A weighted sum, or a score that compares candidates.
 
     Args:
         terms: `(reward, weight)` pairs.
         names: How the parts are called; default their own names.
-        combine: `"sum"`, `"rank"` or `"standardise"`.
+        combine: `"sum"`, `"rank"`, `"worst"`, `"standardise"` or `"bound"`.
         clip_gradient: As in `WeightedReward`; for `"sum"` only.
 
     Raises:
@@ -37,4 +51,4 @@ def mixture(
             f"clip_gradient={clip_gradient!r} with combine={combine!r}: scores that compare "
             "candidates have no gradient; use combine='sum'"
         )
-    return (RankEnsemble if combine == "rank" else Standardised)(terms, names)
+    return _RELATIVE[combine](terms, names)

@@ -23,7 +23,8 @@ from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.clip.activation import trained_with_quick_gelu
 from steer.rewards.clip.encoder import Encoder, Source, load_encoder, quiet
 from steer.rewards.clip.fused import Fused, choose_tower, cosines
-from steer.rewards.clip.preprocess import Preprocess
+from steer.rewards.clip.preprocess import Preprocess, work_dtype
+from steer.rewards.inputs import Images, as_batches
 
 
 _log = logging.getLogger("steer")
@@ -68,6 +69,23 @@ class FeatureReward(BaseReward):
         self.preprocess = preprocess
         self.batch = check_batch(batch)
         self.device = encoder.device
+
+    @torch.no_grad()
+    def embed(self, images: Images) -> Tensor:
+        """The unit features of images, `(B, D)` float32, as `Diverse(features=reward.embed)` asks.
+
+        Args:
+            images: As the reward takes them, or videos `(B, F, 3, H, W)`: their middle frames.
+
+        Raises:
+            ValueError: Images that do not fit.
+        """
+        if isinstance(images, Tensor) and images.ndim == 5:
+            images = images[:, images.shape[1] // 2]
+        work = work_dtype(self.encoder.dtype)
+        parts = [p for batch in as_batches(images) for p in batch.split(self.batch or len(batch))]
+        moved = (part.to(self.device or part.device, work) for part in parts)
+        return torch.cat([self.encoder.images(self.preprocess(x)).float() for x in moved])
 
     def cosines(self, images: Tensor, directions: Tensor, scale: float = 1.0) -> Tensor:
         """`scale * <f_i, directions_i>` with f the unit features of the images, `(B,)` float32.

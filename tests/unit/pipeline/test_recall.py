@@ -24,6 +24,7 @@ from steer.core.seeds import row_seed
 from steer.driver.seeds import call_seeds
 from steer.methods import BestOfN, Gate, NoiseSearch, Prune
 from steer.pipeline.guided import guided
+from steer.search.picks import Quantile
 
 
 class Cascade(DiffusionPipeline):
@@ -63,6 +64,16 @@ def _quiet(pipe: Any, method: Any, reward: Any = redness, **given: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return guided(pipe, reward, method=method)(**{"prompt": "a", **given})
+
+
+def test_a_pick_chooses_among_the_calls() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = guided(Cascade(DDIMScheduler()), redness, method=BestOfN(5), select=Quantile(q=0.0))
+        out = run("a", generator=seeded(3))
+    scores = [r for row in out.report.trace.of("score") for r in row["reward"]]
+    assert len(scores) == 5
+    assert out.rewards == [min(scores)]
 
 
 def test_one_call_is_the_plain_call() -> None:

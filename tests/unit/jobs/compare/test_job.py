@@ -169,7 +169,7 @@ def test_a_finished_run_loads_nothing(copied: Path, monkeypatch: pytest.MonkeyPa
         ({"prompts": [*PROMPTS[:2], "a cow"]}, r"texts\[2\]\[0\] was 'a <b>fish"),
         ({"prompts": PROMPTS[:2]}, "texts was"),
         (
-            {"arms": ["base", {"name": "best", "compute": 3}]},
+            {"arms": ["base", {"name": "best", "method": "best-of-n", "compute": 3}]},
             r"arms\[1\]\.compute was 2\.0, now 3\.0",
         ),
         ({"judges": ["test-redder:x"]}, r"judges\[0\] was 'test-evenness'"),

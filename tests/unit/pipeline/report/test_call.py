@@ -283,3 +283,25 @@ def test_an_interrupted_call(tmp_path: Path) -> None:
     assert "Prompt 0" in str(out.report)
     with pytest.raises(ValueError, match="interrupted"):
         out.report.save(tmp_path / "page.html")
+
+
+def test_an_alarm_where_the_judge_falls_and_the_reward_rises(tmp_path: Path) -> None:
+    def redless(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return -images[:, 0].mean((1, 2))
+
+    def agrees(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return 2 * images[:, 0].mean((1, 2))
+
+    run = guided(shared("sd"), reddish, method=BestOfN(6), judge=[redless, agrees])
+    out = run(**arguments("sd", output_type="pt"))
+    assert out.rewards[0] > (out.report.base_reward[0] or 0)
+    lines = [line for line in str(out.report).splitlines() if line.startswith("Alarm")]
+    assert len(lines) == 1
+    assert "judge redless falls" in lines[0]
+    page = out.report.save(tmp_path / "page.html", out.images).read_text()
+    assert page.count("judge redless falls") == 1
+
+
+def test_no_alarm_for_the_plain_image() -> None:
+    run = guided(shared("sd"), reddish, method=BestOfN(1), judge=[redness])
+    assert "Alarm" not in str(run(**arguments("sd", output_type="pt")).report)

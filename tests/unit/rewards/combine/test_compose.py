@@ -219,7 +219,7 @@ def test_ensembles_as_text(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"combine": "mean"}, "combine='mean': one of 'sum', 'rank', 'standardise'"),
+        ({"combine": "mean"}, "combine='mean': one of 'sum', 'rank', 'worst'"),
         ({"combine": "rank", "clip_gradient": 1.0}, "have no gradient; use combine='sum'"),
         ({"clip_gradient": 0.0}, r"clip_gradient=0.0: must be a finite number above 0"),
         ({"clip_gradient": math.inf}, "clip_gradient=inf"),

@@ -201,3 +201,15 @@ def test_a_transformers_folder_names_its_gelu(twins, name, tmp_path):
     with torch.no_grad():
         expected = unit(theirs.get_image_features(pixels))
     torch.testing.assert_close(made.encoder.images(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_embed_gives_the_unit_features_that_are_scored():
+    reward = steer.reward("shapes-clip", batch=2)
+    images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    features = reward.embed(images)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
+    text = reward.encoder.prompts(["a red circle"])
+    torch.testing.assert_close((features * text).sum(1), reward(images, "a red circle"))
+    assert not reward.embed(images.requires_grad_()).requires_grad
+    videos = images.detach()[:, None].expand(-1, 3, -1, -1, -1)
+    torch.testing.assert_close(reward.embed(videos), features)
