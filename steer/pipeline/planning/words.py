@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from steer.core.costs import Work
 from steer.core.intervals import Estimate
 from steer.pipeline.planning.choice import Plan
@@ -34,7 +36,7 @@ def shown(method: Method) -> str:
     """A plan as people write it."""
     if repr(method) == "BestOfN(n=1)":
         return "the plain call"
-    return repr(method).replace(", strides=None", "")
+    return re.sub(r", \w+=None", "", repr(method))
 
 
 def interval(value: Estimate, sign: bool = False) -> str:
