@@ -154,7 +154,7 @@ def test_what_plans_are_not_for(plans: Plans) -> None:
     with pytest.raises(PlansError, match="for StableDiffusionPipeline, and the pipeline is Flux"):
         guided(shared("flux"), redness, plans=plans)
     other = FunctionReward(redness, name="other", needs_prompt=False)
-    with pytest.raises(PlansError, match="with reward 'redness'.*'other'.*calibrate again"):
+    with pytest.raises(PlansError, match=r"with reward 'redness'.*'other'.*calibrate again"):
         guided(shared("sd"), other, plans=plans)
     steered = guided(shared("sd"), redness, plans=plans)
     rows = shared("sd").unet.forward
@@ -162,9 +162,9 @@ def test_what_plans_are_not_for(plans: Plans) -> None:
         steered(**arguments("sd", num_inference_steps=7))
     assert shared("sd").unet.forward == rows
     steered.reward = other
-    with pytest.raises(PlansError, match="'redness'.*'other'"):
+    with pytest.raises(PlansError, match=r"'redness'.*'other'"):
         steered(**arguments("sd", num_inference_steps=STEPS))
-    with pytest.raises(ValueError, match="plans=3: must be what steer.calibrate returns"):
+    with pytest.raises(ValueError, match=r"plans=3: must be what steer.calibrate returns"):
         guided(shared("sd"), redness, plans=3)  # pyright: ignore[reportArgumentType]
     assert issubclass(PlansError, SteerError)
 
