@@ -135,7 +135,7 @@ def sample(
         from steer.methods.text import method_option
 
         given = method_option(method, method_args)
-        texts = (*(prompts or ()), *_read(prompts_file))
+        texts = (*(prompts or ()), *read_prompts(prompts_file))
         if not texts:
             raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')
         job = SampleJob(
@@ -162,7 +162,7 @@ def sample(
             _sample(job, out)
 
 
-def _read(path: Path | None) -> list[str]:
+def read_prompts(path: Path | None, flag: str = "--prompts-file") -> list[str]:
     """The prompts of a file; ValueError names it where it cannot be read."""
     from steer.core.files.text import read_texts
 
@@ -172,7 +172,7 @@ def _read(path: Path | None) -> list[str]:
         return read_texts(path)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ValueError(f"--prompts-file {str(path)!r}: {why}") from error
+        raise ValueError(f"{flag} {str(path)!r}: {why}") from error
 
 
 def _known_run(out: Path) -> RunFolder | None:

@@ -15,6 +15,7 @@ from steer.driver.call import Call, check_pipeline
 from steer.driver.decoding.previews import preview_decoder
 from steer.driver.facts import makes_videos, named_device
 from steer.methods.default import for_compute
+from steer.pipeline.planning.plans import as_plans
 from steer.rewards.registry import resolve
 from steer.search.method import Method
 from steer.search.picks.base import check_pick
@@ -74,6 +75,10 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
     if name in ("method", "compute"):
         effort = {"method": own.get("method"), "compute": own.get("compute"), name: value}
         check_effort(effort["method"], effort["compute"])
+    if name == "plans":
+        value = as_plans(value)
+        if value is not None:
+            value.check(own["pipe"], own["reward"])
     if name == "compute_unit":
         one_of("compute_unit", value, get_args(Unit))
     if name == "lane_width" and value is not None and (type(value) is not int or value < 1):

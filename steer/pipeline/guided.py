@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.core.costs import Unit
@@ -22,6 +23,7 @@ from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_grad_mode, fitting
 from steer.pipeline.drive import drive
 from steer.pipeline.memory import Randomness, with_room
+from steer.pipeline.planning.plans import Plans
 from steer.pipeline.preparing import prepare
 from steer.pipeline.recall import recall
 from steer.pipeline.report.call import Report
@@ -67,6 +69,7 @@ class Guided:
             "lane_width",
             "keep_images",
             "preview",
+            "plans",
         )
     ) | {"models", "report", "widths", "weights", "_refused"}
 
@@ -85,12 +88,14 @@ class Guided:
         preview: Any = None,
         tuned: Any = None,
         blend: Blend | str | None = None,
+        plans: Plans | str | Path | None = None,
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
         self.reward, self.judges = reward, judge
         self.method, self.compute = method, compute
         self.compute_unit: Unit = compute_unit
         self.select = select
+        self.plans: Any = plans
         self.report: Report | None = None
         self.lane_width, self.keep_images, self.preview = lane_width, keep_images, preview
         self.widths, self.weights = Widths(), Weights()  # what calls have taught
@@ -245,6 +250,7 @@ def guided(
     preview: Any = None,
     tuned: Any = None,
     blend: Blend | str | None = None,
+    plans: Plans | str | Path | None = None,
 ) -> Guided:
     """Wrap a diffusers pipeline so that its calls search for images with a higher reward.
 
@@ -274,6 +280,9 @@ def guided(
             a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
         blend: How tuned and untuned denoisers combine, such as `steer.RLG(2.0)`; the tuned one
             alone if left out. `compute` goes on counting plain calls of the base.
+        plans: What a bare `compute` stands for, as `steer.calibrate` learnt it, or the path of such
+            a file; the default otherwise. For the pipeline, reward and number of steps that it was
+            calibrated with.
 
     Returns:
         A `Guided`: call it with the pipeline's own arguments.
@@ -282,6 +291,7 @@ def guided(
         UnsupportedPipelineError: Not a pipeline with a scheduler.
         CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit; a tiny
             autoencoder that cannot be loaded.
+        PlansError: Plans that cannot be read, or were made for another pipeline or reward.
         ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `lane_width`
             below 1, a blend without its tuned denoiser, a `preview` that does not fit.
     """
@@ -298,4 +308,5 @@ def guided(
         preview=preview,
         tuned=tuned,
         blend=blend,
+        plans=plans,
     )

@@ -15,6 +15,7 @@ from steer.driver.safety import check_of
 from steer.driver.seeds import call_seeds
 from steer.pipeline.arguments import COMPUTE, check_effort, reward_texts
 from steer.pipeline.plan import affordable
+from steer.pipeline.planning.plans import Plans
 from steer.pipeline.run import Run
 from steer.pipeline.weighing import Weights
 from steer.pipeline.widths import Widths
@@ -39,6 +40,7 @@ class Settings(Protocol):
     keep_images: bool
     preview: PreviewDecoder | None
     models: Models | None
+    plans: Plans | None
     widths: Widths
     weights: Weights
 
@@ -65,10 +67,12 @@ def prepare(
     planned, spares = None, given.widths.spares(call, given.models)
     if method is None:
         planned = COMPUTE if compute is None else compute
+        if given.plans is not None:
+            given.plans.check(call.pipe, given.reward, call.steps)
         fixed = None if spares else given.lane_width
         known = given.weights.guess(call.pipe, call.values)
         costs, drafts = known or (ROWS, True)
-        method = affordable(planned, call.steps, given.models, fixed, costs, drafts)
+        method = affordable(planned, call.steps, given.models, fixed, costs, drafts, given.plans)
         if known is None and not spares and lane_width is None:
             lane_width = given.lane_width or 1  # until it is known what fits
     if lane_width is None:
@@ -101,6 +105,7 @@ def prepare(
         steps=call.steps,
         planned=planned,
         unit=given.compute_unit,
+        plans=given.plans,
         weights=given.weights,
         previewer=given.preview,
         models=given.models,

@@ -27,6 +27,7 @@ from steer.driver.safety import Check
 from steer.driver.solver import Solver
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.plan import affordable, per_row
+from steer.pipeline.planning.plans import Plans
 from steer.pipeline.progress import Progress
 from steer.pipeline.weighing import Weights, weigh
 from steer.search.clean import Clean
@@ -59,6 +60,7 @@ class Run:
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` is chosen for, when steps and costs are known.
         unit: What `planned` counts.
+        plans: What `planned` stands for, where that was calibrated.
         weights: What calls of the guided pipeline have taught about costs.
         counted: FLOPs of the denoiser so far, where they are counted.
         seed: Of what lies beyond the plain call.
@@ -88,6 +90,7 @@ class Run:
     steps: int = 0
     planned: float | None = None
     unit: Unit = "flops"
+    plans: Plans | None = None
     weights: Weights = field(default_factory=Weights)
     counted: Callable[[], float] = lambda: 0.0
     ledger: Ledger = field(default_factory=Ledger)
@@ -179,9 +182,11 @@ class Run:
         costs = ROWS
         if self.unit == "flops" and compute > 1:
             costs = weigh(ctx, opening.latents)
+        if self.plans is not None:
+            self.plans.check_steps(self.steps)
 
         def plan(drafts: bool) -> Method:
-            return affordable(compute, self.steps, self.models, fixed, costs, drafts)
+            return affordable(compute, self.steps, self.models, fixed, costs, drafts, self.plans)
 
         drafts = plan(True).suits(ctx)
         self.method = plan(drafts)

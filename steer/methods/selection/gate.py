@@ -100,10 +100,10 @@ class Gate(Around):
                 f"calibration={self.calibration!r}: must be a Calibration or the path of one; "
                 f"write {_CALIBRATED}"
             )
-        if type(self.method) is not BestOfN:
+        if type(self.method) is not BestOfN or self.method.strides is not None:
             raise ValueError(
                 f"calibration with method={self.method!r}: the promise is for particles as they "
-                f"are drawn, so for BestOfN alone; write {_CALIBRATED}"
+                f"are drawn, so for BestOfN(n) alone; write {_CALIBRATED}"
             )
 
     @property

@@ -186,9 +186,9 @@ class Prune(Method):
             grid = short_grid(ctx.steps[:begin], self._calls_before(first) - (first - begin))
             latents = yield from run(ctx, start, grid, start.x.dtype)
             start = start.at(latents.to(start.x.dtype))
-        return (yield from self._walk(ctx, start, ctx.steps[begin:]))
+        return (yield from self.walk(ctx, start, ctx.steps[begin:]))
 
-    def _walk(self, ctx: Context, alive: Population, steps: Sequence[Step]) -> Search:
+    def walk(self, ctx: Context, alive: Population, steps: Sequence[Step]) -> Search:
         """The last `steps` of the call's, with the cuts that lie in them, and the winners."""
         solver, cuts = ctx.solver(alive), self.cuts(len(ctx.steps))
         for step in steps:

@@ -37,6 +37,7 @@ LATE = between(0.5, 0.9)
 METHODS: list[Method] = [
     BestOfN(1),
     BestOfN(3),
+    BestOfN(3, strides=2),
     Prune(4, (2, 1), (0.4, 0.7)),
     Prune(6, (2,), (0.7,), strides=2),
     Gate(BestOfN(2), 2.0, 3),
