@@ -280,7 +280,7 @@ def _calibration(family: str) -> steer.rewards.Calibration:
     given = tiny.arguments(family, num_inference_steps=STEPS)
     del given["prompt"], given["generator"]
     call = steer.guided(tiny.shared(family), reward(Seen()))
-    return steer.calibrate(
+    return steer.calibrate_gate(
         call, ["a red circle"] * 12, quantile=0.5, at=(0.5,), alpha=0.5, batch=4, **given
     )
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from steer.methods.selection.then import Then as Then
     from steer.pipeline.drop_in import drop_in as drop_in
     from steer.pipeline.guided import Guided as Guided, guided as guided
-    from steer.pipeline.pilot_runs import calibrate as calibrate
+    from steer.pipeline.pilot_runs import calibrate_gate as calibrate_gate
+    from steer.pipeline.planning.calibrate import calibrate as calibrate
+    from steer.pipeline.planning.plans import Plans as Plans
     from steer.rewards.registry import (
         available_rewards as available_rewards,
         register_reward as register_reward,
@@ -36,7 +38,9 @@ _HOME = {
     "guided": "pipeline.guided",
     "Guided": "pipeline.guided",
     "drop_in": "pipeline.drop_in",
-    "calibrate": "pipeline.pilot_runs",
+    "calibrate": "pipeline.planning.calibrate",
+    "Plans": "pipeline.planning.plans",
+    "calibrate_gate": "pipeline.pilot_runs",
     "reward": "rewards.registry",
     "register_reward": "rewards.registry",
     "available_rewards": "rewards.registry",

@@ -23,17 +23,20 @@ class Recipe:
         default_factory=lambda: StageRecipe(280, 64, 3e-4, warmup=50, weight_decay=0.1, ema=0.99)
     )
     scorers: int = 2
+    tiny: StageRecipe = field(default_factory=lambda: StageRecipe(2500, 24, 4e-3))
+    tiny_captions: int = 160
     preference_captions: int = 1536
     preference_images: int = 8
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with `factor` times the steps and scenes (at least a few)."""
         plain = asdict(self)
-        for name in ("vae", "clip", "denoiser", "scorer"):
+        for name in ("vae", "clip", "denoiser", "scorer", "tiny"):
             stage: dict[str, Any] = plain[name]
             stage["steps"] = max(2, round(stage["steps"] * factor))
             stage["warmup"] = min(stage["warmup"], stage["steps"] // 2)
             plain[name] = StageRecipe(**stage)
         plain["scenes"] = max(128, round(self.scenes * factor))
+        plain["tiny_captions"] = max(4, round(self.tiny_captions * factor))
         plain["preference_captions"] = max(8, round(self.preference_captions * factor))
         return Recipe(**plain)

@@ -24,6 +24,7 @@ from recipes.shapes_world.recipe import Recipe
 from recipes.shapes_world.scorer import score_samples, soup, train_scorer, within_caption_auc
 from recipes.shapes_world.stage import rank
 from recipes.shapes_world.text import Encoder, build_tokenizer
+from recipes.shapes_world.tiny import train_tiny
 from steer.shapes import weights_folder
 from steer.shapes.export import write_open_clip_folder
 from steer.shapes.scenes import Spec, Split
@@ -136,6 +137,16 @@ def run_scorer(recipe: Recipe, folder: Path, device: str) -> None:
     )
 
 
+def run_tiny(recipe: Recipe, folder: Path, device: str) -> None:
+    """The tiny decoder for previews: `tiny/`; float16, so that it is what is exported."""
+    if (folder / "tiny").exists():
+        return
+    pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline").to(device)
+    tiny = train_tiny(pipe, recipe, folder)
+    if rank() == 0:
+        tiny.cpu().half().save_pretrained(folder / "tiny")
+
+
 def run_export(recipe: Recipe, folder: Path, device: str) -> None:
     """Copy the finished world into the package as fp16 safetensors."""
     del recipe, device
@@ -147,7 +158,7 @@ def run_export(recipe: Recipe, folder: Path, device: str) -> None:
     pipe.vae.half()
     pipe.save_pretrained(target / "pipeline")
     suit_transformers_4(target / "pipeline")
-    for name in ("clip", "scorer"):
+    for name in ("clip", "scorer", "tiny"):
         shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
 
 

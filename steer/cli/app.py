@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from steer.cli.calibrate import calibrate
 from steer.cli.compare import compare
 from steer.cli.convert import convert
 from steer.cli.exits import bad_input, end_as_interrupted
@@ -39,6 +40,7 @@ def main(
 
 
 app.command()(sample)
+app.command()(calibrate)
 app.command()(score)
 app.command()(convert)
 app.command()(tuned)

@@ -88,6 +88,14 @@ Blend = Annotated[
         help="How tuned and untuned combine: 'RLG(2.0)', 'SwitchAt(0.5)', ...", show_default=False
     ),
 ]
+Preview = Annotated[
+    str | None,
+    typer.Option(
+        help="What decodes previews: 'vae' (the pipeline's own), 'tiny', 'linear', or the folder "
+        "or hub id of an AutoencoderTiny.",
+        show_default=False,
+    ),
+]
 Base = Annotated[bool, typer.Option(help="Also draw the plain call's image, to compare with.")]
 
 
@@ -111,6 +119,7 @@ def sample(
     base: Base = True,
     tuned: Tuned = None,
     blend: Blend = None,
+    preview: Preview = None,
 ) -> None:
     """Draw prompts with a pipeline, steered by a reward.
 
@@ -126,7 +135,7 @@ def sample(
         from steer.methods.text import method_option
 
         given = method_option(method, method_args)
-        texts = (*(prompts or ()), *_read(prompts_file))
+        texts = (*(prompts or ()), *read_prompts(prompts_file))
         if not texts:
             raise ValueError('no prompts: write steer sample "a red circle", or use --prompts-file')
         job = SampleJob(
@@ -146,13 +155,14 @@ def sample(
             base=base,
             tuned=tuned,
             blend=blend,
+            preview=preview,
         )
         usable(out)
         with held(out):
             _sample(job, out)
 
 
-def _read(path: Path | None) -> list[str]:
+def read_prompts(path: Path | None, flag: str = "--prompts-file") -> list[str]:
     """The prompts of a file; ValueError names it where it cannot be read."""
     from steer.core.files.text import read_texts
 
@@ -162,7 +172,7 @@ def _read(path: Path | None) -> list[str]:
         return read_texts(path)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ValueError(f"--prompts-file {str(path)!r}: {why}") from error
+        raise ValueError(f"{flag} {str(path)!r}: {why}") from error
 
 
 def _known_run(out: Path) -> RunFolder | None:

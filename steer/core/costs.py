@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 
@@ -100,6 +100,10 @@ class Costs:
             + self.score * work.scores
             + self.gradient * work.gradients
         )
+
+    def blended(self, each: int) -> Costs:
+        """The same where every row asks `each` denoisers."""
+        return replace(self, row=self.row * each, row_backward=self.row_backward * each)
 
     def plain(self, steps: int) -> float:
         """A plain call of `steps` denoiser calls, with its decode."""

@@ -69,6 +69,10 @@ class ThresholdError(SteerError, ValueError):
     """A threshold or calibration cannot be fitted or read, or was made for something else."""
 
 
+class PlansError(SteerError, ValueError):
+    """Plans that cannot be read, or were made for another pipeline, reward or number of steps."""
+
+
 class RecordError(SteerError, ValueError):
     """A run folder, a score log or an image cannot be read, written, or holds something else."""
 

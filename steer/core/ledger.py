@@ -26,6 +26,8 @@ class Ledger:
         backward_rows: Latents differentiated through the denoiser; each counts as two rows more.
         decodes: Latents decoded to images by steer (the pipeline's own final decode included); a
             video counts once.
+        previews: Latents shown by another decoder than the pipeline's own (`guided(preview=...)`);
+            no part of `decodes`.
         reward_calls: Images scored; of videos, frames.
         gradients: Images whose reward was differentiated through reward and decoder.
         probes: Images decoded and scored to see what that costs, once for every pipeline, size and
@@ -33,7 +35,7 @@ class Ledger:
         flops: Floating-point operations by kind: of denoiser rows, decodes, previews, scores and
             backward passes; empty where they could not be counted.
         plain_flops: Those of the plain call, its decode included.
-        seconds: Wall time by part: total, decode, reward.
+        seconds: Wall time by part: total, decode, preview, reward.
         peak_bytes: Peak device memory on CUDA, peak resident set on the CPU.
     """
 
@@ -43,6 +45,7 @@ class Ledger:
     checked_rows: int = 0
     backward_rows: int = 0
     decodes: int = 0
+    previews: int = 0
     reward_calls: int = 0
     gradients: int = 0
     probes: int = 0
@@ -76,7 +79,8 @@ class Ledger:
     def add(self, other: Ledger) -> None:
         """Add what an attempt of the same call cost that ran out of memory."""
         counts = ("denoiser_calls", "denoiser_rows", "checked_rows", "backward_rows")
-        for name in (*counts, "decodes", "reward_calls", "gradients", "probes"):
+        counts += ("decodes", "previews", "reward_calls", "gradients", "probes")
+        for name in counts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for kind, spent in other.flops.items():
             self.flops[kind] = self.flops.get(kind, 0.0) + spent

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from steer.driver.decoding.asked import Asked
-from steer.driver.decoding.decode import check, decode, returned
+from steer.driver.decoding.decode import check, decode, returned, unfitted
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import execution_device, makes_videos
 from steer.driver.freeze import check_resident, frozen
 
@@ -24,11 +25,13 @@ class Model:
         asked: What the call asked the pipeline for, and what it prepared its latents for.
         finish: What the pipeline makes of clean latents before it decodes them (inpainting puts
             the given image back).
+        previewer: What decodes previews; None for the pipeline's own decoder.
     """
 
     _pipe: Any
     asked: Asked = field(default_factory=Asked)
     finish: Callable[[Tensor], Tensor] = lambda latents: latents
+    previewer: PreviewDecoder | None = None
 
     @property
     def name(self) -> str:
@@ -45,11 +48,21 @@ class Model:
         """Whether its outputs are videos."""
         return makes_videos(self._pipe)
 
-    def decode(self, latents: Tensor, grad: bool = False) -> Tensor:
-        """Latents to images `(B, 3, H, W)` or videos `(B, F, 3, H, W)`, float32 in [0, 1]."""
+    def decode(
+        self, latents: Tensor, grad: bool = False, by: PreviewDecoder | None = None
+    ) -> Tensor:
+        """Latents to images `(B, 3, H, W)` or videos `(B, F, 3, H, W)`, float32 in [0, 1].
+
+        By the pipeline's own decoder, unless another one is given.
+        """
         with torch.set_grad_enabled(grad):
             latents = self.finish(latents)
-        return decode(self._pipe, latents, grad=grad, asked=self.asked)
+        return decode(self._pipe, latents, grad=grad, asked=self.asked, by=by)
+
+    def unfitted(self, latents: Tensor) -> int:
+        """Decodes by the pipeline's own decoder that previews of these are first fitted to."""
+        by = self.previewer
+        return 0 if by is None else unfitted(self._pipe, latents, self.asked, by)
 
     def check_decodes(self, latents: Tensor) -> None:
         """Raise UnsupportedPipelineError where `decode` would, without running the VAE."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from steer.core.errors import PaddedLaneError
 from steer.core.shortage import is_shortage
 from steer.core.types import wide
-from steer.driver.denoisers.tensors import picked, rows_of
+from steer.driver.denoisers.tensors import is_opaque, picked, rows_of
 from steer.driver.replaced import replaced
 
 
@@ -102,7 +102,11 @@ class Narrow:
             return inner(*args, **kwargs) if whole else self._some(inner, slots, args, kwargs)
         if rows == 0 or rows % self.lane:
             raise self._refusal(f"it is asked for {rows} rows in a batch of {self.lane}")
+        if is_opaque((args, kwargs)):
+            raise self._refusal("it is given a cache")
         every = inner(*args, **kwargs)
+        if is_opaque(every):
+            raise self._refusal("it returns a cache")
         asked = slots[-1:] if whole else slots
         try:
             some = self._some(inner, asked, args, kwargs)

@@ -39,6 +39,7 @@ class SampleJob:
         base: Also draw the plain call's image, for comparison; the untuned pipeline's.
         tuned: A tuned checkpoint: a name of `steer tuned`, a hub id, a path.
         blend: How it combines with the pipeline's own denoiser, as in `"RLG(2.0)"`.
+        preview: What decodes previews, as `steer.guided(preview=...)` takes it.
     """
 
     prompts: tuple[str, ...]
@@ -57,6 +58,7 @@ class SampleJob:
     base: bool = True
     tuned: str | None = None
     blend: str | None = None
+    preview: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):

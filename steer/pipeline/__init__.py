@@ -9,11 +9,11 @@ from steer.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from steer.pipeline.lookahead_runs import lookaheads as lookaheads
-    from steer.pipeline.pilot_runs import calibrate as calibrate, pilots as pilots
+    from steer.pipeline.pilot_runs import calibrate_gate as calibrate_gate, pilots as pilots
     from steer.search.lookahead import LookaheadSet as LookaheadSet
 
 _MODULES = {
-    "calibrate": "steer.pipeline.pilot_runs",
+    "calibrate_gate": "steer.pipeline.pilot_runs",
     "lookaheads": "steer.pipeline.lookahead_runs",
     "LookaheadSet": "steer.search.lookahead",
     "pilots": "steer.pipeline.pilot_runs",

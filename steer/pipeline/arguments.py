@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import torch
 
@@ -12,8 +12,10 @@ from steer.core.costs import Unit
 from steer.core.errors import SteerError
 from steer.core.types import Reward
 from steer.driver.call import Call, check_pipeline
+from steer.driver.decoding.previews import preview_decoder
 from steer.driver.facts import makes_videos, named_device
 from steer.methods.default import for_compute
+from steer.pipeline.planning.plans import as_plans
 from steer.rewards.registry import resolve
 from steer.search.method import Method
 from steer.search.picks.base import check_pick
@@ -37,8 +39,16 @@ def check_grad_mode() -> None:
         )
 
 
+def is_family(method: Any) -> TypeGuard[type[Method]]:
+    """Whether a method is given as a class, its size left to `compute`."""
+    return isinstance(method, type) and issubclass(method, Method)
+
+
 def check_effort(method: Any, compute: Any) -> None:
     """Raise ValueError for something that is no method, and for `compute` out of range."""
+    if is_family(method):
+        method.for_compute(COMPUTE if compute is None else compute, 50)
+        return
     if method is not None and not isinstance(method, Method):
         raise ValueError(
             f"method={method!r}: unknown; pass a method such as steer.BestOfN(4), steer.Prune() or "
@@ -68,9 +78,15 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
         return [resolve_reward(judge, own["pipe"]) for judge in judges]
     if name == "select" and value is not None:
         check_pick("select", value)
+    if name == "preview":
+        return preview_decoder(own["pipe"], value)
     if name in ("method", "compute"):
         effort = {"method": own.get("method"), "compute": own.get("compute"), name: value}
         check_effort(effort["method"], effort["compute"])
+    if name == "plans":
+        value = as_plans(value)
+        if value is not None:
+            value.check(own["pipe"], own["reward"])
     if name == "compute_unit":
         one_of("compute_unit", value, get_args(Unit))
     if name == "lane_width" and value is not None and (type(value) is not int or value < 1):

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.core.costs import Unit
@@ -22,6 +23,7 @@ from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_grad_mode, fitting
 from steer.pipeline.drive import drive
 from steer.pipeline.memory import Randomness, with_room
+from steer.pipeline.planning.plans import Plans
 from steer.pipeline.preparing import prepare
 from steer.pipeline.recall import recall
 from steer.pipeline.report.call import Report
@@ -49,6 +51,7 @@ class Guided:
     Attributes:
         pipe: The pipeline.
         reward, method, compute, select, judges, ...: As given to `guided`.
+        preview: The decoder of previews; `None` for the pipeline's own.
         widths, weights: What its calls have taught about batches, and about costs.
         models: Tuned and untuned denoisers and their blend; `None` without `tuned` and `blend`.
         report: Of the latest call, also where that returned a tuple.
@@ -65,6 +68,8 @@ class Guided:
             "judges",
             "lane_width",
             "keep_images",
+            "preview",
+            "plans",
         )
     ) | {"models", "report", "widths", "weights", "_refused"}
 
@@ -73,22 +78,26 @@ class Guided:
         pipe: Any,
         reward: Any,
         *,
-        method: Method | None = None,
+        method: Method | type[Method] | None = None,
         compute: float | None = None,
         select: Pick | None = None,
         judge: Any = None,
         compute_unit: Unit = "flops",
         lane_width: int | None = None,
         keep_images: bool = False,
+        preview: Any = None,
         tuned: Any = None,
         blend: Blend | str | None = None,
+        plans: Plans | str | Path | None = None,
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
         self.reward, self.judges = reward, judge
-        self.method, self.compute, self.compute_unit = method, compute, compute_unit
+        self.method, self.compute = method, compute
+        self.compute_unit: Unit = compute_unit
         self.select = select
+        self.plans: Any = plans
         self.report: Report | None = None
-        self.lane_width, self.keep_images = lane_width, keep_images
+        self.lane_width, self.keep_images, self.preview = lane_width, keep_images, preview
         self.widths, self.weights = Widths(), Weights()  # what calls have taught
         self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in
         self.models: Models | None = None
@@ -123,7 +132,7 @@ class Guided:
     def __call__(
         self,
         *args: Any,
-        method: Method | None = None,
+        method: Method | type[Method] | None = None,
         compute: float | None = None,
         reward_prompt: str | Sequence[str] | None = None,
         **kwargs: Any,
@@ -166,9 +175,10 @@ class Guided:
         def again(run: Run, lane_width: int | None) -> Run:
             before.restore()
             anew = lane_width is None and run.planned is not None
-            effort = (None, run.planned) if anew else (run.method, None)
+            effort = (run.family, run.planned) if anew else (run.method, None)
             narrow = prepare(self, call, *effort, reward_prompt, lane_width)
             narrow.planned = None if run.context is not None else run.planned
+            narrow.family = run.family
             return narrow
 
         first = prepare(self, call, method, compute, reward_prompt)
@@ -212,7 +222,7 @@ class Guided:
     def _recalled(self, call: Call, first: Run, reward_prompt: Any, error: SteerError) -> Run:
         """A run that calls the pipeline again for every particle; raises `error` where none can."""
         method = first.method
-        if first.planned is not None:
+        if first.planned is not None and first.family is None:
             method = BestOfN(max(1, math.floor(first.planned)))
         if method.needs_loop or self.models is not None:
             raise error
@@ -231,15 +241,17 @@ def guided(
     pipe: Any,
     reward: Any,
     *,
-    method: Method | None = None,
+    method: Method | type[Method] | None = None,
     compute: float | None = None,
     select: Pick | None = None,
     judge: Any = None,
     compute_unit: Unit = "flops",
     lane_width: int | None = None,
     keep_images: bool = False,
+    preview: Any = None,
     tuned: Any = None,
     blend: Blend | str | None = None,
+    plans: Plans | str | Path | None = None,
 ) -> Guided:
     """Wrap a diffusers pipeline so that its calls search for images with a higher reward.
 
@@ -248,7 +260,8 @@ def guided(
             as it is; only for the time of a call does a search sit in `pipe.scheduler`.
         reward: What to maximise: a name (`steer.available_rewards()`), a function
             `(images, prompts) -> (B,)`, a dict of weights, or a `Reward`.
-        method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out.
+        method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out. A class, such
+            as `Guide`, is made as large as `compute` pays for.
         compute: What to spend at most, in plain calls with their decode (default 4).
         select: Which finished candidates are returned, such as `steer.picks.Quantile(n_eff=8)`, or
             `steer.picks.Diverse()` for several different images; the best if left out.
@@ -260,20 +273,29 @@ def guided(
             Results do not depend on it. Where each of several prompts has its own image, mask or
             the like, it is 1.
         keep_images: Keep small previews in the trace.
+        preview: What decodes x0 previews and the ends of short runs: the pipeline's own VAE ("vae"
+            or None), the tiny autoencoder of its latents ("tiny"), a linear map ("linear"), a
+            folder or hub id of an AutoencoderTiny, or a torch module with `decode`. Finished images
+            are always decoded by the pipeline's own.
         tuned: A tuned denoiser in place of the pipeline's, or beside it (`blend`): a name of
             `steer tuned` such as "dpo-sd15", a hub id, a folder or file of safetensors (a denoiser,
             a pipeline, a LoRA), a `steer.denoisers.Checkpoint`, or a torch module.
         blend: How tuned and untuned denoisers combine, such as `steer.RLG(2.0)`; the tuned one
             alone if left out. `compute` goes on counting plain calls of the base.
+        plans: What a bare `compute` stands for, as `steer.calibrate` learnt it, or the path of such
+            a file; the default otherwise. For the pipeline, reward and number of steps that it was
+            calibrated with.
 
     Returns:
         A `Guided`: call it with the pipeline's own arguments.
 
     Raises:
         UnsupportedPipelineError: Not a pipeline with a scheduler.
-        CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit.
+        CheckpointError: A tuned denoiser that is not found, is a pickle, or does not fit; a tiny
+            autoencoder that cannot be loaded.
+        PlansError: Plans that cannot be read, or were made for another pipeline or reward.
         ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `lane_width`
-            below 1, a blend without its tuned denoiser.
+            below 1, a blend without its tuned denoiser, a `preview` that does not fit.
     """
     return Guided(
         pipe,
@@ -285,6 +307,8 @@ def guided(
         compute_unit=compute_unit,
         lane_width=lane_width,
         keep_images=keep_images,
+        preview=preview,
         tuned=tuned,
         blend=blend,
+        plans=plans,
     )

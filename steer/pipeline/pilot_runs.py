@@ -83,7 +83,7 @@ def pilots(
     )
 
 
-def calibrate(
+def calibrate_gate(
     guided: Any,
     prompts: Sequence[str],
     threshold: Threshold | float | str | Path | None = None,
@@ -97,7 +97,7 @@ def calibrate(
 ) -> Calibration:
     """Pilot runs, and the cuts for `Gate(calibration=...)` that they support.
 
-        calibration = steer.calibrate(guided, prompts, threshold=0.6, num_inference_steps=20)
+        calibration = steer.calibrate_gate(guided, prompts, threshold=0.6, num_inference_steps=20)
         calibration.save("calibration.json")
         method = steer.Gate(steer.BestOfN(4), calibration=calibration)
         guided(prompt, method=method, num_inference_steps=20)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steer.core.costs import ROWS, Costs
@@ -14,6 +13,7 @@ from steer.search.method import Method
 
 if TYPE_CHECKING:
     from steer.driver.denoisers.models import Models
+    from steer.pipeline.planning.plans import Plans
 
 
 def per_row(models: Models | None, steps: int) -> int:
@@ -28,14 +28,18 @@ def affordable(
     lane_width: int | None = None,
     costs: Costs = ROWS,
     drafts: bool = False,
+    plans: Plans | None = None,
+    family: type[Method] | None = None,
 ) -> Method:
-    """The default method that spends at most `compute` plain calls of the base.
+    """The method that spends at most `compute` plain calls of the base: `plans`' or the default.
 
     Args:
         compute: See `steer.methods.default.for_compute`.
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
         lane_width, costs, drafts: See `for_compute`.
+        family: The method whose size is wanted, in place of the default one.
+        plans: What was learnt from pilots, for calls of the guided pipeline as it is.
 
     Raises:
         ValueError: `compute` is out of range, or below one blended call.
@@ -46,6 +50,12 @@ def affordable(
             f"compute={compute!r}: blend={shown(models.blend)} asks {each} denoisers per row, so "
             f"one blended call costs {each} plain calls: give compute={each} or more"
         )
-    dearer = replace(costs, row=costs.row * each, row_backward=costs.row_backward * each)
+    dearer = costs.blended(each)
     plain = costs.plain(steps) / dearer.plain(steps)
-    return for_compute(compute * plain, steps, lane_width=lane_width, costs=dearer, drafts=drafts)
+    fair = compute * plain
+    if family is not None:
+        return family.for_compute(fair, steps, dearer)
+    default = for_compute(fair, steps, lane_width=lane_width, costs=dearer, drafts=drafts)
+    if plans is None:
+        return default
+    return plans.at(fair, dearer, lane=lane_width or 1, drafts=drafts)

@@ -24,6 +24,7 @@ from steer.core.types import Name, Population, Query
 from steer.driver.call import Call
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import decoding_of
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import uses_guidance
 from steer.driver.grid import Schedule
 from steer.driver.model import Model
@@ -226,11 +227,11 @@ class Finished(Model):
 
     calls: Calls | None = None
 
-    def decode(self, latents: Tensor, grad: bool = False) -> Any:
+    def decode(self, latents: Tensor, grad: bool = False, by: PreviewDecoder | None = None) -> Any:
         """The images of these tickets, or what else the pipeline makes."""
         assert self.calls is not None
         if latents.is_floating_point():
-            return super().decode(latents, grad)
+            return super().decode(latents, grad, by)
         return self.calls.images([(prompt, particle) for prompt, particle in latents.tolist()])
 
 

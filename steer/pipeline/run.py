@@ -17,6 +17,7 @@ from steer.core.warn import warn
 from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import Decoded
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import uses_guidance
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
@@ -26,6 +27,7 @@ from steer.driver.safety import Check
 from steer.driver.solver import Solver
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.plan import affordable, per_row
+from steer.pipeline.planning.plans import Plans
 from steer.pipeline.progress import Progress
 from steer.pipeline.weighing import Weights, weigh
 from steer.search.clean import Clean
@@ -57,7 +59,9 @@ class Run:
         check: The pipeline's safety checker, where it asks one.
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` is chosen for, when steps and costs are known.
+        family: The method that `planned` sizes; `None` for the default one.
         unit: What `planned` counts.
+        plans: What `planned` stands for, where that was calibrated.
         weights: What calls of the guided pipeline have taught about costs.
         counted: FLOPs of the denoiser so far, where they are counted.
         seed: Of what lies beyond the plain call.
@@ -67,6 +71,7 @@ class Run:
         made: Images by particle, where the pipeline was called again for each.
         decoded: Which of the returned rows the pipeline's decoder made NaN.
         select: Which of the finished candidates are returned; `None` for the best.
+        previewer: What decodes previews; `None` for the pipeline's own decoder.
         models: Tuned and untuned denoisers that answer in the pipeline's place; `None` for its own.
     """
 
@@ -85,7 +90,9 @@ class Run:
     check: Check | None = None
     steps: int = 0
     planned: float | None = None
+    family: type[Method] | None = None
     unit: Unit = "flops"
+    plans: Plans | None = None
     weights: Weights = field(default_factory=Weights)
     counted: Callable[[], float] = lambda: 0.0
     ledger: Ledger = field(default_factory=Ledger)
@@ -95,6 +102,7 @@ class Run:
     winners: Population | None = None
     made: Callable[[Sequence[Name]], Any] | None = None
     select: Pick | None = None
+    previewer: PreviewDecoder | None = None
     models: Models | None = None
     decoded: Decoded | None = None
     progress: Progress = field(init=False)
@@ -165,7 +173,7 @@ class Run:
 
     def _read_meter(self, ctx: Context, opening: Opening) -> None:
         """What the pipeline's first denoiser call cost, and what is known of the rest."""
-        self.weights.meter(ctx.meter, self.pipe, self.reward, opening.latents)
+        self.weights.meter(ctx.meter, self.pipe, self.reward, opening.latents, self.previewer)
         if flops := self.counted():
             rows = self.ledger.denoiser_rows + self.ledger.checked_rows
             ctx.meter.known["row"] = flops / rows
@@ -176,14 +184,17 @@ class Run:
         costs = ROWS
         if self.unit == "flops" and compute > 1:
             costs = weigh(ctx, opening.latents)
+        if self.plans is not None:
+            self.plans.check_steps(self.steps)
 
         def plan(drafts: bool) -> Method:
-            return affordable(compute, self.steps, self.models, fixed, costs, drafts)
+            known = (self.models, fixed, costs, drafts, self.plans, self.family)
+            return affordable(compute, self.steps, *known)
 
         drafts = plan(True).suits(ctx)
         self.method = plan(drafts)
         self.weights.note(self.pipe, self.values, costs, drafts)
-        if compute > 1 and self.method == BestOfN(1):
+        if self.family is None and compute > 1 and self.method == BestOfN(1):
             least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(
                 self.models, self.steps
             )
@@ -212,11 +223,12 @@ class Run:
         return repr(self.method) if self.models is None else "a call with tuned weights"
 
     def _context(self, opening: Opening) -> Context:
+        asked = Asked(self.values, self.source.prepared)
         return Context(
             steps=opening.schedule,
             images=self.images,
             lane_width=self.lane_width,
-            model=Model(self.pipe, Asked(self.values, self.source.prepared), opening.finish),
+            model=Model(self.pipe, asked, opening.finish, self.previewer),
             judging=Judging(
                 self.reward,
                 self.texts,

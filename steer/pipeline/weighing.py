@@ -18,6 +18,7 @@ from steer.core.types import Reward
 from steer.driver.metering import Counted, is_countable
 from steer.rewards.parts import parts_of
 from steer.search.context import Context
+from steer.search.decoding import fit
 
 
 @dataclass(eq=False)
@@ -40,12 +41,18 @@ class Weights:
         """What one of each costs in a call with these arguments, and whether drafts suit it."""
         self._seen[_alike(pipe, values)] = costs, drafts
 
-    def meter(self, meter: Meter, pipe: Any, reward: Reward, latents: Tensor) -> None:
-        """Let a call's meter know what calls of this pipeline, size and reward have counted."""
-        modules = [part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)]
+    def meter(
+        self, meter: Meter, pipe: Any, reward: Reward, latents: Tensor, previewer: Any = None
+    ) -> None:
+        """Let a call's meter know what calls of this pipeline, size and reward have counted.
+
+        And of this decoder of previews.
+        """
+        parts = [*vars(pipe).values(), getattr(previewer, "module", None)]
+        modules = [part for part in parts if isinstance(part, torch.nn.Module)]
         meter.counts = is_countable(modules)
         size = tuple(latents.shape[1:]), latents.dtype
-        key = (type(pipe), *map(id, modules), id(reward), *size)
+        key = (type(pipe), *map(id, modules), id(reward), id(previewer), *size)
         meter.known = self._known.setdefault(key, {})
 
 
@@ -66,7 +73,8 @@ def weigh(ctx: Context, latents: Tensor) -> Costs:
         latents: `(rows, *latent)`, as they stand in the loop.
     """
     meter = ctx.meter
-    if meter.counts and meter.known.get("row") and not meter.known.keys() >= {"decode", "score"}:
+    wanted = {"decode", "score"} | ({"preview"} if ctx.model.previewer is not None else set())
+    if meter.counts and meter.known.get("row") and not meter.known.keys() >= wanted:
         ctx.ledger.probes += 1
         _probe(ctx, latents[:1], Meter(known=meter.known, counts=True))
     return meter.costs or ROWS
@@ -80,6 +88,10 @@ def _probe(ctx: Context, latents: Tensor, meter: Meter) -> None:
                 images = ctx.model.decode(latents)
             with meter.count("score", 1):
                 parts_of(ctx.reward, images, ctx.prompts[:1])
+            if ctx.model.previewer is not None:
+                fit(ctx.model, ctx.ledger, ctx.meter, latents)
+                with meter.count("preview", 1):
+                    ctx.model.decode(latents, by=ctx.model.previewer)
     except UnsupportedPipelineError:
         return
     except Exception as error:  # a reward may not like this picture; the search will tell

@@ -15,6 +15,7 @@ from steer.core.types import Name, Population, Query, Reward, Step
 from steer.driver.grid import Schedule
 from steer.driver.model import Model
 from steer.driver.solver import Solver
+from steer.search import decoding
 from steer.search.clean import Clean
 from steer.search.judging import Judging
 from steer.search.lanes import ask, in_pieces, lanes_of
@@ -93,9 +94,7 @@ class Context:
     def denoise(
         self, population: Population, step: Step, grad: bool = False
     ) -> Generator[Query, Tensor, Tensor]:
-        """The model output after CFG for every row, a denoiser call for each lane.
-
-        `output = yield from ctx.denoise(...)`, `(rows, *latent)`.
+        """Model outputs after CFG, `(rows, *latent)`: `output = yield from ctx.denoise(...)`.
 
         Args:
             population: Rows of any prompts, with latents at `step`; any step, in any order.
@@ -122,9 +121,11 @@ class Context:
 
     def decode(self, latents: Tensor, grad: bool = False) -> Tensor:
         """Latents to images `(rows, 3, H, W)` or videos `(rows, F, 3, H, W)`, float32 in [0, 1]."""
-        self.ledger.decodes += len(latents)
-        with self.ledger.clock("decode"), self.meter.count("decode", len(latents)):
-            return self.model.decode(latents, grad)
+        return decoding.decode(self.model, self.ledger, self.meter, latents, grad)
+
+    def preview(self, latents: Tensor, grad: bool = False) -> Tensor:
+        """As `decode`, of what is not final: by the call's cheaper decoder, if it has one."""
+        return decoding.preview(self.model, self.ledger, self.meter, latents, grad)
 
     def backward(self, step: Step, rows: int) -> AbstractContextManager[None]:
         """Around a backward pass of `rows` through the denoiser at a step: counts its FLOPs."""
@@ -145,14 +146,13 @@ class Context:
     def evaluate(self, population: Population, step: Step | None = None) -> Tensor:
         """Decode and score clean latents, a piece at a time; `(rows,)` float32.
 
-        A reward that compares candidates compares previews within `population`, and final latents
-        with all that were ever finished for their prompt.
+        Relative rewards compare previews within `population`, final latents with all finished ones.
 
         Args:
             population: Clean latents: x0 previews of a step, or final ones.
             step: Of previews; `None` for final latents, whose rewards `finals` keeps.
         """
-        show = self.show if step is None else lambda part: self.decode(part.x)
+        show = self.show if step is None else lambda part: self.preview(part.x)
         return self.judging.evaluate(population, step, self.piece, show)
 
     def top(self, population: Population, values: Tensor, count: int) -> list[int]:

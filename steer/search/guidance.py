@@ -147,7 +147,7 @@ def scaled_gradient(
     """
     with torch.enable_grad():
         leaf = clean.x.detach().requires_grad_()
-        images = ctx.decode(leaf if dtype is None else leaf.to(dtype), grad=True)
+        images = ctx.preview(leaf if dtype is None else leaf.to(dtype), grad=True)
         reward = ctx.score(images, clean.ids)
     if not reward.requires_grad:
         raise RewardError(

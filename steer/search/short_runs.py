@@ -89,7 +89,7 @@ def judge(
     for first in range(0, len(population), chunk):
         ids = population.ids[first : first + chunk]
         with torch.no_grad():
-            images = ctx.decode(population.x[first : first + chunk].to(dtype))
+            images = ctx.preview(population.x[first : first + chunk].to(dtype))
             scores.append(ctx.score(images, ids, reward))
     return torch.cat(scores)
 

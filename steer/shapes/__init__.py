@@ -34,7 +34,7 @@ __all__ = [
 
 
 def weights_folder() -> Path:
-    """The folder of the packaged weights: `pipeline/`, `clip/` and `scorer/`."""
+    """The folder of the packaged weights: `pipeline/`, `tiny/`, `clip/` and `scorer/`."""
     return Path(__file__).parent / "weights"
 
 

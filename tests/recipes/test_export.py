@@ -38,3 +38,4 @@ def test_text_encoder_and_tokenizer_are_exported_as_they_are_bundled(
     assert (found / "merges.txt").read_bytes() == (wanted / "merges.txt").read_bytes()
     for name in ("clip", "scorer"):
         assert (target / name / "open_clip_model.safetensors").is_file()
+    assert (target / "tiny" / "diffusion_pytorch_model.safetensors").is_file()

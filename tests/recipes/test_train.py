@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ from recipes.shapes_world.scorer import (
 )
 from recipes.shapes_world.stage import learning_rate, train
 from recipes.shapes_world.text import CONTEXT_LENGTH, Encoder, build_tokenizer, learn_merges
+from recipes.shapes_world.tiny import previews, train_tiny
+from steer import shapes
 from steer.shapes.captions import VOCABULARY, caption, parse
 from steer.shapes.oracle import judge, oracle
 from steer.shapes.reading import read
@@ -280,3 +283,20 @@ def test_soup_is_the_mean_of_the_weights() -> None:
         mixed["visual.proj"], sum(m.visual.proj for m in models) / 3, check_dtype=True
     )
     assert mixed.keys() == models[0].state_dict().keys()
+
+
+def test_the_tiny_decoder_learns_from_the_x0_of_every_step(tmp_path: Path) -> None:
+    pipe = shapes.pipeline()
+    recipe = replace(Recipe(), tiny=StageRecipe(12, 8, 4e-3, warmup=2), tiny_captions=2)
+    latents, images = previews(pipe, recipe.tiny_captions, seed=5)
+    assert latents.shape == (2 * 20, 4, 16, 16) and images.shape == (2 * 20, 3, 64, 64)
+    rows = slice(30, 34)
+    with torch.no_grad():
+        shown = pipe.vae.decode(latents[rows].float()).sample.clamp(-1, 1)
+    torch.testing.assert_close(shown, images[rows].float(), atol=0.02, rtol=0)
+    assert latents[0].std() < latents[-1].std()  # from a mean of pictures to one of them
+    tiny = train_tiny(pipe, recipe, tmp_path)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "tiny.jsonl").open()]
+    assert losses[-1] < losses[0] / 1.2
+    with torch.no_grad():
+        assert tiny.decode(latents[:2].float()).sample.shape == (2, 3, 64, 64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,13 @@ from torch import Tensor
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.layouts import crop, cut, unknown, unpack
 from steer.driver.decoding.scalings import unscale
-from steer.driver.decoding.vae import autoencoder, call_vae, in_its_precision
+from steer.driver.decoding.vae import autoencoder, decode_latents, in_its_precision
 from steer.driver.facts import makes_videos
 from steer.driver.safety import asks_guardrail
+
+
+if TYPE_CHECKING:
+    from steer.driver.decoding.previews import PreviewDecoder
 
 
 def decode(
@@ -23,6 +27,7 @@ def decode(
     chunk: int | None = None,
     grad: bool = False,
     asked: Asked | None = None,
+    by: PreviewDecoder | None = None,
 ) -> Tensor:
     """Decode latents of the pipeline's loop.
 
@@ -43,6 +48,7 @@ def decode(
         grad: Record the decoding, so that gradients reach `latents`.
         asked: What the call asked for: height, width, frames; the pipeline's own defaults if
             `None`.
+        by: What decodes in place of the pipeline's own decoder.
 
     Returns:
         Images `(B, 3, H, W)`, or videos `(B, F, 3, H, W)`, in [0, 1], float32, on the device of
@@ -56,7 +62,7 @@ def decode(
         chunk = 1
     with torch.set_grad_enabled(grad):
         parts = latents.split(chunk) if chunk else (latents,)
-        images = [_finish(pipe, _decode(pipe, part, grad, asked), asked) for part in parts]
+        images = [_finish(pipe, _decode(pipe, part, grad, asked, by), asked) for part in parts]
         return torch.cat(images).to(latents.device)
 
 
@@ -69,18 +75,27 @@ def check(pipe: Any, latents: Tensor, asked: Asked) -> None:
         unscale(pipe, vae, unpack(pipe, vae, cut(pipe, latents[:1], asked), asked))
 
 
-def _decode(pipe: Any, latents: Tensor, grad: bool, asked: Asked) -> Tensor:
+def unfitted(pipe: Any, latents: Tensor, asked: Asked, by: PreviewDecoder) -> int:
+    """Decodes by the pipeline's own decoder that `by` is fitted to before it shows these."""
+    unpacked = unpack(pipe, autoencoder(pipe), cut(pipe, latents[:1], asked), asked)
+    return by.unfitted(pipe, unpacked)
+
+
+def _decode(
+    pipe: Any, latents: Tensor, grad: bool, asked: Asked, by: PreviewDecoder | None
+) -> Tensor:
     """Images `(B, 3, H, W)` or videos `(B, 3, F, H, W)` in the decoder's range."""
     vae = autoencoder(pipe)
     if vae is None:
         return _pixels(pipe, latents)
     latents = cut(pipe, latents, asked)
-    if _decodes_itself(pipe):
+    if by is None and _decodes_itself(pipe):
         return in_its_precision(pipe, vae, latents, grad, lambda z: _own(pipe, z, asked))
     latents = unpack(pipe, vae, latents, asked)
-    image = in_its_precision(
-        pipe, vae, latents, grad, lambda z: call_vae(pipe, vae, unscale(pipe, vae, z), asked)
-    )
+    if by is None:
+        image = decode_latents(pipe, vae, latents, grad, asked)
+    else:
+        image = by.images(pipe, latents, grad, asked)
     return image[:, :, 0] if image.ndim == 5 and not makes_videos(pipe) else image
 
 

@@ -28,7 +28,7 @@ def unpack(pipe: Any, vae: Any, latents: Tensor, asked: Asked) -> Tensor:
         raise unknown(pipe, f"{tuple(latents.shape)}, the part behind the first frame")
     order = for_class(_ORDERS, pipe)
     if order is not None and latents.ndim == 5:
-        latents = latents.permute(order)[:, : _channels(vae)]
+        latents = latents.permute(order)[:, : channels_of(vae)]
     if latents.ndim == 4 and decodes_frames(vae):
         latents = latents.unsqueeze(2)
     if latents.ndim == 5 and latents.shape[2] < asked.prepared_frames(pipe):
@@ -55,6 +55,12 @@ def decodes_frames(vae: Any) -> bool:
     return any(isinstance(part, nn.Conv3d) for part in vae.modules())
 
 
+def channels_of(vae: Any) -> int | None:
+    """Channels of the VAE's latents; None where its config does not tell."""
+    config = getattr(vae, "config", None)
+    return getattr(config, "latent_channels", None) or getattr(config, "z_dim", None)
+
+
 def unknown(pipe: Any, why: str) -> UnsupportedPipelineError:
     """The error for latents that cannot be decoded."""
     return UnsupportedPipelineError(
@@ -72,11 +78,6 @@ def for_class(table: Mapping[str, _T], pipe: Any) -> _T | None:
 def _transformer(pipe: Any) -> Any:
     """The config of the pipeline's transformer."""
     return getattr(getattr(pipe, "transformer", None), "config", None)
-
-
-def _channels(vae: Any) -> int | None:
-    """Channels of the VAE's latents."""
-    return getattr(vae.config, "latent_channels", None) or getattr(vae.config, "z_dim", None)
 
 
 def _from_tokens(pipe: Any, vae: Any, latents: Tensor, asked: Asked) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steer.core.errors import UnsupportedPipelineError
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.layouts import decodes_frames
+from steer.driver.decoding.scalings import unscale
 
 
 _NAMES = ("vae", "movq", "vqvae", "vqgan")
@@ -48,21 +49,34 @@ def in_its_precision(
         vae.to(dtype=torch.float16)
 
 
+def decode_latents(pipe: Any, vae: Any, latents: Tensor, grad: bool, asked: Asked) -> Tensor:
+    """The images of unpacked latents as they are scaled in the loop, by `vae`, in its range."""
+    return in_its_precision(
+        pipe, vae, latents, grad, lambda z: call_vae(pipe, vae, unscale(pipe, vae, z), asked)
+    )
+
+
 def call_vae(pipe: Any, vae: Any, latents: Tensor, asked: Asked) -> Tensor:
     """The VAE's images `(B, 3, H, W)` or videos `(B, 3, F, H, W)`, in its own range.
 
     A VAE of images decodes the frames of a video as a batch.
     """
     if latents.ndim == 5 and not decodes_frames(vae):
-        flat = latents.transpose(1, 2).flatten(0, 1)
-        images = call_vae(pipe, vae, flat, asked)
-        return images.unflatten(0, (len(latents), -1)).transpose(1, 2)
+        return frame_by_frame(latents, lambda z: call_vae(pipe, vae, z, asked))
     options: dict[str, Any] = {"return_dict": False}
     if getattr(pipe, "movq", None) is vae:
         options["force_not_quantize"] = True
     if getattr(vae.config, "timestep_conditioning", False):  # LTX: the last step is the decoder's
         latents, options["temb"] = _noised(latents, asked)
     return vae.decode(latents, **options)[0]
+
+
+def frame_by_frame(latents: Tensor, show: Callable[[Tensor], Tensor]) -> Tensor:
+    """`show` of the frames of `(B, C, f, h, w)` as a batch; of `(B, C, h, w)` as it is."""
+    if latents.ndim == 4:
+        return show(latents)
+    images = show(latents.transpose(1, 2).flatten(0, 1))
+    return images.unflatten(0, (len(latents), -1)).transpose(1, 2)
 
 
 def _noised(latents: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:

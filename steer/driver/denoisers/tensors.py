@@ -7,10 +7,11 @@ return a tensor, a tuple, a list, or one of diffusers' output classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.types import wide
@@ -64,6 +65,16 @@ def picked(value: Any, rows: int, index: Sequence[int]) -> Any:
             return type(value)([value[i] for i in index])
         return type(value)([picked(item, rows, index) for item in value])
     return value
+
+
+def is_opaque(value: Any) -> bool:
+    """Whether a value holds an object that rows cannot be picked from, such as a cache of keys."""
+    if isinstance(value, Mapping):
+        return any(map(is_opaque, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(is_opaque, value))
+    plain = Tensor | nn.Module | torch.Generator | Enum
+    return not isinstance(value, plain) and not callable(value) and hasattr(value, "__dict__")
 
 
 def joined(first: Any, second: Any) -> Any:

@@ -33,6 +33,7 @@ class Arm(Settings):
         name: Unique; also the name of its folder: letters, digits, and `. _ + -` within.
         tuned: A tuned checkpoint, as `steer.guided(tuned=...)` takes it.
         blend: How tuned and untuned are combined, as in `"RLG(2.0)"`.
+        preview: What decodes previews, as `steer.guided(preview=...)` takes it.
         method: As `steer sample --method` takes it; None is chosen by `compute`.
         compute: Plain calls' worth of denoiser rows; None is 1, or the method's own.
         steps, guidance_scale, scheduler: Instead of the comparison's; only with `differs`.
@@ -43,6 +44,7 @@ class Arm(Settings):
     name: str
     tuned: str | None = None
     blend: str | None = None
+    preview: str | None = None
     method: str | None = None
     compute: float | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
@@ -63,7 +65,7 @@ class Arm(Settings):
                 f"name={self.name!r}: letters, digits, and . _ + - within (it names a folder); "
                 "use `label` for the page"
             )
-        _refuse_empty(self, ("tuned", "blend", "method", "scheduler", "label"))
+        _refuse_empty(self, ("tuned", "blend", "preview", "method", "scheduler", "label"))
         odd = [key for key in self.differs if key not in SHARED]
         if odd:
             raise ValueError(f"differs={odd!r}: may name {', '.join(SHARED)}")

@@ -11,6 +11,7 @@ import numpy as np
 from steer.core.errors import ComparisonError
 from steer.core.files.atomic import write_json
 from steer.core.files.tables import write_table
+from steer.core.intervals import estimate
 from steer.jobs.compare import analysis
 from steer.jobs.compare.config import Comparison
 from steer.jobs.compare.prompts import PromptSet
@@ -65,7 +66,7 @@ def collect(
                 "weights": records[a][0]["weights"],
                 "cost": cost[a],
                 "diversity": {
-                    name.removeprefix(DIVERSITY): analysis.estimate(values[a]).to_dict()
+                    name.removeprefix(DIVERSITY): estimate(values[a]).to_dict()
                     for name, values in spread.items()
                 },
             }

@@ -15,7 +15,7 @@ from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Population, Search, Step
 from steer.search.context import Context
 from steer.search.guidance import leave_plain_names
-from steer.search.method import Method
+from steer.search.method import Method, kl_of_draws
 from steer.search.picks.base import Pick, check_pick
 from steer.search.picks.ranks import Best
 from steer.search.short_runs import run, short_grid
@@ -165,6 +165,10 @@ class Prune(Method):
             alive = cuts.get(index, alive)
         return rows
 
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """At most that of the best of all draws, whatever the cuts looked at."""
+        return kl_of_draws(ctx, prompt)
+
     def suits(self, ctx: Context) -> bool:
         """Whether the call's solver can begin where the strides end."""
         try:
@@ -182,9 +186,9 @@ class Prune(Method):
             grid = short_grid(ctx.steps[:begin], self._calls_before(first) - (first - begin))
             latents = yield from run(ctx, start, grid, start.x.dtype)
             start = start.at(latents.to(start.x.dtype))
-        return (yield from self._walk(ctx, start, ctx.steps[begin:]))
+        return (yield from self.walk(ctx, start, ctx.steps[begin:]))
 
-    def _walk(self, ctx: Context, alive: Population, steps: Sequence[Step]) -> Search:
+    def walk(self, ctx: Context, alive: Population, steps: Sequence[Step]) -> Search:
         """The last `steps` of the call's, with the cuts that lie in them, and the winners."""
         solver, cuts = ctx.solver(alive), self.cuts(len(ctx.steps))
         for step in steps:

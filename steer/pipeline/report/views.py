@@ -15,6 +15,14 @@ SMALL = 160
 """Images of at most this many pixels a side are shown enlarged, pixel by pixel."""
 
 _TARGET, _THUMB = 224, 128
+_COUNTS = (
+    "denoiser_rows",
+    "denoiser_calls",
+    "backward_rows",
+    "decodes",
+    "previews",
+    "reward_calls",
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class CostView:
     reward_calls: int
     seconds: dict[str, float]
     peak_bytes: int
+    previews: int = 0
     flops: dict[str, float] = field(default_factory=dict)
     plain_flops: float = 0.0
 
@@ -111,8 +120,7 @@ class CostView:
     @classmethod
     def of(cls, ledger: Mapping[str, Any], plain_rows: int) -> CostView:
         """The view of one `Ledger.to_dict()`."""
-        names = ("denoiser_rows", "denoiser_calls", "backward_rows", "decodes", "reward_calls")
-        counts = {name: int(ledger.get(name) or 0) for name in names}
+        counts = {name: int(ledger.get(name) or 0) for name in _COUNTS}
         return cls(
             plain_rows=plain_rows,
             cfg_rows=int(ledger.get("cfg_rows") or 1),
@@ -129,8 +137,8 @@ class CostView:
         parts = dict.fromkeys(part for cost in costs for part in cost.seconds)
         kinds = dict.fromkeys(kind for cost in costs for kind in cost.flops)
         all_counted = all(cost.plain_flops for cost in costs)
-        names = ("denoiser_rows", "plain_rows", "denoiser_calls", "backward_rows", "decodes")
-        counts = {name: sum(getattr(c, name) for c in costs) for name in (*names, "reward_calls")}
+        names = (*_COUNTS, "plain_rows")
+        counts = {name: sum(getattr(cost, name) for cost in costs) for name in names}
         return cls(
             cfg_rows=max((c.cfg_rows for c in costs), default=1),
             seconds={part: sum(c.seconds.get(part, 0.0) for c in costs) for part in parts},
@@ -155,7 +163,7 @@ class PromptView:
     """One prompt: the plain call's image beside the guided ones, and how they were found.
 
     Attributes:
-        lines: Where the chosen particles come from, where they have ancestors.
+        lines: Where the chosen particles come from, where they have ancestors; how far that is.
         notes: What a reader should know of the call: a budget that ended it, memory that was short.
     """
 

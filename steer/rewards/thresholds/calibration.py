@@ -20,7 +20,7 @@ from steer.rewards.thresholds.threshold import Threshold
 
 
 _FORMAT = "steer-calibration/1"
-_EXAMPLE = "steer.calibrate(guided, prompts, threshold=0.6, at=(0.5, 0.65), alpha=0.1)"
+_EXAMPLE = "steer.calibrate_gate(guided, prompts, threshold=0.6, at=(0.5, 0.65), alpha=0.1)"
 _HAIR = 1e-9  # in score units: rounding never drops the pilot that sets the cut
 
 

@@ -77,6 +77,25 @@ def test_who_depends_on_the_batch_is_refused(unet: nn.Module) -> None:
         asked(unet, ())
 
 
+class Cache:
+    """What a denoiser keeps of its first call, for all rows."""
+
+
+class Caching(Product):
+    """Returns a cache beside its answer, or takes one."""
+
+    def forward(self, x: Tensor, embedding: Tensor, more: Any = None) -> Any:
+        return x * embedding, None if more else Cache()
+
+
+def test_caches_are_refused() -> None:
+    with pytest.raises(PaddedLaneError, match="returns a cache"):
+        asked(Caching(), ())
+    narrow = Narrow(Pipe(unet := Caching()), 4, lambda: (), True, {}, lambda rows: None)
+    with narrow.installed(), pytest.raises(PaddedLaneError, match="given a cache"):
+        unet(torch.arange(8.0), torch.arange(8.0), more=Cache())
+
+
 def test_lists_with_one_entry_per_row_and_lists_of_batches() -> None:
     rows = [torch.full((3,), float(i)) for i in range(4)]
     assert [int(row[0]) for row in picked(rows, 4, [0, 2])] == [0, 2]

@@ -205,3 +205,14 @@ def test_a_plain_image_of_nan_is_told_and_not_scored(tmp_path: Path) -> None:
     assert entry["base"]["reward"] is None
     assert entry["rewards"][0] is not None
     assert "a red circle" in write_report(run).read_text()
+
+
+def test_previews_by_a_cheaper_decoder(folder: Path, tmp_path: Path) -> None:
+    pruning = "Prune(start=4, keep=(1,), at=(0.5,))"
+    result = sample(folder, tmp_path / "a", "--method", pruning, "--preview", "linear")
+    assert result.exit_code == 0, result.output
+    assert [e["ledger"]["previews"] for e in RunFolder.load(tmp_path / "a").entries] == [4, 4]
+    assert "Previews by another decoder" in (tmp_path / "a" / "report.html").read_text()
+    result = sample(folder, tmp_path / "b", "--preview", "tiny")
+    assert result.exit_code == 2
+    assert "preview='tiny': no tiny autoencoder is known" in result.stderr

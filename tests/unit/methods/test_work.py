@@ -43,6 +43,7 @@ METHODS: list[Method] = [
     Adaptive(6, price=0.1, batch=3),
     Adaptive(3, price=0, least=1, share=True),
     Gate(Adaptive(4), 2.0, 2),
+    BestOfN(3, strides=2),
     Prune(4, (2, 1), (0.4, 0.7)),
     Prune(6, (2,), (0.7,), strides=2),
     Gate(BestOfN(2), 2.0, 3),

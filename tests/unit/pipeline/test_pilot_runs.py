@@ -77,7 +77,7 @@ def test_calibrate_and_run(tmp_path: Path) -> None:
     given = guided(shared("sd"), redness)
     runs = steer.pipeline.pilots(given, PROMPTS * 2, at=(0.5,), batch=6, **pilot_call())
     tau = between(runs.finals, 10)
-    calibration = steer.calibrate(
+    calibration = steer.calibrate_gate(
         given, PROMPTS * 2, tau, at=(0.5,), alpha=0.2, batch=6, **pilot_call()
     )
     assert calibration == Calibration.fit(runs, tau, 0.2)
@@ -86,10 +86,10 @@ def test_calibrate_and_run(tmp_path: Path) -> None:
     assert calibration.noise == pytest.approx(schedule["noise"])
     Threshold(tau, reward="redness").save(tmp_path / "tau.json")
     path = str(tmp_path / "tau.json")
-    again = steer.calibrate(given, PROMPTS * 2, path, at=(0.5,), alpha=0.2, **pilot_call())
+    again = steer.calibrate_gate(given, PROMPTS * 2, path, at=(0.5,), alpha=0.2, **pilot_call())
     assert again.cuts == pytest.approx(calibration.cuts, abs=1e-5)
     assert len(run(steer.Gate(BestOfN(2), calibration=calibration)).accepted) == 1
-    split = steer.calibrate(
+    split = steer.calibrate_gate(
         given, PROMPTS * 2, quantile=0.5, at=(0.5,), alpha=0.4, batch=6, **pilot_call()
     )
     assert split.pilots == 9
@@ -115,17 +115,17 @@ def test_bad_pilots(given: dict[str, Any], named: str) -> None:
 def test_bad_calibrations() -> None:
     pipe = guided(shared("sd"), redness)
     with pytest.raises(ValueError, match=r"threshold=None, quantile=None: give one"):
-        steer.calibrate(pipe, ["a"])
+        steer.calibrate_gate(pipe, ["a"])
     with pytest.raises(ValueError, match=r"threshold=0.5, quantile=0.5: give one"):
-        steer.calibrate(pipe, ["a"], 0.5, quantile=0.5)
+        steer.calibrate_gate(pipe, ["a"], 0.5, quantile=0.5)
     with pytest.raises(ThresholdError, match=r"needs 9 accepted pilots, and at most 8 of 8"):
-        steer.calibrate(pipe, ["a"] * 8, 0.5)
+        steer.calibrate_gate(pipe, ["a"] * 8, 0.5)
     with pytest.raises(ThresholdError, match=r"at most 8 of 16"):
-        steer.calibrate(pipe, ["a"] * 16, quantile=0.5)
+        steer.calibrate_gate(pipe, ["a"] * 16, quantile=0.5)
     with pytest.raises(ThresholdError, match=r"'hpsv2.1'.*'redness'"):
-        steer.calibrate(pipe, ["a"] * 9, Threshold(0.5, reward="hpsv2.1"))
+        steer.calibrate_gate(pipe, ["a"] * 9, Threshold(0.5, reward="hpsv2.1"))
     with pytest.raises(ValueError, match=r"at=\(\)"):
-        steer.calibrate(pipe, ["a"] * 9, 0.5, at=())
+        steer.calibrate_gate(pipe, ["a"] * 9, 0.5, at=())
 
 
 def test_noise_is_read_off_the_grid() -> None:

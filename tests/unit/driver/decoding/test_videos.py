@@ -13,6 +13,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from steer.core.errors import UnsupportedPipelineError
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.decode import check, decode
+from steer.driver.decoding.previews import preview_decoder
 
 
 Built = tuple[Any, dict[str, Any]]
@@ -403,6 +404,30 @@ def test_frames_go_through_a_vae_of_images_in_the_calls_chunks() -> None:
     pipe.vae.decode = lambda z, *a, **k: (rows.append(len(z)), own(z, *a, **k))[1]
     decode(pipe, latents, asked=Asked(call))
     assert rows == [2, 2, 1, 2, 2, 1]
+
+
+def test_previews_by_a_tiny_vae_are_the_pipelines_own_with_it() -> None:
+    torch.manual_seed(0)
+    pipe, call = animatediff()
+    latents = run(pipe, call, "latent")
+    tiny: Any = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    shown = decode(pipe, latents, asked=Asked(call), by=preview_decoder(pipe, tiny))
+    linear = decode(pipe, latents, asked=Asked(call), by=preview_decoder(pipe, "linear"))
+    assert linear.shape == shown.shape == (1, 3, 3, 16, 16)
+    pipe.vae = tiny
+    torch.testing.assert_close(shown, run(pipe, call, "pt"), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("build", [cogvideox, stable_video_diffusion])
+def test_videos_that_the_pipeline_alone_decodes_have_no_other_previews(build: Any) -> None:
+    pipe, _ = build()
+    with pytest.raises(ValueError, match=r"preview: the VAE of .* shrinks videos .* leave it out"):
+        preview_decoder(pipe, pipe.vae)
 
 
 def test_a_part_of_the_latents_is_no_video() -> None:

@@ -1,0 +1,103 @@
+"""`steer calibrate`: pilot runs into a folder, and the plans that `--plans` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steer.cli.exits import bad_input
+from steer.cli.sample import (
+    Device,
+    Dtype,
+    GuidanceScale,
+    LaneWidth,
+    Pipeline,
+    Reward,
+    Seed,
+    Steps,
+    read_prompts,
+)
+from steer.cli.terminal import escape, say
+
+
+if TYPE_CHECKING:
+    from steer.jobs.calibrate_job import CalibrateJob
+
+PromptsFile = Annotated[
+    Path,
+    typer.Argument(
+        help="Prompts like those to come, some 32: text with one per line ('-' is stdin), .json, "
+        ".jsonl, .csv or .tsv.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder for plans.json, plans.html, pilots.jsonl.")
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="A held-out reward that chooses the plans. Default: the reward itself.",
+        show_default=False,
+    ),
+]
+Particles = Annotated[
+    int, typer.Option("--n", help="Particles per prompt; no plan starts with more.")
+]
+
+
+def calibrate(
+    prompts_file: PromptsFile,
+    out: Out = Path("steer-plans"),
+    pipeline: Pipeline = "shapes",
+    reward: Reward = "shapes",
+    judge: Judge = None,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    n: Particles = 16,
+    seed: Seed = 0,
+    lane_width: LaneWidth = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Learn from pilot runs what --compute is best spent on.
+
+    Writes plans.json, for `steer.guided(..., plans="plans.json")`, and a page with the curves.
+    Says what it will cost before it begins; interrupt it at any time: the same command continues.
+
+    Example: steer calibrate prompts.txt --reward hpsv2 --judge pickscore --steps 30 --out plans
+    """
+    with bad_input():
+        from steer.core.files.atomic import usable
+        from steer.core.files.folder import held
+        from steer.jobs.calibrate_job import CalibrateJob, check_folder
+
+        job = CalibrateJob(
+            tuple(read_prompts(prompts_file, "prompts file")),
+            pipeline=pipeline,
+            reward=reward,
+            judge=judge,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            n=n,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            lane_width=lane_width,
+        )
+        usable(out)
+        check_folder(out)
+        with held(out):
+            _calibrate(job, out)
+
+
+def _calibrate(job: CalibrateJob, out: Path) -> None:
+    """Run it, and show what came of it."""
+    from steer.jobs.calibrate_job import PAGE, PLANS, run_calibration
+
+    say(f"[dim]Loading {escape(job.pipeline)} and the reward {escape(job.reward)}[/]")
+    plans = run_calibration(job, out, lambda line: say(escape(line)))
+    say(escape(str(plans)))
+    say(f"Plans: [bold]{escape(out / PLANS)}[/]  Page: [bold]{escape(out / PAGE)}[/]")
