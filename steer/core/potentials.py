@@ -42,6 +42,18 @@ def tempering(step: Step, rate: float | None) -> float:
     return min((1 + rate) ** hundredths - 1, 1.0)
 
 
+def damping(step: Step, strength: float) -> float:
+    """What is left of the inverse temperature at a step: `1 / (1 + strength P)`, in (0, 1].
+
+    P = sigma^2 / (alpha^2 + sigma^2) is the variance that clean latents of variance 1 have when
+    their noisy ones are known. A preview's reward r(E[x0 | x]) stands for log E[exp(lam r(x0)) | x]
+    and is too sure of itself where P is large: for r = -(a/2) |x0 - c|^2 on Gaussian data it is too
+    large by 1 + lam a P exactly ("Are we really tilting?", 2026, arXiv:2606.02884), so that
+    `strength = lam a` mends it. A linear reward needs none. 0 leaves everything as it is.
+    """
+    return 1.0 / (1.0 + strength * step.noise_share**2)
+
+
 @dataclass(frozen=True, eq=False)
 class Memory:
     """What potentials need to know of every particle's earlier rewards.

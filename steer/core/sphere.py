@@ -91,3 +91,12 @@ def cap(x: Tensor, centre: Tensor, angle: float) -> Tensor:
     away = geodesic(unit(centre), tangent(centre, x), angle)
     far = angles(x, centre) > angle
     return torch.where(per_row(far, x), away * radius(x), wide(x))
+
+
+def norm_score(noise: Tensor) -> float:
+    """How unusual the norm of one noise is: `(|noise|^2 / d - 1) / sqrt(2 / d)`.
+
+    Standard normal noise of d values has mean 0 and standard deviation 1 here.
+    """
+    d = noise.numel()
+    return (float(noise.double().square().mean()) - 1) / math.sqrt(2 / d)

@@ -47,6 +47,7 @@ class Trace:
     - `budget`: the search ended after `spent` rows, for a limit of `compute` plain calls.
     - `memory`: out of memory; the call began again with `lane_width`, after `rows` denoiser rows.
     - `final`: `chosen` ids, best first.
+    - `departure`: `kl` from the plain sampler, and `noise_norm` per chosen one, as in `Report`.
 
     Attributes:
         events: The rows.

@@ -1,31 +1,27 @@
-"""How large a method is that is written as a name alone."""
+"""What a job's `method` and `compute` come to."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from steer.driver.denoisers.blend import Blend, cost
 from steer.jobs.sample_job import COMPUTE
-from steer.methods.text import Written, parse_method
+from steer.methods.text import Written, is_bare, method_class, parse_method
 
 
-def calls_per_call(blend: Blend | None, steps: int) -> float:
-    """Plain calls of the base that one call costs: 1, or what a blend evaluates."""
-    return 1 if blend is None else cost(blend, steps)
-
-
-def sized_method(method: Written, compute: float | None, steps: int, blend: Blend | None) -> Any:
-    """The method that is written; a bare name takes its size from `compute`.
+def effort(method: Written | None, compute: float | None) -> dict[str, Any]:
+    """`method` and `compute` for `guided`.
 
     Args:
-        method: As `steer sample --method` takes it.
-        compute: Plain calls of the base; None is 4. Where a blend evaluates two denoisers per row
-            it pays for half as many calls, but for one at least.
-        steps: Denoising steps.
-        blend: How tuned and untuned denoisers combine.
+        method: As `steer sample --method` takes it; a bare name is made as large as `compute` pays
+            for on the pipeline at hand; `None` leaves the choice to `compute`.
+        compute: Plain calls of the base, decodes included; `None` is 4.
 
     Raises:
         ValueError: An unknown method, or arguments that do not fit.
     """
-    paid = (compute or COMPUTE) / calls_per_call(blend, steps)
-    return parse_method(method, max(paid, 1.0), steps)
+    if method is None:
+        return {"compute": compute}
+    if is_bare(method):
+        assert isinstance(method, str)
+        return {"method": method_class(method), "compute": compute or COMPUTE}
+    return {"method": parse_method(method)}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import torch
 from packaging.version import Version
 
 from steer.core.errors import PipelineNotFoundError, first_line
-from steer.core.weights.reading import broken_file
+from steer.jobs.pipeline_faults import fault_of
 from steer.shapes import pipeline as shapes_pipeline
 
 
@@ -47,8 +48,9 @@ def load_pipeline(name: str, device: str, dtype: torch.dtype) -> Any:
         )
     except Exception as error:  # whatever a damaged file makes diffusers and transformers raise
         where = "cannot be loaded" if folder.is_dir() else "neither a folder nor found on the hub"
-        broken = broken_file(folder) if folder.is_dir() else ""
-        why = broken or f"{type(error).__name__}: {first_line(error)}"
+        clear_frames(error.__traceback__)  # they hold the components that did load
+        said = f"{type(error).__name__}: {first_line(error)}"
+        why = fault_of(folder, error) if folder.is_dir() else said
         raise PipelineNotFoundError(f"pipeline={name!r}: {where} ({why})") from error
     return pipe.to(device)
 

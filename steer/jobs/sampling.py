@@ -20,10 +20,9 @@ from steer.core.seeds import prompt_seed
 from steer.core.warn import warn
 from steer.driver.decoding.nan import decoding_of
 from steer.driver.denoisers import parse_blend
-from steer.driver.denoisers.blend import Blend
 from steer.driver.facts import quiet
 from steer.jobs.device import usable_device
-from steer.jobs.effort import sized_method
+from steer.jobs.effort import effort
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
 from steer.jobs.reward_loader import RewardLoader, reward_parts
 from steer.jobs.sample_job import SampleJob
@@ -67,7 +66,7 @@ class Sampler:
         self.guided = guided(
             self.pipe,
             self.reward,
-            **self._effort(blend),
+            **effort(job.method or None, job.compute),
             judge=self.judges,
             lane_width=job.lane_width,
             keep_images=True,
@@ -75,13 +74,6 @@ class Sampler:
             blend=blend,
             preview=job.preview,
         )
-
-    def _effort(self, blend: Blend | None) -> dict[str, Any]:
-        """`method` or `compute` for `guided`; a method by its bare name is sized here."""
-        if not self.job.method:
-            return {"compute": self.job.compute}
-        method = sized_method(self.job.method, self.job.compute, self.steps, blend)
-        return {"method": method}
 
     def configuration(self) -> dict[str, Any]:
         """What the job's arguments came to, for `run.json`."""

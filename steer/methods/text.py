@@ -26,6 +26,12 @@ def is_bare(method: Written) -> bool:
     return isinstance(method, str) and re.fullmatch(r"[A-Za-z][\w-]*", method.strip()) is not None
 
 
+def method_class(name: str) -> type[Method]:
+    """The method that a bare name stands for. Raises ValueError for an unknown one."""
+    methods, _ = _known_methods()
+    return methods[_grammar(methods, {}).name(name.strip(), name.strip())]
+
+
 def parse_method(method: Written, compute: float = 4.0, steps: int = 20) -> Method:
     """The method that is written, such as `"BestOfN(16)"` or `"Gate(BestOfN(4), 0.6)"`.
 
@@ -51,9 +57,8 @@ def parse_method(method: Written, compute: float = 4.0, steps: int = 20) -> Meth
     text = method.strip()
     if not is_bare(text):
         return grammar.read(text)
-    cls = methods[_grammar(methods, {}).name(text, text)]
     try:
-        return cls.for_compute(compute, steps)
+        return method_class(text).for_compute(compute, steps)
     except ValueError as error:
         raise ValueError(f"method={text!r}: {error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import torch
 
@@ -39,8 +39,16 @@ def check_grad_mode() -> None:
         )
 
 
+def is_family(method: Any) -> TypeGuard[type[Method]]:
+    """Whether a method is given as a class, its size left to `compute`."""
+    return isinstance(method, type) and issubclass(method, Method)
+
+
 def check_effort(method: Any, compute: Any) -> None:
     """Raise ValueError for something that is no method, and for `compute` out of range."""
+    if is_family(method):
+        method.for_compute(COMPUTE if compute is None else compute, 50)
+        return
     if method is not None and not isinstance(method, Method):
         raise ValueError(
             f"method={method!r}: unknown; pass a method such as steer.BestOfN(4), steer.Prune() or "

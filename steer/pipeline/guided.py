@@ -78,7 +78,7 @@ class Guided:
         pipe: Any,
         reward: Any,
         *,
-        method: Method | None = None,
+        method: Method | type[Method] | None = None,
         compute: float | None = None,
         select: Pick | None = None,
         judge: Any = None,
@@ -132,7 +132,7 @@ class Guided:
     def __call__(
         self,
         *args: Any,
-        method: Method | None = None,
+        method: Method | type[Method] | None = None,
         compute: float | None = None,
         reward_prompt: str | Sequence[str] | None = None,
         **kwargs: Any,
@@ -175,9 +175,10 @@ class Guided:
         def again(run: Run, lane_width: int | None) -> Run:
             before.restore()
             anew = lane_width is None and run.planned is not None
-            effort = (None, run.planned) if anew else (run.method, None)
+            effort = (run.family, run.planned) if anew else (run.method, None)
             narrow = prepare(self, call, *effort, reward_prompt, lane_width)
             narrow.planned = None if run.context is not None else run.planned
+            narrow.family = run.family
             return narrow
 
         first = prepare(self, call, method, compute, reward_prompt)
@@ -221,7 +222,7 @@ class Guided:
     def _recalled(self, call: Call, first: Run, reward_prompt: Any, error: SteerError) -> Run:
         """A run that calls the pipeline again for every particle; raises `error` where none can."""
         method = first.method
-        if first.planned is not None:
+        if first.planned is not None and first.family is None:
             method = BestOfN(max(1, math.floor(first.planned)))
         if method.needs_loop or self.models is not None:
             raise error
@@ -240,7 +241,7 @@ def guided(
     pipe: Any,
     reward: Any,
     *,
-    method: Method | None = None,
+    method: Method | type[Method] | None = None,
     compute: float | None = None,
     select: Pick | None = None,
     judge: Any = None,
@@ -259,7 +260,8 @@ def guided(
             as it is; only for the time of a call does a search sit in `pipe.scheduler`.
         reward: What to maximise: a name (`steer.available_rewards()`), a function
             `(images, prompts) -> (B,)`, a dict of weights, or a `Reward`.
-        method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out.
+        method: How to search, such as `BestOfN(4)`; chosen by `compute` if left out. A class, such
+            as `Guide`, is made as large as `compute` pays for.
         compute: What to spend at most, in plain calls with their decode (default 4).
         select: Which finished candidates are returned, such as `steer.picks.Quantile(n_eff=8)`, or
             `steer.picks.Diverse()` for several different images; the best if left out.

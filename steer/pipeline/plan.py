@@ -29,6 +29,7 @@ def affordable(
     costs: Costs = ROWS,
     drafts: bool = False,
     plans: Plans | None = None,
+    family: type[Method] | None = None,
 ) -> Method:
     """The method that spends at most `compute` plain calls of the base: `plans`' or the default.
 
@@ -37,6 +38,7 @@ def affordable(
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
         lane_width, costs, drafts: See `for_compute`.
+        family: The method whose size is wanted, in place of the default one.
         plans: What was learnt from pilots, for calls of the guided pipeline as it is.
 
     Raises:
@@ -51,6 +53,8 @@ def affordable(
     dearer = costs.blended(each)
     plain = costs.plain(steps) / dearer.plain(steps)
     fair = compute * plain
+    if family is not None:
+        return family.for_compute(fair, steps, dearer)
     default = for_compute(fair, steps, lane_width=lane_width, costs=dearer, drafts=drafts)
     if plans is None:
         return default

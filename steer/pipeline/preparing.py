@@ -13,7 +13,7 @@ from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.noise import Source
 from steer.driver.safety import check_of
 from steer.driver.seeds import call_seeds
-from steer.pipeline.arguments import COMPUTE, check_effort, reward_texts
+from steer.pipeline.arguments import COMPUTE, check_effort, is_family, reward_texts
 from steer.pipeline.plan import affordable
 from steer.pipeline.planning.plans import Plans
 from steer.pipeline.run import Run
@@ -32,7 +32,7 @@ class Settings(Protocol):
 
     reward: Reward
     judges: list[Reward]
-    method: Method | None
+    method: Method | type[Method] | None
     compute: float | None
     compute_unit: Unit
     select: Pick | None
@@ -48,7 +48,7 @@ class Settings(Protocol):
 def prepare(
     given: Settings,
     call: Call,
-    method: Method | None,
+    method: Method | type[Method] | None,
     compute: float | None,
     reward_prompt: Any,
     lane_width: int | None = None,
@@ -62,21 +62,25 @@ def prepare(
         lane_width: For an attempt with another one than planned.
     """
     check_effort(method, compute)
-    if method is None and compute is None:
-        method, compute = given.method, given.compute
+    if method is None and (compute is None or is_family(given.method)):
+        method, compute = given.method, given.compute if compute is None else compute
+    family = method if is_family(method) else None
     planned, spares = None, given.widths.spares(call, given.models)
-    if method is None:
+    if isinstance(method, Method):
+        chosen = method
+    else:
         planned = COMPUTE if compute is None else compute
         if given.plans is not None:
             given.plans.check(call.pipe, given.reward, call.steps)
         fixed = None if spares else given.lane_width
         known = given.weights.guess(call.pipe, call.values)
         costs, drafts = known or (ROWS, True)
-        method = affordable(planned, call.steps, given.models, fixed, costs, drafts, given.plans)
+        how = (given.models, fixed, costs, drafts, given.plans, family)
+        chosen = affordable(planned, call.steps, *how)
         if known is None and not spares and lane_width is None:
             lane_width = given.lane_width or 1  # until it is known what fits
     if lane_width is None:
-        lane_width = given.widths.width(call, method, spares, given.lane_width)
+        lane_width = given.widths.width(call, chosen, spares, given.lane_width)
     lane_width = given.widths.check(call, lane_width)
     seeds = call_seeds(call.generator, call.prompts, call.images, call.device)
     return Run(
@@ -85,7 +89,7 @@ def prepare(
         images=call.images,
         reward=given.reward,
         judges=given.judges,
-        method=method,
+        method=chosen,
         select=given.select,
         source=Source(
             call.pipe,
@@ -104,6 +108,7 @@ def prepare(
         check=check_of(call.pipe, call.output_type),
         steps=call.steps,
         planned=planned,
+        family=family,
         unit=given.compute_unit,
         plans=given.plans,
         weights=given.weights,

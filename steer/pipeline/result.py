@@ -19,6 +19,7 @@ from steer.driver.decoding.nan import nan_rows
 from steer.driver.safety import flags_of
 from steer.pipeline.images import are_pictures, first_of, images_of
 from steer.pipeline.report.call import Report
+from steer.pipeline.report.departure import noise_norms
 from steer.pipeline.run import Run
 from steer.rewards.frames import takes_videos
 from steer.rewards.inputs import Outputs
@@ -52,13 +53,15 @@ def finish(
         flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
         accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
         accepted = _passed(run, ctx, accepted)
-    base = [None if ctx is None else _base_reward(ctx, (p, 0)) for p in range(len(run.texts))]
+    prompts = range(len(run.texts))
+    base = [None if ctx is None else _base_reward(ctx, (p, 0)) for p in prompts]
     judges, base_judges = ({}, {}) if ctx is None else _judged(run, ctx, images)
     if not latent:
         run.ledger.decodes += run.rows
     _count_flops(run, latent)
     run.ledger.seconds["total"] = time.perf_counter() - start
     run.ledger.read_peak()
+    kl, norms = _departure(run, None if interrupted else ctx)
     report = Report(
         method=run.method,
         reward=run.reward.name,
@@ -77,11 +80,25 @@ def finish(
         denoiser="base" if run.models is None else run.models.name,
         prompts=run.texts,
         select=run.select,
+        kl=kl,
+        noise_norm=norms,
     )
     if not isinstance(output, tuple):
         with suppress(AttributeError):  # a pipeline of a user's own that returns a bare tensor
             output.rewards, output.accepted, output.report = rewards, accepted, report
     return output, report
+
+
+def _departure(run: Run, ctx: Context | None) -> tuple[list[float | None], list[float | None]]:
+    """How far the call went from the plain sampler, told in the trace too: KL, norms of noises."""
+    if ctx is None:
+        return [None] * len(run.texts), [None] * len(run.chosen)
+    kl = [run.method.kl(ctx, prompt) for prompt in range(len(run.texts))]
+    norms = noise_norms(ctx.starts, run.chosen, run.source.scheduler)
+    for prompt, value in enumerate(kl):
+        own = [norms[row] for row, (p, _) in enumerate(run.chosen) if p == prompt]
+        run.trace.log("departure", prompt=prompt, kl=value, noise_norm=own)
+    return kl, norms
 
 
 def _count_flops(run: Run, latent: bool) -> None:

@@ -59,6 +59,7 @@ class Run:
         check: The pipeline's safety checker, where it asks one.
         steps: Denoiser calls that the plain call was thought to make.
         planned: The compute that `method` is chosen for, when steps and costs are known.
+        family: The method that `planned` sizes; `None` for the default one.
         unit: What `planned` counts.
         plans: What `planned` stands for, where that was calibrated.
         weights: What calls of the guided pipeline have taught about costs.
@@ -89,6 +90,7 @@ class Run:
     check: Check | None = None
     steps: int = 0
     planned: float | None = None
+    family: type[Method] | None = None
     unit: Unit = "flops"
     plans: Plans | None = None
     weights: Weights = field(default_factory=Weights)
@@ -186,12 +188,13 @@ class Run:
             self.plans.check_steps(self.steps)
 
         def plan(drafts: bool) -> Method:
-            return affordable(compute, self.steps, self.models, fixed, costs, drafts, self.plans)
+            known = (self.models, fixed, costs, drafts, self.plans, self.family)
+            return affordable(compute, self.steps, *known)
 
         drafts = plan(True).suits(ctx)
         self.method = plan(drafts)
         self.weights.note(self.pipe, self.values, costs, drafts)
-        if compute > 1 and self.method == BestOfN(1):
+        if self.family is None and compute > 1 and self.method == BestOfN(1):
             least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(
                 self.models, self.steps
             )

@@ -94,9 +94,7 @@ class Context:
     def denoise(
         self, population: Population, step: Step, grad: bool = False
     ) -> Generator[Query, Tensor, Tensor]:
-        """The model output after CFG for every row, a denoiser call for each lane.
-
-        `output = yield from ctx.denoise(...)`, `(rows, *latent)`.
+        """Model outputs after CFG, `(rows, *latent)`: `output = yield from ctx.denoise(...)`.
 
         Args:
             population: Rows of any prompts, with latents at `step`; any step, in any order.

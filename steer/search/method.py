@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from steer.core.checks import plain_calls
 from steer.core.costs import ROWS, Costs, Work
+from steer.core.divergence import kl_of_best
 from steer.core.types import Population, Search
 from steer.search.context import Context
 
@@ -76,6 +77,15 @@ class Method(ABC):
             indices: Of the steps.
         """
         return self.cost(steps) if indices else 0
+
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """How far the search moved a prompt's images from the plain sampler, when it is over.
+
+        Returns:
+            An upper estimate of the KL per returned image in nats; `None` where there is no formula
+            for what the method does, as by default.
+        """
+        return None
 
     def suits(self, ctx: Context) -> bool:
         """Whether the call's solver allows it; what it does not suit is not planned."""
@@ -159,3 +169,10 @@ def check_method(name: str, value: object, example: str) -> None:
     """Raise ValueError unless `value` is a method."""
     if not isinstance(value, Method):
         raise ValueError(f"{name}={value!r}: must be a method; write {example}")
+
+
+def kl_of_draws(ctx: Context, prompt: int) -> float:
+    """The KL of a method that does no more than choose among its draws; see `Method.kl`."""
+    started = {k for row in ctx.trace.of("start", prompt) for k in row["particle"]}
+    among, kl = ctx.judging.picking.latest.get(prompt, (0, 0.0))
+    return kl if among == len(started) else kl_of_best(len(started), ctx.images)

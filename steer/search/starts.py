@@ -24,11 +24,13 @@ class Starts:
         seeds: One per prompt; all randomness of a row hangs on its prompt's.
         latents: Initial latents by name, of particles that begin at the first step.
         origin: For a copy of another particle's initial latents, that particle.
+        changed: Particles whose initial latents are no draw's, and copies of them.
     """
 
     seeds: tuple[int, ...] = (0,)
     latents: dict[Name, Tensor] = field(default_factory=dict)
     origin: dict[Name, Name] = field(default_factory=dict)
+    changed: set[Name] = field(default_factory=set)
     _given: dict[int, int] = field(default_factory=dict)
 
     def names(self, prompts: Sequence[int]) -> tuple[Name, ...]:
@@ -50,6 +52,9 @@ class Starts:
         names = self.names(prompts)
         self.keep(names, x.unbind())
         self.origin |= dict(zip(names, origin or (), strict=False))
+        sources = [None] * len(names) if origin is None else origin
+        pairs = zip(names, sources, strict=True)
+        self.changed |= {name for name, old in pairs if old is None or old in self.changed}
         return Population(x, names)
 
     def keep(self, names: Sequence[Name], latents: Sequence[Tensor]) -> None:

@@ -34,7 +34,7 @@ def evenness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 
 
 PROMPTS = ["a red circle", "two blue squares", "a <b>fish</b>"]
-ARMS = [{"name": "base"}, {"name": "best", "method": "best-of-n", "compute": 2}]
+ARMS = [{"name": "base"}, {"name": "best", "method": "BestOfN(2)"}]
 
 
 def comparison(**more: Any) -> Comparison:

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,27 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     for name in state:
         check_unmerged(names, str(name), name, str(path))
     return _without_prefix({str(name): value for name, value in state.items()})
+
+
+def load_shards(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of one checkpoint in several files; see `load_state_dict`.
+
+    Raises:
+        CheckpointError: A file that cannot be read, or a tensor that is in two of them.
+    """
+    state: dict[str, Tensor] = {}
+    homes: dict[str, Path] = {}
+    for path in paths:
+        shard = load_state_dict(path)
+        twice = next((name for name in shard if name in homes), None)
+        if twice is not None:
+            raise CheckpointError(
+                f"the tensor {twice!r} is in two shards, {str(homes[twice])!r} and {str(path)!r}, "
+                "and one of them would be lost: download or copy the checkpoint again"
+            )
+        state |= shard
+        homes |= dict.fromkeys(shard, path)
+    return state
 
 
 def check_unmerged(names: dict[str, Any], new: str, old: Any, source: str) -> None:

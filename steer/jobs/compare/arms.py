@@ -14,10 +14,11 @@ from steer.core.errors import ComparisonError, RewardError
 from steer.core.files.atomic import plain
 from steer.core.seeds import pair_seed
 from steer.driver.denoisers import parse_blend
+from steer.driver.denoisers.blend import cost
 from steer.driver.denoisers.checkpoints import load as load_tuned
 from steer.jobs.compare.config import Arm, Comparison
 from steer.jobs.compare.store import Unit
-from steer.jobs.effort import calls_per_call, sized_method
+from steer.jobs.effort import effort as sized
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
 from steer.jobs.reward_loader import RewardLoader
 from steer.methods.selection.best_of_n import BestOfN
@@ -186,13 +187,13 @@ def effort(arm: Arm, steps: int, blend: Any = None) -> dict[str, Any]:
     """
     if arm.method is None:
         return {"method": BestOfN(1)} if arm.compute is None else {"compute": arm.compute}
-    calls = calls_per_call(blend, steps)
+    calls = 1 if blend is None else cost(blend, steps)
     if is_bare(arm.method) and arm.compute is not None and arm.compute < calls:
         raise ComparisonError(
             f"arm {arm.name!r}: compute={arm.compute:g} with blend={arm.blend!r}, one call of "
             f"which costs {calls:g}: give at least that"
         )
-    return {"method": sized_method(arm.method, arm.compute, steps, blend)}
+    return sized(arm.method, arm.compute)
 
 
 def make_scheduler(name: str, like: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from steer.core.checks import one_of, plain_calls, positive, predicate, whole
 from steer.core.costs import ROWS, Costs, Work
 from steer.core.errors import UnsupportedPipelineError
+from steer.core.potentials import damping
 from steer.core.rows import per_row
 from steer.core.sphere import radius, unit
 from steer.core.types import Population, Query, Search, Step, wide
@@ -66,6 +67,9 @@ class Guide(Around):
         through: What the gradient goes through.
         inner: Gradient steps that share the length `strength` (x0 only); each decodes and scores.
         schedule: `"constant"`, or `"noise"`: times sigma / sqrt(alpha^2 + sigma^2), less and less.
+        damping: Divide the shift by 1 + damping P with P = sigma^2 / (alpha^2 + sigma^2), so that
+            the early steps, at which a preview's reward says least about the image, move it least;
+            see `steer.core.potentials.damping`. 0 for none.
 
     Raises:
         ValueError: Arguments of the wrong kind; when called: a reward that only ranks candidates.
@@ -80,6 +84,7 @@ class Guide(Around):
     through: Literal["x0", "denoiser"] = "x0"
     inner: int = 1
     schedule: Literal["constant", "noise"] = "constant"
+    damping: float = 0.0
 
     def __post_init__(self) -> None:
         check_method("method", self.method, _EXAMPLE)
@@ -88,6 +93,7 @@ class Guide(Around):
         one_of("through", self.through, ("x0", "denoiser"))
         whole("inner", self.inner, _EXAMPLE)
         one_of("schedule", self.schedule, ("constant", "noise"))
+        positive("damping", self.damping, zero=True, none=False)
         if self.inner > 1 and self.through == "denoiser":
             raise ValueError(
                 f"inner={self.inner} with through='denoiser': one denoiser call gives one "
@@ -125,6 +131,10 @@ class Guide(Around):
             opening = self.populations[0] if 0 in guided else 0  # the pipeline's own, unrecorded
             work += Work(rows=opening, backward_rows=images)
         return work
+
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """Unknown where anything is guided."""
+        return None if self.strength else self.method.kl(ctx, prompt)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """The method's own search, its questions passed on and its answers guided."""
@@ -201,7 +211,8 @@ class Guide(Around):
 
     def _size(self, step: Step) -> float:
         """Length of the shift, as a share of the norm of x0."""
-        return self.strength * (step.noise_share if self.schedule == "noise" else 1.0)
+        share = step.noise_share if self.schedule == "noise" else 1.0
+        return self.strength * share * damping(step, self.damping)
 
 
 def _tell(

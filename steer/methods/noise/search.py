@@ -17,7 +17,7 @@ from steer.core.types import Name, Population, Search, wide
 from steer.methods.noise.paths import bounds, path_rows, search_paths
 from steer.rewards.parts import check_absolute
 from steer.search.context import Context
-from steer.search.method import Method
+from steer.search.method import Method, kl_of_draws
 from steer.search.sampling import sample_all
 from steer.search.short_runs import Asking, judge, pure_noise, run, short_grid
 
@@ -137,6 +137,11 @@ class NoiseSearch(Method):
         if self.through is None:
             return Work.best_of(rows, looked)
         return Work(rows, decodes=2, previews=looked, scores=looked + 1)
+
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """That of random search; unknown where noises are made from others."""
+        chooses = self.rounds == 1 and self.strategy != "paths"
+        return kl_of_draws(ctx, prompt) if chooses else None
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Judge a round, make the next from the best of all."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steer.core.checks import one_of, positive, predicate, share
 from steer.core.ddim import ddim
-from steer.core.potentials import tempering
+from steer.core.potentials import damping, tempering
 from steer.core.rows import per_row
 from steer.core.sphere import radius, unit
 from steer.core.types import Move, Population, Step, wide
@@ -47,9 +47,11 @@ class GradientProposal:
             `SMC(temper=...)`; `None` for 1.
         eta: Share of fresh noise, as that of the filter.
         when: Steps at which the mean is shifted.
+        damping: Divide `lam` by 1 + damping P on the way, see `steer.core.potentials.damping`:
+            `lam a` is exact for a reward of curvature a. It takes a `lam`.
 
     Raises:
-        ValueError: Arguments of the wrong kind, neither `lam` nor `pull`.
+        ValueError: Arguments of the wrong kind, neither `lam` nor `pull`, `damping` without `lam`.
         RewardError: When called: the reward is not differentiable.
         GradientError: When called: a gradient that is not finite.
     """
@@ -60,6 +62,7 @@ class GradientProposal:
     temper: float | None = None
     eta: float = 1.0
     when: When = _ALWAYS
+    damping: float = 0.0
 
     def __post_init__(self) -> None:
         example = "GradientProposal(pull=0.5) or GradientProposal(lam=2.0, pull=None)"
@@ -67,9 +70,15 @@ class GradientProposal:
         positive("pull", self.pull)
         positive("temper", self.temper)
         share("eta", self.eta, "fresh noise")
+        positive("damping", self.damping, zero=True, none=False)
         one_of("through", self.through, ("denoiser", "x0"))
         if self.lam is None and self.pull is None:
             raise ValueError(f"lam=None and pull=None: nothing says how far; write {example}")
+        if self.damping and self.lam is None:
+            raise ValueError(
+                f"damping={self.damping!r} and lam=None: it divides lam, and pull alone drops the "
+                "gradient's length; give lam too, or leave damping out"
+            )
         predicate(self.when, "every(1)")
 
     @property
@@ -103,7 +112,8 @@ class GradientProposal:
     def _shift(self, step: Step, gradient: Tensor, std: float) -> Tensor:
         if self.pull is not None and self.lam is None:
             return self.pull * std * unit(gradient)
-        shift = (std**2 * (self.lam or 0.0) * tempering(step, self.temper)) * gradient
+        warmth = tempering(step, self.temper) * damping(step, self.damping)
+        shift = (std**2 * (self.lam or 0.0) * warmth) * gradient
         if self.pull is None:
             return shift
         return shift * (self.pull * std / radius(shift).clamp(min=1e-30)).clamp(max=1.0)

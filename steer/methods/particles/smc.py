@@ -6,12 +6,14 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steer.core.checks import one_of, positive, predicate, share, whole
 from steer.core.costs import Work
-from steer.core.potentials import POTENTIALS, Potential, finish, tempering
+from steer.core.divergence import kl_of_choice, kl_of_weights
+from steer.core.potentials import POTENTIALS, Potential, damping, finish, tempering
 from steer.core.resampling import RESAMPLERS
 from steer.core.types import Population, Query, Search, Step
 from steer.core.when import When, at
@@ -65,6 +67,9 @@ class SMC(Method):
         temper: `None` for lam at once; a rate g for lam * min((1 + g)^i - 1, 1) with i in
             hundredths of the way (DAS takes 0.008); `"adaptive"` for as much of lam as keeps the
             effective sample size at `ess`. The final weight is always that of lam.
+        damping: Divide lam by 1 + damping P on the way, less and less as the noise goes; see
+            `steer.core.potentials.damping`. At `lam a` the weights of a reward of curvature a are
+            those of its exact value function on Gaussian data.
         standardise: Divide rewards by their standard deviation per prompt.
         eta: Share of fresh noise in our own moves, in (0, 1].
         kernel: `"auto"` as above, `"solver"` or `"ddim"` to insist, or a `Kernel`.
@@ -88,6 +93,7 @@ class SMC(Method):
     kernel: str | Kernel = "auto"
     proposal: Kernel | None = None
     choose: Literal["best", "sample"] = "best"
+    damping: float = 0.0
 
     reorders: ClassVar[bool] = True
     """Rows change places between steps: caches of activations per row cannot follow."""
@@ -104,6 +110,7 @@ class SMC(Method):
             raise ValueError(f"ess={self.ess!r}: a share of the population, at most 1")
         if self.temper != "adaptive":
             positive("temper", self.temper)
+        positive("damping", self.damping, zero=True, none=False)
         share("eta", self.eta, "fresh noise")
         if not callable(self.kernel):
             one_of("kernel", self.kernel, ("auto", "solver", "ddim"))
@@ -140,6 +147,23 @@ class SMC(Method):
     @property
     def _differentiates(self) -> bool:
         return bool(getattr(self.proposal or self.kernel, "grad", False))
+
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """That of all resamplings and the final choice; unknown where moves are not the model's."""
+        if self.proposal is not None or callable(self.kernel):
+            return None
+        resampled = {row["step"] for row in ctx.trace.of("select", prompt)} - {None}
+        drawn = {*resampled, None} if self.choose == "sample" and self.n > 1 else resampled
+        total = sum(
+            kl_of_weights(np.array(row["log_weights"]))
+            for row in ctx.trace.of("weights", prompt)
+            if row["step"] in drawn
+        )
+        if self.choose == "sample":
+            return total
+        _, picked = ctx.judging.picking.latest.get(prompt, (0, 0.0))
+        best = kl_of_choice(self.n * ctx.images, ctx.images)  # copies are not independent
+        return total + (best if ctx.judging.picking.is_best else picked)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Filter, then choose among the final particles."""
@@ -223,6 +247,7 @@ class SMC(Method):
         potential: Potential = finish
         if step is not None:
             potential = self.potential if callable(self.potential) else POTENTIALS[self.potential]
+            scale = scale * damping(step, self.damping)
             scale = scale * self._warmth(cloud, potential, rewards, scale, step)
         cloud.weigh(potential, rewards, scale)
         cloud.tell(ctx, step, scale)

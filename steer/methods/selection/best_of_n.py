@@ -9,7 +9,7 @@ from steer.core.checks import whole
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.types import Population, Search
 from steer.search.context import Context
-from steer.search.method import Method
+from steer.search.method import Method, kl_of_draws
 from steer.search.short_runs import run, short_grid
 
 
@@ -65,6 +65,10 @@ class BestOfN(Method):
 
     def _calls(self, steps: int) -> int:
         return steps if self.strides is None else min(self.strides, steps)
+
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """That of the call's pick among all draws."""
+        return kl_of_draws(ctx, prompt)
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """A lane at a time: all of its steps, then the next lane."""

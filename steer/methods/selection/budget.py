@@ -64,6 +64,10 @@ class Budget(Around):
         back = min(inner.backward_rows, most // 2)
         return replace(inner, rows=min(inner.rows, most), backward_rows=back)
 
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """That of the method."""
+        return self.method.kl(ctx, prompt)
+
     def __call__(self, ctx: Context, start: Population) -> Search:
         """The inner search, as long as there is budget; then the best so far."""
         purse, best = Purse.of(ctx, self.compute), Finished(ctx)

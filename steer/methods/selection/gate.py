@@ -13,6 +13,7 @@ from steer.core.errors import NotAcceptedError
 from steer.core.types import Population, Search
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.dropping import sample_hopeful
+from steer.methods.selection.prune import Prune
 from steer.rewards.parts import check_absolute
 from steer.rewards.thresholds.calibration import Calibration
 from steer.rewards.thresholds.threshold import Threshold
@@ -138,6 +139,12 @@ class Gate(Around):
     def rows_at(self, steps: int, indices: Sequence[int]) -> int:
         """Denoiser rows per returned image at some of the steps, in all rounds."""
         return self.max_rounds * self.method.rows_at(steps, indices)
+
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """That of choosing among the draws of all rounds; else the method's, after one round."""
+        once = len(ctx.trace.of("round", prompt)) == 1
+        chooses = isinstance(self.method, BestOfN | Prune)
+        return self.method.kl(ctx, prompt) if once or chooses else None
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Rounds of `method`; every round draws particles that no round before it had."""

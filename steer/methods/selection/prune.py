@@ -15,7 +15,7 @@ from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Population, Search, Step
 from steer.search.context import Context
 from steer.search.guidance import leave_plain_names
-from steer.search.method import Method
+from steer.search.method import Method, kl_of_draws
 from steer.search.picks.base import Pick, check_pick
 from steer.search.picks.ranks import Best
 from steer.search.short_runs import run, short_grid
@@ -164,6 +164,10 @@ class Prune(Method):
             rows += alive if index in indices else 0
             alive = cuts.get(index, alive)
         return rows
+
+    def kl(self, ctx: Context, prompt: int) -> float | None:
+        """At most that of the best of all draws, whatever the cuts looked at."""
+        return kl_of_draws(ctx, prompt)
 
     def suits(self, ctx: Context) -> bool:
         """Whether the call's solver can begin where the strides end."""

@@ -16,7 +16,7 @@ from steer.core.files.versions import versions
 from steer.core.ledger import Ledger
 from steer.core.trace import Trace
 from steer.core.types import Name
-from steer.pipeline.report import genealogy
+from steer.pipeline.report import departure, genealogy
 from steer.pipeline.report.page import inline, render, reward_over_time, seconds, size
 from steer.pipeline.report.plots import number
 from steer.pipeline.report.views import CostView, ImageView, JudgeView, PromptView, RunView
@@ -73,7 +73,9 @@ def _prompt_text(report: Report, prompt: int, words: str) -> list[str]:
     for place, block in enumerate(found):
         lines += [f"  round {place + 1}"] if len(found) > 1 else []
         lines += [f"  {line}" for line in _table(block)]
-    return lines + [f"  {line}" for line in genealogy.lineage(report.trace.events, prompt)]
+    events = report.trace.events
+    told = (*genealogy.lineage(events, prompt), *departure.lines(events, prompt))
+    return lines + [f"  {line}" for line in told]
 
 
 def _table(block: genealogy.Block) -> list[str]:
@@ -214,7 +216,7 @@ def _prompt_view(report: Report, prompt: int, pictures: list[Image.Image]) -> Pr
         plot=reward_over_time(found, report.reward, level),
         cost=CostView.of({}, report.steps * len(rows)),
         steps=report.steps,
-        lines=genealogy.lineage(events, prompt),
+        lines=(*genealogy.lineage(events, prompt), *departure.lines(events, prompt)),
         notes=(*genealogy.notes(events), *alarms(report)) if prompt == 0 else (),
     )
 
@@ -244,6 +246,11 @@ class Report:
         interrupted: The pipeline was told to stop (`pipe._interrupt`); its images are unfinished.
         prompts: What the reward read.
         select: How the returned images were chosen among the finished ones; `None` is the best.
+        kl: Per prompt, how far its images are from the plain sampler's in distribution: an upper
+            estimate of the KL per image in nats, 0 where nothing was chosen; `None` where there is
+            no formula (guidance by gradients, optimised noise, beams and trees).
+        noise_norm: Per returned image whose initial noise a method made: how many standard
+            deviations its squared norm is from that of a draw; `None` for draws.
 
     `print(report)` shows rewards over time, who descends from whom, and the cost.
     """
@@ -265,6 +272,8 @@ class Report:
     denoiser: str = "base"
     prompts: list[str] = field(default_factory=list)
     select: Pick | None = None
+    kl: list[float | None] = field(default_factory=list)
+    noise_norm: list[float | None] = field(default_factory=list)
 
     def __str__(self) -> str:
         return text(self)

@@ -15,7 +15,7 @@ from PIL import Image
 from steer.core.files.atomic import write_atomic
 from steer.core.files.png import open_image
 from steer.core.files.run_folder import PAGE_FILE, RunFolder
-from steer.pipeline.report import genealogy, plots
+from steer.pipeline.report import departure, genealogy, plots
 from steer.pipeline.report.descent import title
 from steer.pipeline.report.views import (
     SMALL,
@@ -90,7 +90,7 @@ def prompt_view(folder: Path, entry: Mapping[str, Any], reward: str) -> PromptVi
         plot=reward_over_time(found, reward, level),
         cost=CostView.of(entry.get("ledger") or {}, steps * max(len(guided), 1)),
         steps=steps,
-        lines=genealogy.lineage(events, row),
+        lines=(*genealogy.lineage(events, row), *departure.lines(events, row)),
         notes=genealogy.notes(events),
     )
 

@@ -163,7 +163,7 @@ class PromptView:
     """One prompt: the plain call's image beside the guided ones, and how they were found.
 
     Attributes:
-        lines: Where the chosen particles come from, where they have ancestors.
+        lines: Where the chosen particles come from, where they have ancestors; how far that is.
         notes: What a reader should know of the call: a budget that ended it, memory that was short.
     """
 

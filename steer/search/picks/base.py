@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steer.core.divergence import kl_of_best, kl_of_choice
+
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -62,6 +64,14 @@ class Pick(ABC):
             `count` different rows, in the order in which they are returned: ours give the highest
             reward first.
         """
+
+    def kl(self, candidates: Candidates, count: int) -> float:
+        """How far this choice moves the sampler: KL per chosen one in nats, an upper estimate.
+
+        By default the bound for any rule on as many candidates.
+        """
+        n = len(candidates)
+        return kl_of_best(n) if count == 1 else kl_of_choice(n, count)
 
     def look(self, images: Tensor) -> Tensor | None:
         """Features `(B, d)` of images `(B, 3, H, W)` or videos `(B, F, 3, H, W)` in [0, 1]."""

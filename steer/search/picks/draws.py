@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steer.core.checks import positive
+from steer.core.divergence import kl_of_weights
 from steer.search.picks.base import Candidates, Floats, Pick, best_first
 
 
@@ -32,7 +33,14 @@ class SoftBest(Pick):
 
     def choose(self, candidates: Candidates, count: int) -> list[int]:
         """The drawn ones, best first."""
-        return _drawn(candidates, candidates.standardised() / self.temperature, count)
+        return _drawn(candidates, self._logs(candidates), count)
+
+    def kl(self, candidates: Candidates, count: int) -> float:
+        """That of the weights."""
+        return min(super().kl(candidates, count), kl_of_weights(self._logs(candidates)))
+
+    def _logs(self, candidates: Candidates) -> Floats:
+        return candidates.standardised() / self.temperature
 
 
 @dataclass(frozen=True)
@@ -59,9 +67,15 @@ class Pessimistic(Pick):
 
     def choose(self, candidates: Candidates, count: int) -> list[int]:
         """The drawn ones, best first."""
+        return _drawn(candidates, self._logs(candidates), count)
+
+    def kl(self, candidates: Candidates, count: int) -> float:
+        """That of the weights."""
+        return min(super().kl(candidates, count), kl_of_weights(self._logs(candidates)))
+
+    def _logs(self, candidates: Candidates) -> Floats:
         with np.errstate(divide="ignore"):
-            logs = np.log(pessimistic_weights(candidates.standardised(), self.beta))
-        return _drawn(candidates, logs, count)
+            return np.log(pessimistic_weights(candidates.standardised(), self.beta))
 
 
 def pessimistic_weights(rewards: Floats, beta: float) -> Floats:

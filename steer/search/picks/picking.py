@@ -29,10 +29,12 @@ class Picking:
     Attributes:
         pick: Which of the finished candidates are returned.
         seeds: One per prompt; of the picks that draw.
+        latest: Per prompt, among how many finished candidates it chose last, and the KL of that.
     """
 
     pick: Pick = field(default_factory=Best)
     seeds: Sequence[int] = (0,)
+    latest: dict[int, tuple[int, float]] = field(default_factory=dict)
     _seen: dict[Pick, _Seen] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,14 +83,17 @@ class Picking:
             pick: Another than the call's.
             step: Of previews; `None` for finished images.
         """
+        final = pick is None and step is None
         pick = pick or self.pick
         taken: list[int] = []
-        for rows in rows_by_prompt(ids).values():
+        for prompt, rows in rows_by_prompt(ids).items():
             best = sorted(rows, key=lambda row: -values[row])
             good = [row for row in rows if self._is_whole(ids[row], last, pick, step)]
             if len(good) > count:
                 own = self._candidates([ids[row] for row in good], values, good, pick, step)
                 taken += [good[row] for row in _checked(pick, own, count)]
+                if final:
+                    self.latest[prompt] = len(own), pick.kl(own, count)
                 continue
             fine = set(good)
             taken += sorted(best, key=lambda row: row not in fine)[:count]

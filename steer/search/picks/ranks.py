@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from steer.core.checks import positive
+from steer.core.divergence import kl_of_best, kl_of_rank
 from steer.search.picks.base import Candidates, Pick, best_first
 
 
@@ -16,6 +17,10 @@ class Best(Pick):
     def choose(self, candidates: Candidates, count: int) -> list[int]:
         """The `count` best, best first."""
         return best_first(candidates.rewards)[:count]
+
+    def kl(self, candidates: Candidates, count: int) -> float:
+        """That of the best of n."""
+        return kl_of_best(len(candidates), count)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,20 @@ class Quantile(Pick):
 
     def choose(self, candidates: Candidates, count: int) -> list[int]:
         """The candidate at the quantile and the next below; from the bottom up if too few are."""
-        q = 1 - 1 / self.n_eff if self.n_eff is not None else self.q or 0.0
-        above = len(candidates) - 1 - math.ceil(q * (len(candidates) - 1) - 1e-9)
-        first = min(above, len(candidates) - count)
+        first = self._place(len(candidates), count)
         return best_first(candidates.rewards)[first : first + count]
+
+    def kl(self, candidates: Candidates, count: int) -> float:
+        """That of the place's own distribution; of several, the bound for any rule."""
+        n = len(candidates)
+        return (
+            kl_of_rank(n, n - 1 - self._place(n, 1))
+            if count == 1
+            else super().kl(candidates, count)
+        )
+
+    def _place(self, n: int, count: int) -> int:
+        """How many of n candidates are better than the first of those that are taken."""
+        q = 1 - 1 / self.n_eff if self.n_eff is not None else self.q or 0.0
+        above = n - 1 - math.ceil(q * (n - 1) - 1e-9)
+        return min(above, n - count)

@@ -107,3 +107,13 @@ def test_zero_rows_stay() -> None:
     x = torch.ones(2, 4)
     assert torch.equal(sphere.geodesic(x, zero, 0.3), x)
     assert torch.equal(sphere.step_along(x, sphere.unit(zero), 0.3), x)
+
+
+def test_norm_scores_of_noise_are_standard() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noises = torch.randn(2000, 4, 8, 8, generator=generator)
+    scores = torch.tensor([sphere.norm_score(noise) for noise in noises])
+    assert abs(float(scores.mean())) < 0.1 and float(scores.std()) == pytest.approx(1, abs=0.07)
+    exact = torch.ones(4, 8, 8)
+    assert sphere.norm_score(exact) == pytest.approx(0)
+    assert sphere.norm_score(2 * exact) == pytest.approx(3 / math.sqrt(2 / 256))

@@ -23,7 +23,7 @@ from torch import Tensor
 from steer.core.seeds import row_seed
 from steer.driver.noise import Source
 from steer.driver.seeds import call_seeds
-from steer.methods import BestOfN, Prune
+from steer.methods import BestOfN, Gate, Prune
 from steer.pipeline.guided import guided
 
 
@@ -360,6 +360,21 @@ def test_effort_per_call() -> None:
     assert call(**given).report.method == BestOfN(2)
     assert call(**given, method=BestOfN(3)).report.method == BestOfN(3)
     assert call(**given, compute=4).report.method == Prune.for_compute(4, 8)
+
+
+def test_a_class_is_made_as_large_as_compute_pays_for() -> None:
+    call = guided(shared("sd"), redness, method=BestOfN, compute=4)
+    given = arguments("sd", num_inference_steps=9)
+    for compute, out in ((4, call(**given)), (8, call(**given, compute=8))):
+        ledger, made = out.report.ledger, out.report.method
+        assert isinstance(made, BestOfN) and made.n > compute / 2
+        assert sum(ledger.flops.values()) <= compute * ledger.plain_flops
+    out = call(**given, method=Prune, compute=6)
+    assert isinstance(out.report.method, Prune)
+    with pytest.raises(ValueError, match=r"compute=0\.5"):
+        call(**given, method=Prune, compute=0.5)
+    with pytest.raises(ValueError, match="write its arguments out"):
+        guided(shared("sd"), redness, method=Gate)
 
 
 @pytest.mark.parametrize("compute", [1, 1.5, 2, 3, 4, 5.5, 8])

@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from steer.core.errors import CheckpointError, UnsupportedPipelineError, first_line
-from steer.core.weights.reading import fingerprint, load_into, load_state_dict, read_json
+from steer.core.weights.reading import fingerprint, load_into, load_shards, read_json
 from steer.driver.denoisers.checkpoints.known import named
 from steer.driver.denoisers.checkpoints.lora import Lora, read_lora
 from steer.driver.denoisers.checkpoints.origin import seems_made_for
@@ -158,9 +158,7 @@ def _read(found: Found, denoiser: nn.Module, label: str) -> nn.Module:
             "cannot be loaded into it: pass the tuned denoiser itself (a torch module)"
         )
     config = _config(found.config, denoiser, label)
-    state: dict[str, Tensor] = {}
-    for file in found.files:
-        state |= load_state_dict(file)
+    state = load_shards(found.files)
     base = _built(denoiser, denoiser.config)
     _compare(_shapes(state), _shapes(base.state_dict()), f"the pipeline's {kind.__name__}", label)
     _check_finite(state, label)

@@ -169,8 +169,8 @@ def test_a_finished_run_loads_nothing(copied: Path, monkeypatch: pytest.MonkeyPa
         ({"prompts": [*PROMPTS[:2], "a cow"]}, r"texts\[2\]\[0\] was 'a <b>fish"),
         ({"prompts": PROMPTS[:2]}, "texts was"),
         (
-            {"arms": ["base", {"name": "best", "method": "best-of-n", "compute": 3}]},
-            r"arms\[1\]\.compute was 2\.0, now 3\.0",
+            {"arms": ["base", {"name": "best", "method": "BestOfN(3)"}]},
+            r"arms\[1\]\.method was 'BestOfN\(2\)', now 'BestOfN\(3\)'",
         ),
         ({"judges": ["test-redder:x"]}, r"judges\[0\] was 'test-evenness'"),
     ],
@@ -277,10 +277,9 @@ def test_effort_counts_plain_calls_of_the_base() -> None:
 
     assert effort(Arm(name="a"), 20) == {"method": BestOfN(1)}
     assert effort(Arm(name="a", compute=4), 20) == {"compute": 4}
-    assert effort(Arm(name="a", method="best-of-n", compute=8), 20) == {"method": BestOfN(8)}
-    assert effort(Arm(name="a", method="best-of-n", compute=8), 20, RLG(2.0)) == {
-        "method": BestOfN(4)
-    }
+    sized = {"method": BestOfN, "compute": 8}
+    assert effort(Arm(name="a", method="best-of-n", compute=8), 20) == sized
+    assert effort(Arm(name="a", method="best-of-n", compute=8), 20, RLG(2.0)) == sized
     assert effort(Arm(name="a", method="BestOfN(8)"), 20, RLG(2.0)) == {"method": BestOfN(8)}
     with pytest.raises(ComparisonError, match="one call of which costs 2"):
         effort(Arm(name="a", blend="RLG(2.0)", method="best-of-n", compute=1.5), 20, RLG(2.0))

@@ -63,6 +63,18 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
     assert torch.equal(drawn(pipe, "sd", {"tuned": tmp_path})[0], expected)
 
 
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    module: Any = twin(build("sd"))
+    module.save_pretrained(tmp_path, max_shard_size="20KB")
+    first, last = [sorted(tmp_path.glob("*.safetensors"))[k] for k in (0, -1)]
+    name, value = next(iter(load_file(first).items()))
+    save_file({**load_file(last), name: value + 1}, last)
+    with pytest.raises(CheckpointError) as caught:
+        load(build("sd"), tmp_path)
+    assert all(repr(str(what)) in str(caught.value) for what in (name, first, last))
+    assert "\n" not in str(caught.value)
+
+
 def test_precision_is_the_bases_tensor_by_tensor(tmp_path: Path) -> None:
     pipe = build("sd", dtype=torch.bfloat16)
     pipe.unet.conv_in.float()  # as models keep some layers in float32
