@@ -88,9 +88,12 @@ def _crowding(plans: Found) -> str:
     )
     level = next(c for c in plans.crowds if c.behind.low is None or c.behind.low <= 0)
     if best is last:
+        more = (
+            f"; from best-of-{level.n} on nothing is clearly below it" if level is not best else ""
+        )
         return (
             f"More candidates: the judge has its highest mean, {number(best.judge.mean)}, at all "
-            f"{best.n}; from best-of-{level.n} on nothing is clearly below it."
+            f"{best.n}{more}."
         )
     clear = last.behind.low is not None and last.behind.low > 0
     verdict = "over-optimised: clearly lower" if clear else "not clearly lower"
