@@ -1,8 +1,9 @@
 """How the committed results name a method's settings.
 
 Results keep the words of the day on which they were measured: strides were a method `Draft`, guided
-best-of-N was `GradientGuidance`, and noise optimisation had all of its numbers side by side. The
-methods are the same, bit for bit, so results and runs of today are told by one name.
+best-of-N was `GradientGuidance`, noise optimisation had all of its numbers side by side, and
+nothing could be damped. The methods are the same, bit for bit, so results and runs of today are
+told by one name.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def recorded(method: Method) -> str:
             return _noise_optimization(method)
         case Then():
             return f"Then(first={recorded(method.first)}, second={recorded(method.second)})"
-    return repr(method)
+    return repr(method).replace(", damping=0.0", "")
 
 
 def _noise_optimization(method: NoiseOptimization) -> str:
