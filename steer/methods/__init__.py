@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from steer.methods.particles.gradient_proposal import GradientProposal as GradientProposal
     from steer.methods.particles.smc import SMC as SMC
     from steer.methods.particles.tree import Tree as Tree
+    from steer.methods.selection.adaptive import Adaptive as Adaptive
     from steer.methods.selection.best_of_n import BestOfN as BestOfN
     from steer.methods.selection.budget import Budget as Budget
     from steer.methods.selection.gate import Gate as Gate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from steer.search.method import Method as Method
 
 _MODULES = {
+    "Adaptive": "steer.methods.selection.adaptive",
     "Beam": "steer.methods.particles.beam",
     "BestOfN": "steer.methods.selection.best_of_n",
     "BestOfNGuidance": "steer.methods.guidance.best_of_n",

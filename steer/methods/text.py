@@ -118,6 +118,7 @@ def _known_methods() -> tuple[dict[str, type[Method]], dict[str, Any]]:
     """All methods by name, and what may stand inside them."""
     import steer.methods as exported
     from steer.core import when
+    from steer.rewards.thresholds.prior import Prior
     from steer.search import picks
 
     found = {name: getattr(exported, name) for name in exported.__all__}
@@ -127,7 +128,7 @@ def _known_methods() -> tuple[dict[str, type[Method]], dict[str, Any]]:
         if isinstance(value, type) and issubclass(value, Method) and value is not Method
     }
     parts = {name: found[name] for name in _PARTS}
-    parts |= {name: getattr(picks, name) for name in _PICKS}
+    parts |= {name: getattr(picks, name) for name in _PICKS} | {"Prior": Prior}
     return methods, parts | {name: getattr(when, name) for name in _PREDICATES}
 
 

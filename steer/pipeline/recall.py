@@ -99,10 +99,13 @@ class Calls:
         rows = [self.rows[name] for name in names]
         return torch.stack(rows) if self.pictures else Outputs(rows)
 
-    def make(self, particle: int) -> None:
-        """Call the pipeline for a particle of every prompt, unless that was done."""
+    def make(self, particle: int, wanted: Sequence[int]) -> None:
+        """Call the pipeline for a particle of the prompts that want it, unless that was done.
+
+        One call for all prompts, or one for each where some want it no more.
+        """
         images, prompts = self.run.images, len(self.run.texts)
-        if (0, particle) in self.rows:
+        if all((p, particle) in self.rows for p in wanted):
             return
         if particle < images:
             names = [(p, k) for p in range(prompts) for k in range(images)]
@@ -110,6 +113,10 @@ class Calls:
             return
         names = [(p, particle) for p in range(prompts)]
         seeds = [row_seed(seed, particle) for seed in self.run.source.seeds]
+        if len(wanted) < prompts:
+            for p in wanted:
+                self._keep([(p, particle)], partial(self.call.alone, p, seeds[p]))
+            return
         try:
             self._keep(names, lambda: self.call.again(seeds))
         except (IndexError, RuntimeError, TypeError, ValueError):
@@ -237,7 +244,7 @@ class Recalled(Context):
     def sample(self, population: Population) -> Generator[Query, Tensor, Population]:
         """A call for every particle; no denoiser call is asked for."""
         for particle in dict.fromkeys(k for _, k in population.ids):
-            self.calls.make(particle)
+            self.calls.make(particle, [p for p, k in population.ids if k == particle])
         return population
         yield  # a generator, as its base class's is
 

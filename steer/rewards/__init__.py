@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from steer.rewards.thresholds.calibration import Calibration as Calibration
     from steer.rewards.thresholds.hedge import Hedge as Hedge, hedge as hedge
     from steer.rewards.thresholds.pilots import Pilots as Pilots
+    from steer.rewards.thresholds.prior import Prior as Prior
     from steer.rewards.thresholds.scores import Scores as Scores
     from steer.rewards.thresholds.threshold import Threshold as Threshold
 
@@ -32,6 +33,7 @@ _MODULES = {
     "hedge": "steer.rewards.thresholds.hedge",
     "PerFrame": "steer.rewards.frames",
     "Pilots": "steer.rewards.thresholds.pilots",
+    "Prior": "steer.rewards.thresholds.prior",
     "register_reward": "steer.rewards.registry",
     "resolve": "steer.rewards.registry",
     "reward": "steer.rewards.registry",

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from steer import methods
 from steer.methods import (
     SMC,
+    Adaptive,
     Beam,
     BestOfN,
     BestOfNGuidance,
@@ -32,7 +33,7 @@ from steer.pipeline.guided import guided
 
 
 SIZED = [Beam, BestOfN, BestOfNGuidance, Blockwise, Guide, LookaheadGuidance, NoiseOptimization]
-SIZED += [NoiseSearch, Prune, SMC, Tree]
+SIZED += [Adaptive, NoiseSearch, Prune, SMC, Tree]
 
 
 def test_who_can_be_sized() -> None:

@@ -15,6 +15,7 @@ from steer import methods
 from steer.core.when import at, between, every
 from steer.methods import (
     SMC,
+    Adaptive,
     Beam,
     BestOfN,
     BestOfNGuidance,
@@ -35,12 +36,14 @@ from steer.methods import (
     ZeroOrder,
 )
 from steer.methods.text import is_bare, method_option, parse_method, read_yaml
+from steer.rewards import Prior
 from steer.search.lookahead import LookaheadSet
 
 
 WHEN = every(4) & between(0.25, 0.75) | at(0.9)
 EVERY_ONE = [
     BestOfN(16),
+    Adaptive(16, price=0.1, prior=Prior(0.3, 0.02, knots=(0.2, 0.4), spread=0.1), share=True),
     Prune(start=8, keep=(4, 2), at=(0.25, 0.5)),
     Prune(start=15, keep=(8, 2), at=(0.65, 0.7), strides=5),
     SMC(8, lam=3.0, when=WHEN, potential="max", resample="ssp", ess=None, temper="adaptive"),
@@ -60,11 +63,12 @@ EVERY_ONE = [
     Then(BestOfN(8), NoiseOptimization(iterations=4, starts=2)),
 ]
 PARTS = (GradientProposal, ReNO, Sphere, ZeroOrder)
+INSIDE = (*PARTS, Prior)
 
 
 def as_yaml(value: Any) -> Any:
     """What a person would write: one key per object, text for step predicates."""
-    if isinstance(value, (Method, *PARTS)):
+    if isinstance(value, (Method, *INSIDE)):
         own = {f.name: as_yaml(getattr(value, f.name)) for f in fields(value)}  # pyright: ignore
         return {type(value).__name__: own}
     if isinstance(value, tuple):
@@ -159,7 +163,7 @@ def test_methods_that_read_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["every(4)", "reno()", "method()", "4"])
 def test_what_is_no_method(text: str) -> None:
-    with pytest.raises(ValueError, match="there are Beam, BestOfN"):
+    with pytest.raises(ValueError, match="there are Adaptive, Beam, BestOfN"):
         parse_method(text)
 
 

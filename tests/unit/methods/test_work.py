@@ -13,6 +13,7 @@ from steer.core.costs import Costs
 from steer.core.when import at, between
 from steer.methods import (
     SMC,
+    Adaptive,
     Beam,
     BestOfN,
     BestOfNGuidance,
@@ -37,6 +38,11 @@ LATE = between(0.5, 0.9)
 METHODS: list[Method] = [
     BestOfN(1),
     BestOfN(3),
+    Adaptive(1),
+    Adaptive(5, price=0),
+    Adaptive(6, price=0.1, batch=3),
+    Adaptive(3, price=0, least=1, share=True),
+    Gate(Adaptive(4), 2.0, 2),
     BestOfN(3, strides=2),
     Prune(4, (2, 1), (0.4, 0.7)),
     Prune(6, (2,), (0.7,), strides=2),
@@ -63,7 +69,7 @@ METHODS: list[Method] = [
 SD15 = Costs(1.606, 2.515, 2.515, 0.335, 1.606, 2.85, "flops")
 SDXL = Costs(13.5, 10.47, 10.47, 0.335, 13.5, 10.8, "flops")
 SIZED = [Beam, BestOfN, BestOfNGuidance, Blockwise, Guide, LookaheadGuidance, NoiseOptimization]
-SIZED += [NoiseSearch, Prune, SMC, Tree]
+SIZED += [Adaptive, NoiseSearch, Prune, SMC, Tree]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)

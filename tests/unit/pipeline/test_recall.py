@@ -22,7 +22,7 @@ from torch import Tensor
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.driver.seeds import call_seeds
-from steer.methods import BestOfN, Gate, NoiseSearch, Prune
+from steer.methods import Adaptive, BestOfN, Gate, NoiseSearch, Prune
 from steer.pipeline.guided import guided
 from steer.search.picks import Quantile
 
@@ -414,3 +414,23 @@ def test_a_cutoff_callback_of_diffusers_holds_for_every_particle() -> None:
     assert out.report.base_reward == pytest.approx([float(both[0])], abs=1e-5)
     with pytest.raises(UnsupportedPipelineError, match="use BestOfN"):
         guided(pipe, redness, method=Prune())(**given, callback_on_step_end=cutoff())
+
+
+def test_prompts_that_stopped_are_not_drawn_again() -> None:
+    """The hard one alone goes on, with the images that a call for both would have made."""
+
+    def easy(images: Tensor, prompts: list[str]) -> Tensor:
+        scale = torch.tensor([0.001 if "easy" in text else 1.0 for text in prompts])
+        return images[:, 0].mean((1, 2)) * scale
+
+    def run(method: Any, prompts: list[str]) -> Any:
+        generator = [seeded(k) for k in range(len(prompts))]
+        cascade = Cascade(DDIMScheduler())
+        return _quiet(cascade, method, easy, prompt=prompts, generator=generator)
+
+    method = Adaptive(9, price=1e-4, unit="reward", least=3)
+    out = run(method, ["easy", "hard"])
+    few, many = [event["drawn"] for event in out.report.trace.of("stop")]
+    assert few == 3 < many
+    assert sum(len(row["reward"]) for row in out.report.trace.of("score")) == few + many
+    assert out.rewards[1] == run(BestOfN(many), ["easy", "hard"]).rewards[1]
