@@ -103,7 +103,7 @@ class Gate(Around):
         if type(self.method) is not BestOfN or self.method.strides is not None:
             raise ValueError(
                 f"calibration with method={self.method!r}: the promise is for particles as they "
-                f"are drawn, so for BestOfN(n) alone; write {_CALIBRATED}"
+                f"are drawn, in every step, so for BestOfN alone; write {_CALIBRATED}"
             )
 
     @property

@@ -124,5 +124,5 @@ def test_what_it_refuses() -> None:
         accepted=9,
         pilots=9,
     )
-    with pytest.raises(ValueError, match=r"strides=3.*BestOfN\(n\) alone"):
+    with pytest.raises(ValueError, match=r"strides=3.*every step, so for BestOfN alone"):
         Gate(SHORT, calibration=cuts)
