@@ -77,7 +77,7 @@ def test_json_of_bytes() -> None:
     ],
 )
 def test_every_command_reads_the_same_prompts(tmp_path: Path, name: str, text: str) -> None:
-    from steer.cli.sample import _read
+    from steer.cli.sample import read_prompts as _read
     from steer.jobs.compare.prompt_sets import load_prompts
     from steer.tune.data.prompts import read_prompts
 
