@@ -138,5 +138,11 @@ class Costs:
         return low
 
 
+def check_costs(costs: object) -> None:
+    """Raise ValueError for something that is no `Costs`."""
+    if not isinstance(costs, Costs):
+        raise ValueError(f"costs={costs!r}: must be a Costs, such as steer.core.costs.ROWS")
+
+
 ROWS = Costs()
 """Denoiser rows alone: decodes and scores cost nothing, a backward pass two rows."""

@@ -89,5 +89,9 @@ class Ledger:
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON-ready values, `equivalent_rows` included."""
-        return {**asdict(self), "equivalent_rows": self.equivalent_rows}
+        """Plain JSON-ready values, `equivalent_rows` included.
+
+        Without `checked_rows` and `probes`, which depend on the calls that came before.
+        """
+        found = {**asdict(self), "equivalent_rows": self.equivalent_rows}
+        return {k: v for k, v in found.items() if k not in ("checked_rows", "probes")}

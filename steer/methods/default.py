@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from steer.core.checks import whole
-from steer.core.costs import ROWS, Costs
+from steer.core.costs import ROWS, Costs, check_costs
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.prune import Prune
 from steer.search.method import Method
@@ -42,6 +42,7 @@ def for_compute(
     if not math.isfinite(compute):
         raise ValueError(f"compute={compute!r}: must be finite; give for example 16")
     whole("steps", steps, "steps=20")
+    check_costs(costs)
     lane = lane_width or 1
     if compute < lane:
         raise ValueError(

@@ -73,12 +73,10 @@ def prepare(
         if given.plans is not None:
             given.plans.check(call.pipe, given.reward, call.steps)
         fixed = None if spares else given.lane_width
-        known = given.weights.guess(call.pipe, call.values)
-        costs, drafts = known or (ROWS, True)
-        how = (given.models, fixed, costs, drafts, given.plans, family)
-        chosen = affordable(planned, call.steps, *how)
-        if known is None and not spares and lane_width is None:
-            lane_width = given.lane_width or 1  # until it is known what fits
+        how = (given.models, fixed, ROWS, True, given.plans, family)
+        chosen = affordable(planned, call.steps, *how)  # again at the first step, with its costs
+        if not spares and lane_width is None:
+            lane_width = given.lane_width or 1
     if lane_width is None:
         lane_width = given.widths.width(call, chosen, spares, given.lane_width)
     lane_width = given.widths.check(call, lane_width)

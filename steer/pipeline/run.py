@@ -129,8 +129,8 @@ class Run:
     def opening(self) -> tuple[int, ...]:
         """Slots of the pipeline's first batch that the method starts with; empty for all."""
         lane, size = self.images * self.lane_width, self.images * self.method.populations[0]
-        if self.planned is not None and self.weights.guess(self.pipe, self.values) is None:
-            size = self.images  # the plan may turn out to be smaller
+        if self.planned is not None:
+            size = self.images  # how many there will be is planned at the first step
         if size >= lane:
             return ()
         return tuple(p * lane + k for p in range(len(self.texts)) for k in range(size))
@@ -193,7 +193,6 @@ class Run:
 
         drafts = plan(True).suits(ctx)
         self.method = plan(drafts)
-        self.weights.note(self.pipe, self.values, costs, drafts)
         if self.family is None and compute > 1 and self.method == BestOfN(1):
             least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(
                 self.models, self.steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,15 +31,6 @@ class Weights:
 
     counted: Counted = field(default_factory=WeakKeyDictionary)
     _known: dict[tuple[Any, ...], MutableMapping[Kind, float]] = field(default_factory=dict)
-    _seen: dict[tuple[Any, ...], tuple[Costs, bool]] = field(default_factory=dict)
-
-    def guess(self, pipe: Any, values: Mapping[str, Any]) -> tuple[Costs, bool] | None:
-        """What one of each cost in a call alike, and whether its solver began in the middle."""
-        return self._seen.get(_alike(pipe, values))
-
-    def note(self, pipe: Any, values: Mapping[str, Any], costs: Costs, drafts: bool) -> None:
-        """What one of each costs in a call with these arguments, and whether drafts suit it."""
-        self._seen[_alike(pipe, values)] = costs, drafts
 
     def meter(
         self, meter: Meter, pipe: Any, reward: Reward, latents: Tensor, previewer: Any = None
@@ -54,13 +45,6 @@ class Weights:
         size = tuple(latents.shape[1:]), latents.dtype
         key = (type(pipe), *map(id, modules), id(reward), id(previewer), *size)
         meter.known = self._known.setdefault(key, {})
-
-
-def _alike(pipe: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:
-    names = ("height", "width", "num_frames")
-    guides = float(values.get("guidance_scale") or 0) > 1
-    scheduler = type(getattr(pipe, "scheduler", None))
-    return type(pipe), scheduler, guides, *(values.get(name) for name in names)
 
 
 def weigh(ctx: Context, latents: Tensor) -> Costs:

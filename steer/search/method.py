@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from steer.core.checks import plain_calls
-from steer.core.costs import ROWS, Costs, Work
+from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.divergence import kl_of_best
 from steer.core.types import Population, Search
 from steer.search.context import Context
@@ -120,6 +120,7 @@ class Method(ABC):
             ValueError: `compute` below 1, or a method whose arguments have to be written out.
         """
         plain_calls(compute)
+        check_costs(costs)
         names = inspect.signature(cls).parameters
         needed = [name for name, value in names.items() if value.default is value.empty]
         if next(iter(names), None) != "n" or needed not in ([], ["n"]):

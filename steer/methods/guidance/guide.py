@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import one_of, plain_calls, positive, predicate, whole
-from steer.core.costs import ROWS, Costs, Work
+from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.potentials import damping
 from steer.core.rows import per_row
@@ -108,6 +108,7 @@ class Guide(Around):
             ValueError: `compute` below 1.
         """
         plain_calls(compute)
+        check_costs(costs)
 
         def planned(hundredths: int) -> Guide:
             return cls(Prune.for_compute(hundredths / 100, steps, costs))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import positive, predicate, whole
-from steer.core.costs import ROWS, Costs, Work
+from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.rows import rows_by_prompt
 from steer.core.sphere import radius
 from steer.core.types import Population, Search, Step, wide
@@ -94,6 +94,7 @@ class LookaheadGuidance(Method):
             ValueError: `compute` does not pay for two cheap samples beside a full one.
         """
         positive("compute", compute, none=False)
+        check_costs(costs)
         n = max(1, math.floor(compute / 4))
         through = min(cls.through, steps)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import one_of, positive, whole
-from steer.core.costs import ROWS, Costs, Work
+from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.errors import RewardError
 from steer.core.types import Name, Population, Reward, Search, wide
 from steer.methods.noise import passes
@@ -106,6 +106,7 @@ class NoiseOptimization(Method):
             ValueError: Not even one iteration fits; the message says what it costs.
         """
         positive("compute", compute, none=False)
+        check_costs(costs)
 
         def work(iterations: int) -> Work:
             return replace(self, iterations=iterations).work(steps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.core.checks import one_of, plain_calls, positive, whole
-from steer.core.costs import ROWS, Costs, Work
+from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.rows import rows_by_prompt
 from steer.core.sphere import neighbours, radius, renormalise, unit
 from steer.core.types import Name, Population, Search, wide
@@ -106,6 +106,7 @@ class NoiseSearch(Method):
             ValueError: `compute` below 1.
         """
         plain_calls(compute)
+        check_costs(costs)
         n = max(1, min(4, math.floor(compute / 2)))
         return cls(n=n, rounds=costs.most(lambda r: cls(n=n, rounds=r).work(steps), compute, steps))
 

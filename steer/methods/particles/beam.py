@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
 from steer.core.checks import plain_calls, predicate, whole
-from steer.core.costs import ROWS, Costs, Work
+from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.types import Population, Search
 from steer.core.when import When, between
 from steer.methods.particles.branching import Mover, check_moves, look_ahead
@@ -94,6 +94,7 @@ class Beam(Method):
             ValueError: `compute` below 1.
         """
         plain_calls(compute)
+        check_costs(costs)
         beams = costs.most(lambda beams: cls(beams).work(steps), compute, steps)
         fits = costs.fits(cls(beams).work(steps), compute, steps)
         return cls(beams) if fits else cls(1, candidates=1)

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from steer.core.checks import one_of, plain_calls, positive, rising_fractions, whole
-from steer.core.costs import ROWS, Costs, Work
+from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.resampling import without_replacement
 from steer.core.seeds import row_seed
 from steer.core.types import Population, Search
@@ -127,6 +127,7 @@ class Tree(Method):
             ValueError: `compute` below 1.
         """
         plain_calls(compute)
+        check_costs(costs)
         if costs.unit == "rows":
             return cls(compute=compute)
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 
 from steer.core.checks import plain_calls, rising_fractions, whole
-from steer.core.costs import ROWS, Costs, Work
+from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Population, Search, Step
 from steer.search.context import Context
@@ -126,6 +126,7 @@ class Prune(Method):
             ValueError: `compute` below 1.
         """
         plain_calls(compute)
+        check_costs(costs)
         whole("steps", steps, "steps=20")
         usual = _plan(compute, steps, costs)
         return _plan_drafts(usual, compute, steps, costs) if drafts else usual
