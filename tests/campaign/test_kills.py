@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "seeds": 2,
             "steps": 2,
             "judges": ["shapes-clip"],
-            "arms": ["base", {"name": "best", "compute": 2}],
+            "arms": ["base", {"name": "best", "compute": 4}],
         },
     )
     data = {"prompts": [*PROMPTS, "a circle", "a square"], "seeds": 3, "steps": 2, "shard": 3}
@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words_of(command: str, place: Path, out: Path) -> list[Any]:
     match command:
         case "sample":
-            return ["sample", *PROMPTS, "--steps", 3, "--compute", 2, "--out", out]
+            return ["sample", *PROMPTS, "--steps", 3, "--compute", 4, "--out", out]
         case "score":
             given = ["--prompt", "a red circle", "--reward", "shapes", "--images-per-batch", 4]
             out.mkdir(exist_ok=True)
