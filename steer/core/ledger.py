@@ -91,7 +91,9 @@ class Ledger:
     def to_dict(self) -> dict[str, object]:
         """Plain JSON-ready values, `equivalent_rows` included.
 
-        Without `checked_rows` and `probes`, which depend on the calls that came before.
+        Without what depends on the calls that came before (`checked_rows`, `probes`, and FLOPs,
+        into whose counts features of prompts come that a reward may have had already).
         """
         found = {**asdict(self), "equivalent_rows": self.equivalent_rows}
-        return {k: v for k, v in found.items() if k not in ("checked_rows", "probes")}
+        past = ("checked_rows", "probes", "flops", "plain_flops")
+        return {k: v for k, v in found.items() if k not in past}

@@ -15,7 +15,8 @@ from steer.core.costs import Costs
 from steer.core.ledger import Ledger
 
 
-Kind: TypeAlias = Literal["row", "decode", "preview", "score", "row_backward", "gradient"]
+Kind: TypeAlias = Literal["row", "decode", "preview", "score", "row_backward", "gradient", "probe"]
+"""What is counted; `"probe"` is there once decodes and scores were counted for a plan."""
 
 _UNSEEN = 2  # a backward pass that was never counted, in forward passes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -57,11 +57,16 @@ def weigh(ctx: Context, latents: Tensor) -> Costs:
         latents: `(rows, *latent)`, as they stand in the loop.
     """
     meter = ctx.meter
-    wanted = {"decode", "score"} | ({"preview"} if ctx.model.previewer is not None else set())
-    if meter.counts and meter.known.get("row") and not meter.known.keys() >= wanted:
+    if meter.counts and meter.known.get("row") and "probe" not in meter.known:
         ctx.ledger.probes += 1
-        _probe(ctx, latents[:1], Meter(known=meter.known, counts=True))
-    return meter.costs or ROWS
+        found: dict[Kind, float] = {"probe": 0.0}
+        _probe(ctx, latents[:1], Meter(known=found, counts=True))
+        meter.known.update(found)
+    costs = meter.costs
+    if costs is None:
+        return ROWS
+    images = costs.preview + costs.score  # bounds, so that equal calls get equal plans
+    return replace(costs, row_backward=2 * costs.row, gradient=2 * images)
 
 
 def _probe(ctx: Context, latents: Tensor, meter: Meter) -> None:
@@ -70,6 +75,7 @@ def _probe(ctx: Context, latents: Tensor, meter: Meter) -> None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             with meter.count("decode", 1):
                 images = ctx.model.decode(latents)
+            parts_of(ctx.reward, images, ctx.prompts[:1])  # its features of the prompt, once
             with meter.count("score", 1):
                 parts_of(ctx.reward, images, ctx.prompts[:1])
             if ctx.model.previewer is not None:

@@ -107,7 +107,9 @@ def _cost_text(cost: CostView) -> list[str]:
 
 def _cost(report: Report) -> CostView:
     plain = report.steps * max(len(report.rewards), 1)
-    return CostView.of(report.ledger.to_dict(), plain)
+    ledger = report.ledger
+    flops = {"flops": ledger.flops, "plain_flops": ledger.plain_flops}
+    return CostView.of(ledger.to_dict() | flops, plain)
 
 
 def _means(values: Sequence[float | None]) -> str:
