@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
@@ -100,3 +101,38 @@ def test_stable_diffusion() -> None:
             vae.decode(latents)
     assert abs(row.total / 1e12 - 0.803) < 1e-3
     assert abs(decode.total / 1e12 - 2.515) < 1e-3
+
+
+def test_sdxl_and_a_large_judge() -> None:
+    """Of one row and one decode at 1024 pixels, and of one image through a ViT-H."""
+    plain, cross = "Block2D", "CrossAttn{}Block2D"
+    with torch.device("meta"), torch.no_grad():
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=(f"Down{plain}", cross.format("Down"), cross.format("Down")),
+            up_block_types=(cross.format("Up"), cross.format("Up"), f"Up{plain}"),
+            transformer_layers_per_block=(1, 2, 10),  # pyright: ignore[reportArgumentType]
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            use_linear_projection=True,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+        tower = VisionTransformer(224, 14, 1280, 32, 16, 4.0, output_dim=1024)
+        latents, more = torch.empty(1, 4, 128, 128), {"text_embeds": torch.empty(1, 1280)}
+        more["time_ids"] = torch.empty(1, 6)
+        with FlopCounter() as row:
+            unet(latents, torch.tensor(1), torch.empty(1, 77, 2048), added_cond_kwargs=more)
+        with FlopCounter() as decode:
+            vae.decode(latents)
+        with FlopCounter() as score:
+            tower(torch.empty(1, 3, 224, 224))
+    for counted, known in ((row, 6.761), (decode, 10.470), (score, 0.335)):
+        assert abs(counted.total / 1e12 - known) < 1e-3
