@@ -25,13 +25,16 @@ class Recipe:
     scorers: int = 2
     tiny: StageRecipe = field(default_factory=lambda: StageRecipe(2500, 24, 4e-3))
     tiny_captions: int = 160
+    flow: StageRecipe = field(
+        default_factory=lambda: StageRecipe(5000, 64, 1e-3, warmup=200, ema=0.999)
+    )
     preference_captions: int = 1536
     preference_images: int = 8
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with `factor` times the steps and scenes (at least a few)."""
         plain = asdict(self)
-        for name in ("vae", "clip", "denoiser", "scorer", "tiny"):
+        for name in ("vae", "clip", "denoiser", "scorer", "tiny", "flow"):
             stage: dict[str, Any] = plain[name]
             stage["steps"] = max(2, round(stage["steps"] * factor))
             stage["warmup"] = min(stage["warmup"], stage["steps"] // 2)

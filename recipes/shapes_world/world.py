@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from recipes.shapes_world import vae as vae_stage
+from recipes.shapes_world import flow as flow_stage, vae as vae_stage
 from recipes.shapes_world.clip import PREPROCESS, model_config, train_clip
 from recipes.shapes_world.data import make_pool, make_specs
 from recipes.shapes_world.denoiser import build_scheduler, train_denoiser
@@ -145,6 +145,44 @@ def run_tiny(recipe: Recipe, folder: Path, device: str) -> None:
     tiny = train_tiny(pipe, recipe, folder)
     if rank() == 0:
         tiny.cpu().half().save_pretrained(folder / "tiny")
+
+
+def run_flow(recipe: Recipe, folder: Path, device: str) -> None:
+    """The flow model: `flow/`. It begins with the finished world, or with the packaged one."""
+    if (folder / "flow").exists():
+        return
+    pipe: Any = StableDiffusionPipeline.from_pretrained(_finished(folder, "pipeline"))
+    clip = load_clip(_finished(folder, "clip"))
+    tokenizers = pipe.tokenizer, CLIPTokenizer.from_pretrained(_finished(folder, "clip"))
+    _prepare_flow(recipe, folder, pipe.vae, clip, device)
+    latents = load_file(folder / "flow.safetensors")
+    torch.manual_seed(recipe.seed)
+    model = flow_stage.FlowDenoiser(
+        flow_stage.from_unet(pipe),
+        flow_stage.from_clip(clip, tokenizers[1]),
+        latents["features"].shape[-1],
+    ).to(device)
+    specs = make_specs(recipe.scenes, recipe.seed)
+    flow_stage.train_flow(model, specs, latents, tokenizers, recipe, folder, device)
+    if rank() == 0:
+        flow_stage.assemble(model.cpu(), pipe.vae, tokenizers).save_pretrained(folder / "flow")
+
+
+def _finished(folder: Path, name: str) -> Path:
+    """The folder of a finished part, or the packaged one."""
+    return folder / name if (folder / name).exists() else weights_folder() / name
+
+
+def _prepare_flow(
+    recipe: Recipe, folder: Path, vae: Any, clip: open_clip.CLIP, device: str
+) -> None:
+    """Latents and patch features of the pool: `flow.safetensors`."""
+    if (folder / "flow.safetensors").exists():
+        return
+    pool = make_pool(recipe.scenes, recipe.seed)
+    mean, std = vae_stage.encode_pool(vae.to(device), pool, device)
+    features = flow_stage.patch_features(clip, pool, device)
+    save_file({"mean": mean, "std": std, "features": features}, folder / "flow.safetensors")
 
 
 def run_export(recipe: Recipe, folder: Path, device: str) -> None:
