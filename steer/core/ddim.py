@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor
 
-from steer.core.types import Move, Step, wide
+from steer.core.transition import mixed
+from steer.core.types import Move, Step
 
 
 def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
@@ -18,7 +19,8 @@ def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
         std = eta sigma' sqrt(1 - r^2)
         mean = alpha' x0 + sigma' sqrt(1 - eta^2 (1 - r^2)) noise(x, x0)
 
-    so that the next latents have the right marginal distribution for every eta. `eta=0` is the
+    so that the next latents have the right marginal distribution for every eta: `transition` with
+    rho^2 = 1 - eta^2 (1 - r^2). `eta=0` is the
     deterministic step (Euler on VE and flow schedules), `eta=1` the DDPM posterior. Finite also
     where alpha = 0 (zero terminal SNR, flow at t = 1) and where sigma' = 0. With `eta=0` the next
     point may be noisier than this one (inversion).
@@ -44,9 +46,7 @@ def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
         )
     fresh = eta * math.sqrt(max(0.0, 1 - ratio * ratio))
     kept = math.sqrt(max(0.0, 1 - fresh * fresh))
-    noise = step.noise(wide(x), wide(x0))
-    mean = step.alpha_next * wide(x0) + (step.sigma_next * kept) * noise
-    return Move(mean.to(x.dtype), step.sigma_next * fresh, x0)
+    return mixed(step, x, x0, kept, fresh)
 
 
 def snr_ratio(step: Step) -> float:
