@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from recipes.shapes_world import flow as flow_stage, vae as vae_stage
+from recipes.shapes_world import flow as flow_stage, turbo as turbo_stage, vae as vae_stage
 from recipes.shapes_world.clip import PREPROCESS, model_config, train_clip
 from recipes.shapes_world.data import make_pool, make_specs
 from recipes.shapes_world.denoiser import build_scheduler, train_denoiser
@@ -166,6 +166,21 @@ def run_flow(recipe: Recipe, folder: Path, device: str) -> None:
     flow_stage.train_flow(model, specs, latents, tokenizers, recipe, folder, device)
     if rank() == 0:
         flow_stage.assemble(model.cpu(), pipe.vae, tokenizers).save_pretrained(folder / "flow")
+
+
+def run_turbo(recipe: Recipe, folder: Path, device: str) -> None:
+    """The few-step model: `turbo/`, a UNet and its scheduler; all else is the pipeline's own."""
+    if (folder / "turbo").exists():
+        return
+    pipe: Any = StableDiffusionPipeline.from_pretrained(_finished(folder, "pipeline"))
+    _prepare_flow(recipe, folder, pipe.vae, load_clip(_finished(folder, "clip")), device)
+    latents = load_file(folder / "flow.safetensors")
+    specs = make_specs(recipe.scenes, recipe.seed)
+    student = turbo_stage.train_turbo(pipe, specs, latents, recipe, folder, device)
+    if rank() == 0:
+        student.cpu().half().save_pretrained(folder / "turbo" / "unet")
+        scheduler = turbo_stage.build_scheduler(pipe.scheduler)
+        scheduler.save_pretrained(folder / "turbo" / "scheduler")
 
 
 def _finished(folder: Path, name: str) -> Path:
