@@ -30,6 +30,8 @@ class Plan(Protocol):
     def monitor(self) -> object: ...
     @property
     def checkpoint(self) -> bool | None: ...
+    @property
+    def leash(self) -> float | None: ...
 
 
 def probes(plan: Plan) -> ZeroOrder:
@@ -76,4 +78,6 @@ def around(plan: Plan, steps: int) -> Work:
 def total(plan: Plan, steps: int) -> Work:
     """All of it, per returned image."""
     passes = one_pass(plan, steps) * (plan.iterations - 1) + last_pass(plan, steps)
+    if plan.leash is not None:
+        passes += Work(points(plan, steps))
     return (passes + around(plan, steps)) * plan.starts + Work(decodes=1)
