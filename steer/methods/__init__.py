@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from steer.methods.guidance.lookahead import LookaheadGuidance as LookaheadGuidance
     from steer.methods.noise.ascent import ReNO as ReNO, Sphere as Sphere, ZeroOrder as ZeroOrder
     from steer.methods.noise.optimization import NoiseOptimization as NoiseOptimization
+    from steer.methods.noise.pcnl import PCNL as PCNL
     from steer.methods.noise.search import NoiseSearch as NoiseSearch
     from steer.methods.particles.beam import Beam as Beam
     from steer.methods.particles.blockwise import Blockwise as Blockwise
@@ -43,6 +44,7 @@ _MODULES = {
     "Method": "steer.search.method",
     "NoiseOptimization": "steer.methods.noise.optimization",
     "NoiseSearch": "steer.methods.noise.search",
+    "PCNL": "steer.methods.noise.pcnl",
     "Prune": "steer.methods.selection.prune",
     "ReNO": "steer.methods.noise.ascent",
     "SMC": "steer.methods.particles.smc",
