@@ -58,7 +58,9 @@ def whiten(x: Tensor, block: int, like: Tensor | None = None) -> Tensor:
 
     spectrum = _transform(x, axes)
     now = energies(spectrum)
-    right = energies(torch.ones_like(spectrum)) if like is None else energies(_transform(like, axes))
+    right = (
+        energies(torch.ones_like(spectrum)) if like is None else energies(_transform(like, axes))
+    )
     gain = torch.where(now > 0, right / now, 1.0).sqrt()
     return _invert(spectrum * gain[..., labels], x, axes, shape)
 

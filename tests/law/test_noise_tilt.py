@@ -97,9 +97,7 @@ def test_a_smooth_gradient_in_the_noise_beats_a_shift_and_its_whitening() -> Non
 def test_the_noise_keeps_its_norm(block: int | None) -> None:
     """E|sqrt(1 - a^2) z + a G|^2 = d, whatever the gradient's length and spectrum."""
     generator = torch.Generator().manual_seed(1)
-    z, g = (
-        torch.randn(64, 4, 16, 16, generator=generator, dtype=torch.float64) for _ in range(2)
-    )
+    z, g = (torch.randn(64, 4, 16, 16, generator=generator, dtype=torch.float64) for _ in range(2))
     smooth = 1e-6 * g.cumsum(-1).cumsum(-2)
     move = tilt_noise(Move(torch.zeros_like(z), 2.0, z), smooth, 0.6, block)
     noise = move.sample(z) / 2.0

@@ -33,7 +33,9 @@ def test_it_is_a_projection(shape: tuple[int, ...], block: int) -> None:
     once = whiten(noise(*shape), block)
     assert once.shape == shape
     torch.testing.assert_close(whiten(once, block), once, rtol=0, atol=1e-12)
-    torch.testing.assert_close(radius(once).flatten(), radius(once).new_full((2,), once[0].numel()).sqrt())
+    torch.testing.assert_close(
+        radius(once).flatten(), radius(once).new_full((2,), once[0].numel()).sqrt()
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
