@@ -2,8 +2,8 @@
 
 Results keep the words of the day on which they were measured: strides were a method `Draft`, guided
 best-of-N was `GradientGuidance`, noise optimisation had all of its numbers side by side, and
-nothing could be damped or leashed. The methods are the same, bit for bit, so results and runs of today are
-told by one name.
+nothing could be damped or leashed. The methods are the same, bit for bit, so results and runs of
+today are told by one name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`PCNL` against closed forms: Gaussian targets, and particle filters that start from its noises."""
+"""`PCNL` against closed forms: Gaussian targets, and filters that start from its noises."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from steer.core.checks import positive, whole
 from steer.core.rows import per_row
-from steer.core.sphere import angles, cap, radius, step_along, tangent, unit
 from steer.core.spectrum import whiten
+from steer.core.sphere import angles, cap, radius, step_along, tangent, unit
 from steer.core.types import Population
 from steer.search.context import Context
 from steer.search.short_runs import Leash

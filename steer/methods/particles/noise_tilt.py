@@ -10,8 +10,8 @@ from torch import Tensor
 
 from steer.core.checks import one_of, positive, predicate, share, whole
 from steer.core.ddim import ddim
-from steer.core.sphere import unit
 from steer.core.spectrum import whiten
+from steer.core.sphere import unit
 from steer.core.types import Move, Population, Step, wide
 from steer.core.when import When, every
 from steer.methods.particles.gradient_proposal import gradient_at

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steer.core.sphere import radius, renormalise
 from steer.core.spectrum import whiten
+from steer.core.sphere import radius, renormalise
 
 
 SHAPES = [(2, 4, 16, 16), (2, 3, 5, 9, 12), (2, 192, 16), (2, 300), (2, 4, 15, 7)]

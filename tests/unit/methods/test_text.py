@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from steer import methods
 from steer.core.when import at, between, every
 from steer.methods import (
+    PCNL,
     SMC,
     Adaptive,
     Beam,
@@ -29,7 +30,6 @@ from steer.methods import (
     NoiseOptimization,
     NoiseSearch,
     NoiseTilt,
-    PCNL,
     Prune,
     ReNO,
     Sphere,

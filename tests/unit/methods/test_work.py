@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from steer.core.costs import Costs
 from steer.core.when import at, between
 from steer.methods import (
+    PCNL,
     SMC,
     Adaptive,
     Beam,
@@ -27,7 +28,6 @@ from steer.methods import (
     NoiseOptimization,
     NoiseSearch,
     NoiseTilt,
-    PCNL,
     Prune,
     Then,
     Tree,
