@@ -140,7 +140,7 @@ class PCNL(Around):
             accepted = torch.special.log_ndtr(chance[:, 0]) < ratio
             now = now.replaced(accepted, there)
             told = {"reward": now.reward.tolist(), "accepted": accepted.tolist()}
-            ctx.tell("iterate", part.ids, None, iteration=number, **told)
+            ctx.tell("iterate", part.ids, None, iteration=number - 1, **told)
             if number >= self.burn_in and (number - self.burn_in) % self.thin == 0:
                 taken.append(now)
         return taken

@@ -11,7 +11,7 @@ from families import arguments, build, redness, seeded, shared
 
 from steer.core.errors import RewardError, UnsupportedPipelineError
 from steer.core.when import every
-from steer.methods import PCNL, SMC, BestOfN, Gate, NoiseOptimization, Then
+from steer.methods import PCNL, SMC, BestOfN, Budget, Gate, NoiseOptimization, Then
 from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
 
@@ -35,7 +35,7 @@ def test_the_ledger_is_what_was_counted(family: str) -> None:
     assert report.ledger.backward_rows == 2 * 2 * (1 + 3)  # chains, steps, the start and 3 moves
     assert report.ledger.equivalent_rows <= method.cost(steps)
     rows = report.trace.of("iterate")
-    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
     assert all(len(row["accepted"]) == 2 for row in rows)
 
 
@@ -61,6 +61,9 @@ def test_starts_have_names_of_their_own_and_repeat() -> None:
 def test_together_with_other_methods() -> None:
     assert draw(Gate(PCNL(BestOfN(2), **SHORT), threshold=9.0, max_rounds=2)).accepted == [False]
     assert draw(Then(BestOfN(2), PCNL(BestOfN(2), **SHORT))).rewards
+    for compute in (3, 9):  # too little for the chains, and enough
+        out = draw(Budget(compute, PCNL(BestOfN(2), **SHORT)))
+        assert out.rewards and out.report.ledger.equivalent_rows <= compute * 4
 
 
 def test_refusals() -> None:
