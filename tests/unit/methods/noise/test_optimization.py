@@ -14,7 +14,7 @@ from torch import Tensor
 from steer.core.ddim import ddim
 from steer.core.errors import GradientError, RewardError, UnsupportedPipelineError
 from steer.driver.grid import Schedule
-from steer.methods import BestOfN, NoiseOptimization, ReNO, Sphere, ZeroOrder
+from steer.methods import BestOfN, Budget, NoiseOptimization, ReNO, Sphere, ZeroOrder
 from steer.methods.noise.ascent import Best
 from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
@@ -128,11 +128,13 @@ def test_the_pipeline_is_left_as_it_was() -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("gradient", ["exact", ZeroOrder(directions=2)])
-def test_batch_invariance(gradient: Any) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"gradient": ZeroOrder(directions=2), "leash": 1.0}, {"ascent": Sphere(block=16)}]
+)
+def test_batch_invariance(more: dict[str, Any]) -> None:
     """Lanes of 1, 3 and 8; prompts together or apart."""
     prompts = ["a red circle", "a blue square"]
-    given = {"gradient": gradient, "starts": 3, "iterations": 3}
+    given = {"starts": 3, "iterations": 3, **more}
     narrow, even, wide = (
         optimise(width=w, **given, prompt=prompts, generator=[seeded(0), seeded(1)])
         for w in (1, 3, 8)
@@ -155,6 +157,15 @@ def test_half_precision_keeps_master_noise_in_float32() -> None:
     assert angles == sorted(angles)
     assert angles[-1] > 4 * angles[1] > 0
     assert out.images.dtype == torch.bfloat16
+    assert out.rewards[0] >= out.report.base_reward[0]
+
+
+@pytest.mark.parametrize("compute", [2, 4, 7])
+def test_a_leash_within_a_budget(compute: int) -> None:
+    """Too little to leave the start, and enough for some iterates and the leash."""
+    inner = NoiseOptimization(iterations=20, through=2, leash=1.0)
+    out = guided(shared("sd"), RED, method=Budget(compute, inner))(**arguments("sd"))
+    assert out.report.ledger.equivalent_rows <= 4 * compute
     assert out.rewards[0] >= out.report.base_reward[0]
 
 

@@ -58,6 +58,12 @@ def test_starts_have_names_of_their_own_and_repeat() -> None:
     assert first.report.base_reward == [None]
 
 
+def test_half_precision() -> None:
+    pipe = build("sd", dtype=torch.bfloat16)
+    out = guided(pipe, reddish, method=PCNL(BestOfN(2), **SHORT))(**arguments("sd"))
+    assert out.images.dtype == torch.bfloat16 and out.images.isfinite().all()
+
+
 def test_together_with_other_methods() -> None:
     assert draw(Gate(PCNL(BestOfN(2), **SHORT), threshold=9.0, max_rounds=2)).accepted == [False]
     assert draw(Then(BestOfN(2), PCNL(BestOfN(2), **SHORT))).rewards
