@@ -35,8 +35,8 @@ def load_pipeline(name: str, device: str, dtype: torch.dtype) -> Any:
         )
     if not folder.is_dir() and name.count("/") != 1:
         raise PipelineNotFoundError(
-            f"pipeline={name!r}: unknown; there is {', '.join(map(repr, NAMES))}, a folder with a model_index.json, or "
-            "a hub id such as 'stabilityai/stable-diffusion-xl-base-1.0'"
+            f"pipeline={name!r}: unknown; there is {', '.join(map(repr, NAMES))}, a folder with a "
+            "model_index.json, or a hub id such as 'stabilityai/stable-diffusion-xl-base-1.0'"
         )
     key = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
     try:
