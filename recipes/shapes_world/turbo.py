@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from recipes.shapes_world.recipe import Recipe
@@ -40,8 +40,21 @@ def build_scheduler(teacher: Any) -> LCMScheduler:
         rescale_betas_zero_snr=known.rescale_betas_zero_snr,
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,
         original_inference_steps=POINTS,
     )
+
+
+def without_guidance(unet: Any) -> UNet2DConditionModel:
+    """The student as a UNet that takes the guidance scale as an input and makes nothing of it.
+
+    Pipelines run such a UNet once per step, whatever `guidance_scale` they are called with.
+    """
+    model = UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": 8})
+    state = {name: value.float() for name, value in unet.state_dict().items()}
+    fresh = "time_embedding.cond_proj.weight"
+    model.load_state_dict({**state, fresh: torch.zeros_like(model.state_dict()[fresh])})
+    return model
 
 
 class Path8:
