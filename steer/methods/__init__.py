@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from steer.methods.particles.beam import Beam as Beam
     from steer.methods.particles.blockwise import Blockwise as Blockwise
     from steer.methods.particles.gradient_proposal import GradientProposal as GradientProposal
+    from steer.methods.particles.rbf import RBF as RBF
     from steer.methods.particles.smc import SMC as SMC
     from steer.methods.particles.tree import Tree as Tree
     from steer.methods.selection.adaptive import Adaptive as Adaptive
@@ -44,6 +45,7 @@ _MODULES = {
     "NoiseOptimization": "steer.methods.noise.optimization",
     "NoiseSearch": "steer.methods.noise.search",
     "Prune": "steer.methods.selection.prune",
+    "RBF": "steer.methods.particles.rbf",
     "ReNO": "steer.methods.noise.ascent",
     "SMC": "steer.methods.particles.smc",
     "Sphere": "steer.methods.noise.ascent",
