@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steer.methods.noise.search import NoiseSearch as NoiseSearch
     from steer.methods.particles.beam import Beam as Beam
     from steer.methods.particles.blockwise import Blockwise as Blockwise
+    from steer.methods.particles.depth_first import DepthFirst as DepthFirst
     from steer.methods.particles.evo_search import EvoSearch as EvoSearch
     from steer.methods.particles.gradient_proposal import GradientProposal as GradientProposal
     from steer.methods.particles.rbf import RBF as RBF
@@ -37,6 +38,7 @@ _MODULES = {
     "BestOfNGuidance": "steer.methods.guidance.best_of_n",
     "Blockwise": "steer.methods.particles.blockwise",
     "Budget": "steer.methods.selection.budget",
+    "DepthFirst": "steer.methods.particles.depth_first",
     "EvoSearch": "steer.methods.particles.evo_search",
     "for_compute": "steer.methods.default",
     "Gate": "steer.methods.selection.gate",
