@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
-
-import torch
-from torch import Tensor
 
 from steer.core.checks import plain_calls, positive, rising_fractions
 from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.transition import renoise
-from steer.core.types import Name, Population, Search, Step
-from steer.driver.solver import Solver
+from steer.core.types import Population, Search
+from steer.methods.particles.trajectories import Line, State, move, part, population
 from steer.rewards.parts import check_absolute
 from steer.rewards.thresholds.calibration import Calibration
 from steer.search.bars import Bar, Bars, read_bar
@@ -27,46 +24,6 @@ from steer.search.short_runs import Asking
 
 _EXAMPLE = "DepthFirst(compute=4, threshold=(0.4, 0.5, 0.6), at=(0.5, 0.65))"
 _AT = (0.5, 0.65)
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """A trajectory at one step: before the denoiser's call, judged after it, or finished.
-
-    Attributes:
-        name: The particle.
-        index: Of the step; the number of steps where it is finished.
-        x: Latents `(*latent)`.
-        solver: What moves it, at that step.
-        output: The denoiser's output, where it was asked.
-        value: Reward of the preview, or of the finished image.
-    """
-
-    name: Name
-    index: int
-    x: Tensor
-    solver: Solver
-    output: Tensor | None = None
-    value: float = -math.inf
-
-
-@dataclass(eq=False)
-class Line:
-    """The search for one returned image.
-
-    Attributes:
-        tip: Where it is.
-        left: Denoiser rows that it may still spend.
-        left_behind: By step, the best state there that it was taken back from.
-        finished: All finished states.
-        done: Whether it is over.
-    """
-
-    tip: State
-    left: int
-    left_behind: dict[int, State] = field(default_factory=dict)
-    finished: list[State] = field(default_factory=list)
-    done: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,7 +158,7 @@ class DepthFirst(Method):
             index = min(line.tip.index for line in going)
             yield from self._visit(ctx, bars, [x for x in going if x.tip.index == index])
         states = [state for line in lines for state in line.finished]
-        return ctx.winners(_population(states))
+        return ctx.winners(population(states))
 
     def _bars(self, ctx: Context) -> Bars:
         places = [*self.places(len(ctx.steps)), len(ctx.steps)]
@@ -211,7 +168,7 @@ class DepthFirst(Method):
         """These lines at their step: asked, judged, and moved on or taken back."""
         index = here[0].tip.index
         step = ctx.steps[index] if index < len(ctx.steps) else None
-        clean = now = _population([line.tip for line in here])
+        clean = now = population([line.tip for line in here])
         if step is not None:
             output = yield from ctx.denoise(now, step)
             clean = now.at(step.x0(now.x, output))
@@ -226,7 +183,7 @@ class DepthFirst(Method):
             self._judge(ctx, bars, here, [here[row] for row in rows], values)
         stay = [line for line in here if line.tip.index == index]
         if step is not None:
-            _move(step, stay)
+            move(step, stay)
         for line in stay if step is None else ():
             line.done = True
 
@@ -244,7 +201,7 @@ class DepthFirst(Method):
             line.tip = replace(line.tip, value=value)
             if value < bars.at(line.tip.index, ctx.prompts[line.tip.name[0]]):
                 failing.append(line)
-        _part(here, failing)
+        part(here, failing)
         for line in failing:
             self._take_back(ctx, line)
 
@@ -264,8 +221,8 @@ class DepthFirst(Method):
         (name,) = ctx.starts.names([old.name[0]])
         ctx.starts.keep([name], ctx.initial([old.name]).x.unbind())
         ctx.tell_descent("branch", [name], ctx.steps[there], [old.name])
-        move = renoise(old.x[None], _level(ctx, old.index), _level(ctx, there))
-        x = move.sample(ctx.starts.noise([name], (there,), old.x[None])).to(old.x.dtype)
+        noised = renoise(old.x[None], _level(ctx, old.index), _level(ctx, there))
+        x = noised.sample(ctx.starts.noise([name], (there,), old.x[None])).to(old.x.dtype)
         line.tip = State(name, there, x[0], ctx.make_solver(False))
 
     def _retry_at(self, ctx: Context, line: Line) -> int | None:
@@ -288,11 +245,6 @@ class DepthFirst(Method):
             beginning(ctx, (there, max(there - 1, 0)))
 
 
-def _population(states: Sequence[State]) -> Population:
-    """The states as rows, in their order."""
-    return Population(torch.stack([s.x for s in states]), tuple(s.name for s in states))
-
-
 def _level(ctx: Context, index: int) -> tuple[float, float]:
     """alpha and sigma at a step; at the number of steps, of finished latents."""
     if index < len(ctx.steps):
@@ -303,29 +255,3 @@ def _level(ctx: Context, index: int) -> tuple[float, float]:
 def _spare(ctx: Context, line: Line) -> int:
     """Steps that a line may go back: what it takes to come here again and to finish is paid for."""
     return line.left - len(ctx.steps) + line.tip.index
-
-
-def _part(here: Sequence[Line], leaving: Sequence[Line]) -> None:
-    """Solvers of their own, as they are now, for lines that leave those they came with."""
-    for solver in dict.fromkeys(line.tip.solver for line in leaving):
-        together = [line for line in here if line.tip.solver is solver]
-        if len(together) == 1:  # it keeps the solver
-            continue
-        staying = [row for row, line in enumerate(together) if line not in leaving]
-        for row, line in enumerate(together):
-            if line in leaving:
-                own = solver.copy()
-                own.gather([row])
-                line.tip = replace(line.tip, solver=own)
-        solver.gather(staying)
-
-
-def _move(step: Step, lines: Sequence[Line]) -> None:
-    """Every line one step on; those that never left each other by one call of their solver."""
-    for solver in dict.fromkeys(line.tip.solver for line in lines):
-        together = [line for line in lines if line.tip.solver is solver]
-        now = _population([line.tip for line in together])
-        output = torch.stack([line.tip.output for line in together if line.tip.output is not None])
-        moved = solver.step(step, now.x, output, now.ids)
-        for line, x in zip(together, moved.unbind(), strict=True):
-            line.tip = replace(line.tip, index=step.index + 1, x=x, output=None)
