@@ -161,8 +161,11 @@ class DepthFirst(Method):
         return ctx.winners(population(states))
 
     def _bars(self, ctx: Context) -> Bars:
-        places = [*self.places(len(ctx.steps)), len(ctx.steps)]
-        return Bars.of(ctx, math.inf if self.threshold is None else self.threshold, places)
+        steps = len(ctx.steps)
+        places = [*self.places(steps), steps]
+        if self.threshold is None:
+            return Bars({places[0]: math.inf})
+        return Bars.of(ctx, self.threshold, places)
 
     def _visit(self, ctx: Context, bars: Bars, here: Sequence[Line]) -> Asking[None]:
         """These lines at their step: asked, judged, and moved on or taken back."""
