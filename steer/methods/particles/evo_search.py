@@ -25,6 +25,7 @@ from steer.search.short_runs import Asking
 
 
 _EXAMPLE = "EvoSearch(n=(12, 4, 4, 4, 4), at=(0, 0.4, 0.6, 0.8), elites=3)"
+_AT = (0.0, 0.4, 0.6, 0.8)
 _EVOLVING = -6  # where parents and mutations are drawn from, beside the particles' own seeds
 
 
@@ -86,7 +87,7 @@ class EvoSearch(Method):
     """
 
     n: int | tuple[int, ...] = 4
-    at: tuple[float, ...] = (0.0, 0.4, 0.6, 0.8)
+    at: tuple[float, ...] = _AT
     elites: int = 3
     mutation: float = 0.2
     tournament: float = 0.9
@@ -118,9 +119,10 @@ class EvoSearch(Method):
 
     @classmethod
     def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> EvoSearch:
-        """Half of `compute` plain calls for the first generation, the rest for equal further ones.
+        """Half of `compute` plain calls for the first generation, the rest for further ones.
 
-        Where that pays for no child in every generation, all go into the first one.
+        These are of equal size, at as many of the default fractions, the last ones, as get one
+        child each; what is left goes into the first generation.
 
         Args:
             compute: Plain calls, at least 1.
@@ -132,16 +134,20 @@ class EvoSearch(Method):
         """
         plain_calls(compute)
         check_costs(costs)
+        half = max(math.floor(compute / 2), 1)
 
-        def evolving(children: int) -> EvoSearch:
-            first = max(math.floor(compute / 2), 1)
-            return cls((first, *[children] * 4), elites=min(first, 3))
+        def plan(first: int, children: int, at: tuple[float, ...]) -> EvoSearch:
+            return cls((first, *[children] * len(at)), at, elites=min(first, 3))
 
-        def alone(first: int) -> EvoSearch:
-            return cls((first,), at=(), elites=1)
+        def fits(at: tuple[float, ...]) -> bool:
+            return costs.fits(plan(half, 1, at).work(steps), compute, steps)
 
-        make = evolving if costs.fits(evolving(1).work(steps), compute, steps) else alone
-        return make(costs.most(lambda count: make(count).work(steps), compute, steps))
+        at = next((_AT[k:] for k in range(len(_AT)) if fits(_AT[k:])), ())
+        children = 1
+        if at:
+            children = costs.most(lambda m: plan(half, m, at).work(steps), compute, steps)
+        first = costs.most(lambda n: plan(n, children, at).work(steps), compute, steps, least=half)
+        return plan(first, children, at)
 
     @property
     def sizes(self) -> tuple[int, ...]:
