@@ -122,7 +122,7 @@ def costs(pipe: Any, reward: Any) -> Costs:
 
 def work(args: Any) -> None:
     """Run the units that are missing."""
-    pipe = steer.shapes.pipeline(args.device)
+    pipe = steer.shapes.pipeline(device=args.device)
     pipe.set_progress_bar_config(disable=True)
     reward = steer.reward("shapes")
     guided = steer.guided(pipe, reward)
