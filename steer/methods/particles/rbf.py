@@ -71,8 +71,9 @@ class RBF(Method):
 
     A proposal costs the one denoiser call that its preview needs, which is that of its next step.
     So T steps cost `n * T` rows, what `BestOfN(n)` costs (more where the kernel makes inner calls).
-    Every returned image is a line of its own; lines do not compete. With a sampler that draws noise itself each line's first proposals
-    are what the plain sampler does; the result may be worse than the plain image.
+    Every returned image is a line of its own; lines do not compete. With a sampler that draws noise
+    itself each line's first proposals are what the plain sampler does; the result may be worse than
+    the plain image.
 
     Args:
         n: Noises at first, and proposals per step, per returned image.
