@@ -37,6 +37,16 @@ def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
     Raises:
         ValueError: eta outside [0, 1], or above 0 on a step to a higher noise level.
     """
+    kept, fresh = shares(step, eta)
+    return mixed(step, x, x0, kept, fresh)
+
+
+def shares(step: Step, eta: float) -> tuple[float, float]:
+    """The weights of the old and of the fresh noise, rho and sqrt(1 - rho^2); see `ddim`.
+
+    Raises:
+        ValueError: As for `ddim`.
+    """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: must lie in [0, 1]")
     ratio = snr_ratio(step)
@@ -45,8 +55,7 @@ def ddim(step: Step, x: Tensor, x0: Tensor, eta: float = 0.0) -> Move:
             f"eta={eta} at step {step.index}: the step goes up in noise; use eta=0 there"
         )
     fresh = eta * math.sqrt(max(0.0, 1 - ratio * ratio))
-    kept = math.sqrt(max(0.0, 1 - fresh * fresh))
-    return mixed(step, x, x0, kept, fresh)
+    return math.sqrt(max(0.0, 1 - fresh * fresh)), fresh
 
 
 def snr_ratio(step: Step) -> float:

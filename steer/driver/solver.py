@@ -21,6 +21,7 @@ from steer.driver.solver_state import (
     fork,
     map_rows,
     negative_variance,
+    renoises,
     row_tensors,
     step_arguments,
     step_parameters,
@@ -44,9 +45,9 @@ class Solver:
 
     Multistep solvers keep history per row, in the order of the rows last stepped. Callers that
     select, permute or duplicate rows call `gather` with the same indices. Such a solver goes from
-    one step to the next, or back to the first; other jumps raise an error, since the history is
-    that of the steps before. To begin in the middle make a new solver: its first step there is of
-    order one, as in image-to-image pipelines. Some schedulers cannot, and raise an error.
+    one step to the next, or back to the first; other jumps raise an error. To begin in the middle
+    make a new solver: its first step there is of order one, as in image-to-image pipelines. Some
+    schedulers cannot, and raise an error.
 
     Args:
         scheduler: A diffusers scheduler after `set_timesteps`, not yet stepped; left untouched.
@@ -75,7 +76,7 @@ class Solver:
     ) -> None:
         if plain_rows % images:
             raise ValueError(f"plain_rows={plain_rows} is not a multiple of images={images}")
-        self.name = type(scheduler).__name__
+        self.name, self.renoises = type(scheduler).__name__, renoises(scheduler)
         self.plain_rows, self.images, self.seed, self.offset = plain_rows, images, seed, offset
         accepted = step_parameters(scheduler)
         self._arguments: Mapping[str, Any] = {} if step_kwargs is None else step_kwargs

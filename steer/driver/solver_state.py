@@ -126,6 +126,12 @@ def ignores_generator(scheduler: Any) -> bool:
     return "randn_like" in inspect.getsource(type(scheduler).step)
 
 
+def renoises(scheduler: Any) -> bool:
+    """Whether `step` draws all noise anew, at every step: LCM, `stochastic_sampling=True`."""
+    drawn = getattr(scheduler.config, "stochastic_sampling", False)
+    return bool(drawn) or "LCM" in type(scheduler).__name__
+
+
 def negative_variance(scheduler: Any, eta: float) -> frozenset[int]:
     """Steps at which DDIM takes the root of a rounding error below zero and returns NaN.
 

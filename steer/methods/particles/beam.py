@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -12,7 +12,8 @@ from steer.core.types import Population, Search
 from steer.core.when import When, between
 from steer.methods.particles.branching import Mover, check_moves, look_ahead
 from steer.search.context import Context
-from steer.search.kernels import Kernel
+from steer.search.kernels.choose import further_calls
+from steer.search.kernels.draws import Kernel
 from steer.search.method import Method
 
 
@@ -57,12 +58,14 @@ class Beam(Method):
         candidates: Next latents drawn for every beam.
         lookahead: Deterministic steps to the end that judge a candidate, at least 1.
         when: Steps that branch.
-        eta: Share of fresh noise in our own moves, in (0, 1].
-        kernel: Which law moves them, as for `SMC`: `"auto"`, `"solver"`, `"ddim"`, or a `Kernel`.
+        eta: Share of fresh noise in DDIM moves, in (0, 1].
+        kernel: Which law moves them, as for `SMC`. Steps at which it draws no noise do not branch,
+            such as the first one of flow models.
 
     Raises:
-        ValueError: Arguments of the wrong kind; when called: `when` holds at no step but the last.
-        UnsupportedSchedulerError: When called: no stochastic law (a flow model).
+        ValueError: Arguments of the wrong kind; when called: no step but the last at which `when`
+            holds, or none of them draws noise.
+        UnsupportedSchedulerError: When called: a kernel that the schedule does not have.
     """
 
     beams: int | tuple[int, ...] = 2
@@ -105,9 +108,10 @@ class Beam(Method):
         sizes = counts(self.beams)
         return (*sizes, *(self.candidates * size for size in sizes))
 
-    def plan(self, steps: int) -> list[Turn]:
-        """What every step of a run of `steps` does."""
-        branching = set(self.when.indices(steps)) - {steps - 1} if self.candidates > 1 else set()
+    def plan(self, steps: int, silent: Collection[int] = ()) -> list[Turn]:
+        """What every step of a run of `steps` does; those that draw no noise do not branch."""
+        branching = set(self.when.indices(steps)) - {steps - 1, *silent}
+        branching = branching if self.candidates > 1 else set()
         alive, done, turns = counts(self.beams)[0], 0, []
         for index in range(steps):
             children, keep = 1, alive
@@ -119,11 +123,14 @@ class Beam(Method):
         return turns
 
     def cost(self, steps: int) -> int:
-        """Denoiser rows per returned image; fewer on grids that visit a noise level twice."""
+        """Denoiser rows per returned image, at most: fewer where a noise level is visited twice, or
+        no noise is drawn.
+        """
         plan = self.plan(steps)
         rows = plan[0].beams
         for index, turn in enumerate(plan[:-1]):
             ahead = min(self.lookahead, steps - 1 - index) if turn.children > 1 else 1
+            ahead += further_calls(self.kernel, index, steps)
             rows += turn.beams * turn.children * ahead
         return rows
 
@@ -135,8 +142,8 @@ class Beam(Method):
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Branch, move, look ahead, keep; one denoiser call for all candidates at a time."""
-        plan = self._plan(ctx)
         mover, beams = Mover.of(ctx, start, type(self).__name__, self.kernel, self.eta)
+        plan = self._plan(ctx, mover)
         output = yield from ctx.denoise(beams, ctx.steps[0])
         for step, turn in zip(ctx.steps, plan, strict=True):
             rows, beams = mover.branch(beams, turn.children, step)
@@ -152,12 +159,14 @@ class Beam(Method):
                 beams, output = mover.keep(beams, kept, following), output[kept]
         return ctx.winners(beams)
 
-    def _plan(self, ctx: Context) -> list[Turn]:
-        plan = self.plan(len(ctx.steps))
+    def _plan(self, ctx: Context, mover: Mover) -> list[Turn]:
+        silent = [step.index for step in ctx.steps if mover.is_silent([step])]
+        plan = self.plan(len(ctx.steps), silent)
         if self.candidates > 1 and len(plan) > 1 and all(turn.children == 1 for turn in plan):
             raise ValueError(
-                f"when={self.when!r} holds at no step of {len(plan)} before the last, so nothing "
-                "would branch; name other steps, run more of them, or use BestOfN"
+                f"when={self.when!r} holds at no step of {len(plan)} before the last at which "
+                f"kernel={self.kernel!r} draws noise, so nothing would branch; name other steps, "
+                "run more of them, or use BestOfN"
             )
         return plan
 

@@ -11,7 +11,8 @@ from steer.core.types import Population, Search
 from steer.methods.particles.beam import check_counts, counts, spread
 from steer.methods.particles.branching import Mover, best_of_lines, check_moves, deal_lines
 from steer.search.context import Context
-from steer.search.kernels import Kernel
+from steer.search.kernels.choose import further_calls
+from steer.search.kernels.draws import Kernel
 from steer.search.method import Method
 
 
@@ -48,12 +49,12 @@ class Blockwise(Method):
     Args:
         n: Ways, per returned image; a number or a list of them.
         block: Steps in a block, at least 1.
-        eta: Share of fresh noise in our own moves, in (0, 1].
-        kernel: Which law moves them, as for `SMC`: `"auto"`, `"solver"`, `"ddim"`, or a `Kernel`.
+        eta: Share of fresh noise in DDIM moves, in (0, 1].
+        kernel: Which law moves them, as for `SMC`. Blocks in which it draws no noise have one way.
 
     Raises:
         ValueError: Arguments of the wrong kind.
-        UnsupportedSchedulerError: When called: no stochastic law (a flow model).
+        UnsupportedSchedulerError: When called: a kernel that the schedule does not have.
     """
 
     n: int | tuple[int, ...] = 4
@@ -82,12 +83,14 @@ class Blockwise(Method):
         return blocks
 
     def cost(self, steps: int) -> int:
-        """Denoiser rows per returned image."""
+        """Denoiser rows per returned image, at most: fewer where no noise is drawn."""
         plan = self.plan(steps)
-        ends = [min(block.end, steps - 1) for block in plan]
-        return plan[0].n + sum(
-            block.n * (end - block.first) for block, end in zip(plan, ends, strict=True)
-        )
+        rows = plan[0].n
+        for block in plan:
+            rows += block.n * (min(block.end, steps - 1) - block.first)
+            for index in range(block.first, block.end):
+                rows += block.n * further_calls(self.kernel, index, steps)
+        return rows
 
     def work(self, steps: int) -> Work:
         """Its rows, previews of every block's ways, and the last block's images."""
@@ -101,7 +104,7 @@ class Blockwise(Method):
         mover, now = Mover.of(ctx, start, type(self).__name__, self.kernel, self.eta)
         lines = deal_lines(now, ctx.images)
         output = yield from ctx.denoise(now, ctx.steps[0])
-        for block in self.plan(len(ctx.steps)):
+        for block in self._plan(ctx, mover):
             if block.first:
                 rows, now = mover.branch(now, block.n, ctx.steps[block.first])
                 lines, output = [lines[row] for row in rows], output[rows]
@@ -121,3 +124,11 @@ class Blockwise(Method):
         if ctx.images == 1:
             return now
         return now.take(ctx.top(now, ctx.evaluate(now), ctx.images))
+
+    def _plan(self, ctx: Context, mover: Mover) -> list[Block]:
+        """The blocks, with one way through those that draw no noise."""
+        plan = []
+        for block in self.plan(len(ctx.steps)):
+            idle = block.first and mover.is_silent(ctx.steps[block.first : block.end])
+            plan.append(block._replace(n=1) if idle else block)
+        return plan

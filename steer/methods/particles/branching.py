@@ -8,22 +8,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steer.core.checks import one_of, share
+from steer.core.checks import share
 from steer.core.ddim import ddim
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Name, Population, Step
 from steer.driver.solver import Solver
 from steer.search.context import Context
-from steer.search.kernels import DDIM, Draw, Kernel, choose_kernel, finish_move
+from steer.search.kernels.choose import check_kernel, choose_kernel, is_silent, own_moves
+from steer.search.kernels.draws import Draw, Kernel, finish_move
 from steer.search.short_runs import Asking, short_grid
 
 
-def check_moves(kernel: object, eta: object) -> None:
+def check_moves(kernel: object, eta: float) -> None:
     """Raise ValueError unless these are a kernel and a share of fresh noise."""
     share("eta", eta, "fresh noise")
-    if not callable(kernel):
-        one_of("kernel", kernel, ("auto", "solver", "ddim"))
-    elif getattr(kernel, "grad", False):
+    check_kernel(kernel, eta)
+    if getattr(kernel, "grad", False):
         raise ValueError(
             f"kernel={kernel!r} needs recorded denoiser calls, which searches do not make; use "
             "SMC(proposal=...) with it"
@@ -35,7 +35,7 @@ class Mover:
     """Reverse steps with fresh noise, for rows that branch and drop out.
 
     The law of a step is chosen as `SMC` does: the pipeline's own scheduler where it draws noise,
-    else a DDIM move with a share `eta` of fresh noise. What a row draws depends on its prompt's
+    else a move of our own with fresh noise. What a row draws depends on its prompt's
     seed, its particle and the step.
 
     Attributes:
@@ -69,12 +69,12 @@ class Mover:
             ctx: The call.
             start: Initial latents.
             method: Who asks, for messages.
-            kernel: `"auto"`, `"solver"`, `"ddim"`, or a `Kernel`.
-            eta: Share of fresh noise in our own moves.
+            kernel: `"auto"`, `"solver"`, a preset of `Rho`, or a `Kernel`.
+            eta: Share of fresh noise in DDIM moves.
             jumps: Rows will begin in the middle, where a solver with history cannot follow.
 
         Raises:
-            UnsupportedSchedulerError: No stochastic law (a flow model), or one that cannot jump.
+            UnsupportedSchedulerError: A law that this grid does not have, or that cannot jump.
         """
         solver = ctx.solver(start)
         chosen = _kernel(ctx, solver, method, kernel, eta, jumps)
@@ -91,6 +91,10 @@ class Mover:
     def adopt(self, drawn: Population) -> None:
         """Further initial latents."""
         self.roots |= dict(zip(drawn.ids, drawn.x.unbind(), strict=True))
+
+    def is_silent(self, steps: Sequence[Step]) -> bool:
+        """Whether no noise is known to be drawn at any of the steps: copies would stay equal."""
+        return all(is_silent(self.kernel, step) for step in steps)
 
     def step(self, step: Step, population: Population, output: Tensor) -> Asking[Population]:
         """Every row at the step's next point, given the denoiser's output."""
@@ -210,4 +214,4 @@ def _kernel(
             "step to step; use kernel='auto', or EulerAncestralDiscreteScheduler"
         )
     chosen = choose_kernel(ctx, solver, method, kernel, eta)
-    return DDIM(eta) if chosen is None and jumpy else chosen
+    return own_moves(ctx, eta) if chosen is None and jumpy else chosen

@@ -25,7 +25,7 @@ _ALWAYS = every(1)
 
 @dataclass(frozen=True)
 class GradientProposal:
-    """A DDIM move whose mean is shifted up the reward: `SMC(n, proposal=GradientProposal())`.
+    """The kernel's move with its mean shifted up the reward: `SMC(n, proposal=GradientProposal())`.
 
         x' = mu + std z + std^2 gamma lam G,    G = grad_x r(decode(x0(x)))
 
@@ -45,7 +45,8 @@ class GradientProposal:
             derivative, at no denoiser row: a worse proposal, corrected all the same.
         temper: A rate g for gamma = min((1 + g)^i - 1, 1) with i in hundredths of the way, as in
             `SMC(temper=...)`; `None` for 1.
-        eta: Share of fresh noise, as that of the filter.
+        eta: Share of fresh noise where it is the kernel itself; as a proposal it takes the noise of
+            the filter's kernel.
         when: Steps at which the mean is shifted.
         damping: Divide `lam` by 1 + damping P on the way, see `steer.core.potentials.damping`:
             `lam a` is exact for a reward of curvature a. It takes a `lam`.
@@ -87,15 +88,21 @@ class GradientProposal:
         return self.through == "denoiser"
 
     def __call__(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Move:
-        """The shifted move of every row; the plain one where there is no noise to shift."""
+        """As a kernel of its own: the shifted DDIM move of every row."""
         x = population.x
-        move = ddim(step, x.detach(), step.x0(x, output).detach(), self.eta)
-        if move.std == 0 or not self.when(step):
-            return move
+        base = ddim(step, x.detach(), step.x0(x, output).detach(), self.eta)
+        return self.shift(base, ctx, step, population, output)
+
+    def shift(
+        self, base: Move, ctx: Context, step: Step, population: Population, output: Tensor
+    ) -> Move:
+        """The kernel's move of every row, shifted; `base` where there is no noise to shift."""
+        if base.std == 0 or not self.when(step):
+            return base
         check_gradient(ctx, type(self).__name__)
         gradient = gradient_at(ctx, step, population, output, self.grad)
-        shift = self._shift(step, gradient, move.std)
-        return Move((wide(move.mean) + shift).to(move.mean.dtype), move.std, move.x0)
+        shift = self._shift(step, gradient, base.std)
+        return Move((wide(base.mean) + shift).to(base.mean.dtype), base.std, base.x0)
 
     def _shift(self, step: Step, gradient: Tensor, std: float) -> Tensor:
         if self.pull is not None and self.lam is None:

@@ -17,7 +17,8 @@ from steer.methods.particles.branching import Mover, best_of_lines, check_moves,
 from steer.rewards.parts import check_absolute
 from steer.search.bars import Bar, Bars, read_bar
 from steer.search.context import Context
-from steer.search.kernels import Kernel, choose_kernel
+from steer.search.kernels.choose import choose_kernel, further_calls
+from steer.search.kernels.draws import Kernel
 from steer.search.method import Method
 from steer.search.short_runs import Asking
 
@@ -60,7 +61,7 @@ class RBF(Method):
     the next state from the same one, each judged by its preview. The first proposal above the best
     preview so far is taken, and what it leaves of the quota rolls over to the next step. A step
     whose quota ends takes the best of its proposals. At the last step that has noise to choose, all
-    that is left is spent.
+    that is left is spent. A step without noise has one proposal.
 
     With a `threshold` a step is over as soon as a proposal reaches it, as in Verifier-Threshold
     (arXiv:2512.08985), and what the last step does not need is not spent. That paper does not say
@@ -69,9 +70,10 @@ class RBF(Method):
     (where it has no cut, the first proposal is taken).
 
     A proposal costs the one denoiser call that its preview needs, which is that of its next step.
-    So T steps cost `n * T` rows, what `BestOfN(n)` costs. Every returned image is a line of its
-    own; lines do not compete. With a sampler that draws noise itself each line's first proposals
-    are what the plain sampler does; the result may be worse than the plain image.
+    So T steps cost `n * T` rows, what `BestOfN(n)` costs (more where the kernel makes inner calls).
+    Every returned image is a line of its own; lines do not compete. With a sampler that draws noise
+    itself each line's first proposals are what the plain sampler does; the result may be worse than
+    the plain image.
 
     Args:
         n: Noises at first, and proposals per step, per returned image.
@@ -79,14 +81,15 @@ class RBF(Method):
             tuple of rewards spread evenly over the steps, a `Calibration`, or the path of one.
         batch: Proposals that are made side by side; of those that are good enough the best is
             taken. More is faster, and wastes what the first one would have left over.
-        eta: Share of fresh noise in our own moves, in (0, 1].
-        kernel: Which law moves them, as for `SMC`: `"auto"`, `"solver"`, `"ddim"`, or a `Kernel`.
-            Solvers with history cannot go from one state twice: `"auto"` takes DDIM moves for them.
+        eta: Share of fresh noise in DDIM moves, in (0, 1].
+        kernel: Which law moves them, as for `SMC`. Solvers with history cannot go from one state
+            twice: `"auto"` takes our own moves for them.
 
     Raises:
         ValueError: Arguments of the wrong kind; when called: a reward that only ranks candidates.
         ThresholdError: When called: a calibration of another reward or schedule.
-        UnsupportedSchedulerError: When called: no stochastic law, or `"solver"` with history.
+        UnsupportedSchedulerError: When called: a kernel that the schedule does not have, or
+            `"solver"` with history.
     """
 
     n: int = 4
@@ -112,16 +115,20 @@ class RBF(Method):
         return (self.n, self.batch)
 
     def cost(self, steps: int) -> int:
-        """Denoiser rows per returned image; fewer with a threshold."""
-        return self.n * steps
+        """Denoiser rows per returned image, at most: fewer with a threshold."""
+        return self.n * (steps + (steps - 1) * self._further(steps))
+
+    def _further(self, steps: int) -> int:
+        return max(further_calls(self.kernel, index, steps) for index in range(steps))
 
     def work(self, steps: int) -> Work:
         """Its rows, and a preview at each."""
-        rows = self.cost(steps)
-        return Work.best_of(rows, 1, rows) + Work(decodes=1, scores=1)
+        return Work.best_of(self.cost(steps), 1, self.n * steps) + Work(decodes=1, scores=1)
 
     def rows_at(self, steps: int, indices: Sequence[int]) -> int:
         """Denoiser rows per returned image at some of the steps: all quotas so far, at most."""
+        if self._further(steps):
+            return self.cost(steps) if indices else 0
         return (self.n if 0 in indices else 0) + self.n * max(indices, default=0)
 
     def suits(self, ctx: Context) -> bool:
@@ -135,19 +142,22 @@ class RBF(Method):
     def __call__(self, ctx: Context, start: Population) -> Search:
         """The best noise, then step after step a next state that is good enough."""
         check_absolute(ctx.reward, type(self).__name__)
-        good = self._good_enough(ctx)
         mover, start = Mover.of(ctx, start, type(self).__name__, self.kernel, self.eta, jumps=True)
+        good = self._good_enough(ctx, mover)
         lines = yield from _first(ctx, start)
         for step in ctx.steps[:-1]:
             yield from self._advance(ctx, mover, lines, step, good)
         now = yield from mover.step(ctx.steps[-1], lines.now, lines.output)
         return now if ctx.images == 1 else now.take(ctx.top(now, ctx.evaluate(now), ctx.images))
 
-    def _good_enough(self, ctx: Context) -> Callable[[Lines, int, Proposal, int], bool]:
+    def _good_enough(
+        self, ctx: Context, mover: Mover
+    ) -> Callable[[Lines, int, Proposal, int], bool]:
         """Whether a line's proposal at a step ends the step."""
         if self.threshold is None:
-            last = len(ctx.steps) - 1
-            return lambda lines, line, found, at: at < last and found.value > lines.record[line]
+            noisy = [step.index for step in ctx.steps[:-1] if not mover.is_silent([step])]
+            last = max(noisy, default=-1) + 1
+            return lambda lines, line, found, at: at != last and found.value > lines.record[line]
         bars = Bars.of(ctx, self.threshold, range(1, len(ctx.steps)))
         return lambda lines, line, found, at: found.value >= bars.at(at, ctx.prompts[found.name[0]])
 
@@ -163,9 +173,10 @@ class RBF(Method):
         following, left = ctx.steps[step.index + 1], [self.n + rest for rest in lines.rest]
         best: dict[int, Proposal] = {}
         told: list[Name] = []
-        waiting = list(range(len(left)))
+        waiting, silent = list(range(len(left))), mover.is_silent([step])
         while waiting:
-            rows = [line for line in waiting for _ in range(min(self.batch, left[line]))]
+            width = 1 if silent else self.batch
+            rows = [line for line in waiting for _ in range(min(width, left[line]))]
             drawn = _proposals(ctx, mover, lines.now, rows, set(best), step)
             found = yield from _judged(ctx, mover, drawn, lines.output[rows], step)
             for line, proposal in zip(rows, found, strict=True):
@@ -176,7 +187,7 @@ class RBF(Method):
             waiting = [
                 line
                 for line in waiting
-                if left[line] and not good(lines, line, best[line], following.index)
+                if left[line] and not silent and not good(lines, line, best[line], following.index)
             ]
         chosen = [best[line] for line in range(len(left))]
         names = tuple(proposal.name for proposal in chosen)

@@ -20,7 +20,14 @@ from steer.core.when import When, at
 from steer.driver.solver import Solver
 from steer.search.cloud import Cloud
 from steer.search.context import Context
-from steer.search.kernels import DDIM, Draw, Kernel, ask_denoiser, choose_kernel, draw_move
+from steer.search.kernels.choose import (
+    asks_further,
+    check_kernel,
+    choose_kernel,
+    further_calls,
+    own_moves,
+)
+from steer.search.kernels.draws import Draw, Kernel, ask_denoiser, draw_move
 from steer.search.method import Method
 
 
@@ -42,8 +49,8 @@ class SMC(Method):
     p(x) exp(lam r(x)) for any of them (Singhal et al. 2025, FK steering, arXiv:2501.06848).
 
     *Which law moves them.* The pipeline's own scheduler where it draws noise (ancestral, DDPM, LCM,
-    sde-dpm++, DDIM called with eta); under any deterministic one DDIM moves with a share `eta` of
-    fresh noise on the pipeline's own grid. Flow models have no such law here yet, and raise.
+    sde-dpm++, DDIM called with eta). Under any deterministic one our own moves on the pipeline's
+    grid: DDIM with a share `eta` of fresh noise, on flow models the preset "flow-sde" of `Rho`.
 
     *What `lam` means.* With `standardise`, rewards are divided by their standard deviation, the
     largest that the particles of the prompt have had at any scoring so far: so `lam=2` makes a
@@ -71,14 +78,15 @@ class SMC(Method):
             `steer.core.potentials.damping`. At `lam a` the weights of a reward of curvature a are
             those of its exact value function on Gaussian data.
         standardise: Divide rewards by their standard deviation per prompt.
-        eta: Share of fresh noise in our own moves, in (0, 1].
-        kernel: `"auto"` as above, `"solver"` or `"ddim"` to insist, or a `Kernel`.
+        eta: Share of fresh noise in DDIM moves, in (0, 1].
+        kernel: `"auto"` as above; `"solver"`, `"ddim"` or another preset of `Rho` to insist; a
+            `Rho`, or any other `Kernel`.
         proposal: A `Kernel` to draw from instead.
         choose: Return the `"best"` final rewards, or `"sample"` from the final weights.
 
     Raises:
         ValueError: Arguments of the wrong kind; when called: `when` holds at no step of the run.
-        UnsupportedSchedulerError: When called: no stochastic law, see above.
+        UnsupportedSchedulerError: When called: a kernel that the schedule does not have.
     """
 
     n: int
@@ -112,13 +120,17 @@ class SMC(Method):
             positive("temper", self.temper)
         positive("damping", self.damping, zero=True, none=False)
         share("eta", self.eta, "fresh noise")
-        if not callable(self.kernel):
-            one_of("kernel", self.kernel, ("auto", "solver", "ddim"))
+        check_kernel(self.kernel, self.eta)
         if self.proposal is not None and (self.kernel == "solver" or not callable(self.proposal)):
             raise ValueError(
                 f"proposal={self.proposal!r} with kernel={self.kernel!r}: must be a function "
                 "(ctx, step, population, output) -> Move, corrected towards kernel='ddim' or a "
                 "kernel that is such a function"
+            )
+        if self.proposal is not None and asks_further(self.kernel):
+            raise ValueError(
+                f"proposal={self.proposal!r} with kernel={self.kernel!r}: a move of several "
+                "denoiser calls has no density to correct by; use inner=1, or no proposal"
             )
         one_of("choose", self.choose, ("best", "sample"))
 
@@ -130,6 +142,8 @@ class SMC(Method):
         """Its rows, previews at every scoring, and a gradient per step where a kernel takes one."""
         scored = sum(index + 1 < steps for index in self.when.indices(steps))
         work = Work.best_of(steps, 1, scored if self.n > 1 else 0) * self.n
+        further = sum(further_calls(self.kernel, index, steps) for index in range(steps))
+        work += Work(rows=further * self.n)
         if self._guides:
             work += Work(previews=steps, scores=steps, gradients=steps) * self.n
         if self._differentiates:  # the pipeline's own first call, unrecorded, comes on top
@@ -138,7 +152,9 @@ class SMC(Method):
 
     def rows_at(self, steps: int, indices: Sequence[int]) -> int:
         """Denoiser rows per returned image at some of the steps."""
-        return self.n * (len(indices) + (1 if self._differentiates and 0 in indices else 0))
+        further = sum(further_calls(self.kernel, index, steps) for index in indices)
+        once = 1 if self._differentiates and 0 in indices else 0
+        return self.n * (len(indices) + further + once)
 
     @property
     def _guides(self) -> bool:
@@ -189,8 +205,8 @@ class SMC(Method):
             here, output = yield from ask_denoiser(
                 ctx, cloud.population, step, self._differentiates
             )
-            draw = None
-            if kernel is not None:
+            draw, late = None, asks_further(kernel)
+            if kernel is not None and not late:
                 draw = yield from draw_move(ctx, kernel, self.proposal, step, here, output)
             here, output = here.at(here.x.detach()), output.detach()
             if step.index in scored and cloud.size > 1:
@@ -200,6 +216,8 @@ class SMC(Method):
                     solver.gather(rows)
                     output = output[rows]
                     draw = draw and draw.take(rows)
+            if kernel is not None and late:  # copies draw noise of their own
+                draw = yield from draw_move(ctx, kernel, None, step, cloud.population, output)
             self._move(ctx, cloud, step, solver, output, draw)
         if cloud.size > 1:
             self._weigh(ctx, cloud, cloud.population, None)
@@ -218,7 +236,9 @@ class SMC(Method):
     def _kernel(self, ctx: Context, solver: Solver) -> Kernel | None:
         """The law of the moves; `None` is the pipeline's own solver."""
         kernel = choose_kernel(ctx, solver, type(self).__name__, self.kernel, self.eta)
-        return DDIM(self.eta) if kernel is None and self.proposal is not None else kernel
+        if kernel is None and self.proposal is not None:
+            return own_moves(ctx, self.eta)
+        return kernel
 
     def _move(
         self,

@@ -18,7 +18,8 @@ from steer.methods.particles.branching import Mover, check_moves
 from steer.methods.particles.tree_nodes import Grove, Node, Policy
 from steer.methods.particles.tree_rollouts import Rollouts
 from steer.search.context import Context
-from steer.search.kernels import Kernel
+from steer.search.kernels.choose import asks_further
+from steer.search.kernels.draws import Kernel
 from steer.search.method import Method
 from steer.search.short_runs import Asking
 
@@ -70,13 +71,14 @@ class Tree(Method):
         choose: Return the `"best"` finished images, or `"sample"` leaves by exp(lam v) from the
             root down, which with the policy `"sample"` and ever more iterations are samples from
             p(x) exp(lam r(x)).
-        eta: Share of fresh noise in our own moves, in (0, 1].
-        kernel: Which law moves them, as for `SMC`. Solvers with history cannot begin in the middle:
-            `"auto"` takes DDIM moves for them.
+        eta: Share of fresh noise in DDIM moves, in (0, 1].
+        kernel: Which law moves them, as for `SMC`, at one denoiser call per step. Solvers with
+            history cannot begin in the middle: `"auto"` takes our own moves for them. States after
+            which no noise is drawn do not branch.
 
     Raises:
         ValueError: Arguments of the wrong kind.
-        UnsupportedSchedulerError: When called: no stochastic law (a flow model).
+        UnsupportedSchedulerError: When called: a kernel that the schedule does not have.
     """
 
     iterations: int | None = None
@@ -116,6 +118,11 @@ class Tree(Method):
         rising_fractions("at", self.at, "at=(0.2, 0.4, 0.6, 0.8)")
         one_of("choose", self.choose, ("best", "sample"))
         check_moves(self.kernel, self.eta)
+        if asks_further(self.kernel):
+            raise ValueError(
+                f"kernel={self.kernel!r}: Tree counts one denoiser call per step and keeps it for "
+                "every child of a state; use inner=1, or SMC, Beam or Blockwise with inner calls"
+            )
 
     @classmethod
     def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> Tree:
@@ -178,8 +185,9 @@ class Tree(Method):
 
     def grow(self, ctx: Context, start: Population) -> Asking[list[Grove]]:
         """The trees, one per prompt of `start`, when there is nothing left to spend."""
-        steps, points, first = len(ctx.steps), self.points(len(ctx.steps)), start.ids[0][1]
+        steps, first = len(ctx.steps), start.ids[0][1]
         mover, start = Mover.of(ctx, start, type(self).__name__, self.kernel, self.eta, jumps=True)
+        points = [p for p in self.points(steps) if not mover.is_silent(ctx.steps[p:])]
         rows = [steps, *(steps - 1 - point for point in points)]
         seeds = {prompt: ctx.starts.seeds[prompt] for prompt in start.prompts}
         groves = {p: Grove(p, rows, row_seed(seed, _SEARCHING)) for p, seed in seeds.items()}

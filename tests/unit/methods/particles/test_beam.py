@@ -130,9 +130,20 @@ def test_families_and_types(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_flow_models_have_no_law_yet(family: str) -> None:
-    with pytest.raises(UnsupportedSchedulerError, match=r"Beam needs.*Prune or BestOfN"):
-        guided(shared(family), redness, method=Beam())(**arguments(family))
+def test_steps_without_noise_do_not_branch(family: str) -> None:
+    """The first step of a flow model: children would be equal, and only cost."""
+    method = Beam(2, 2, kernel="flow-sde")
+    out = guided(shared(family), redness, method=method)(**arguments(family))
+    selected = {row["step"] for row in out.report.trace.of("select")}
+    assert 0 not in selected and 1 in selected
+    assert out.report.ledger.denoiser_rows == method.cost(4) - 2  # two children of the first step
+    assert out.images.isfinite().all()
+
+
+def test_nothing_would_branch() -> None:
+    method = Beam(2, 2, kernel="ode")
+    with pytest.raises(ValueError, match=r"kernel='ode' draws noise, so nothing would branch"):
+        guided(shared("sd3"), redness, method=method)(**arguments("sd3"))
 
 
 def test_insisting_on_a_solver_without_noise() -> None:
@@ -169,7 +180,7 @@ class Recorded:
         ({"when": 4}, "when=4.*step predicate"),
         ({"eta": 0.0}, "eta=0.0"),
         ({"eta": 1.5}, "eta=1.5"),
-        ({"kernel": "glass"}, "kernel='glass'.*'auto'"),
+        ({"kernel": "glass"}, "kernel='glass'.*auto"),
         ({"kernel": Recorded()}, r"recorded denoiser calls.*SMC\(proposal"),
     ],
 )

@@ -10,9 +10,9 @@ from counted_work import agrees, counting
 from families import arguments, redness, seeded, shared
 from hypothesis import given, settings, strategies as st
 
-from steer.core.errors import UnsupportedSchedulerError
 from steer.methods import BestOfN, Blockwise, Gate
 from steer.pipeline.guided import guided
+from steer.search.kernels.rho import Rho
 
 
 @settings(deadline=None, max_examples=300)
@@ -102,9 +102,14 @@ def test_a_gate_around_it() -> None:
     assert out.accepted == [False]
 
 
-def test_flow_models_have_no_law_yet() -> None:
-    with pytest.raises(UnsupportedSchedulerError, match=r"Blockwise needs.*Prune or BestOfN"):
-        guided(shared("sd3"), redness, method=Blockwise())(**arguments("sd3"))
+def test_blocks_without_noise_have_one_way() -> None:
+    """sigma is 1, 0.9, 0.75 and 0.5 in four steps with shift 3."""
+    late = Rho("flow-sde", noise_window=(0.0, 0.76))
+    for kernel, rows in (("flow-sde", 8), (late, 8), ("ode", 7)):
+        method = Blockwise(2, 2, kernel=kernel)
+        out = guided(shared("sd3"), redness, method=method)(**arguments("sd3"))
+        assert out.report.ledger.denoiser_rows == rows
+        assert out.images.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from steer.rewards import Threshold
 from steer.rewards.combine.ensemble import RankEnsemble
 from steer.rewards.function import FunctionReward
 from steer.rewards.thresholds.calibration import Calibration
-from steer.search.kernels import DDIM
+from steer.search.kernels.rho import Rho
 
 
 STEPS = 5
@@ -161,7 +161,7 @@ def test_first_proposals_are_the_plain_call() -> None:
     assert out.report.chosen == [(0, 0)]
 
 
-@pytest.mark.parametrize("method", [RBF(3), RBF(3, batch=2), RBF(2, kernel=DDIM(0.7))])
+@pytest.mark.parametrize("method", [RBF(3), RBF(3, batch=2), RBF(2, eta=0.7)])
 def test_work_is_counted_as_it_is_done(method: RBF) -> None:
     pipe = shared("sd", "euler_a")
     with counting(pipe) as seen:
@@ -205,11 +205,25 @@ def test_prompts_together_equal_prompts_apart() -> None:
         assert alone.report.chosen[0][1] == both.report.chosen[number][1]
 
 
-def test_on_flow_models() -> None:
-    pipe = shared("sd3")
-    with pytest.warns(UserWarning, match="flow model"):
-        out = guided(pipe, redness, method=RBF(2, kernel="ddim"))(**arguments("sd3"))
-    assert out.report.ledger.denoiser_rows == RBF(2).cost(out.report.steps)
+@pytest.mark.parametrize("kernel", ["auto", "ddim", Rho("flow-sde", inner=2)])
+def test_on_flow_models(kernel: Any) -> None:
+    pipe, method = shared("sd3"), RBF(3, kernel=kernel)
+    report = guided(pipe, redness, method=method)(**arguments("sd3")).report
+    rows = 3 * report.steps
+    assert rows <= report.ledger.denoiser_rows <= method.cost(report.steps)
+    assert report.ledger.denoiser_rows == rows or kernel not in ("auto", "ddim")
+
+
+def test_steps_without_noise_have_one_proposal_and_leave_the_rest() -> None:
+    """sigma is 1, 0.9, 0.75 and 0.5 in four steps with shift 3. Where only the second step draws
+    noise it gets its quota and what the first one left."""
+    kernel = Rho("flow-sde", noise_window=(0.74, 0.91))
+    for method, expected in (
+        (RBF(3, kernel=kernel), [3, 1, 5, 1]),
+        (RBF(3, kernel="ode"), [3, 1, 1, 1]),
+    ):
+        out = guided(shared("sd3"), redness, method=method)(**arguments("sd3"))
+        assert proposals(out.report) == expected
 
 
 def test_solvers_with_history_take_other_moves() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerErro
 from steer.core.when import at, between, every
 from steer.methods import SMC, BestOfN, Gate
 from steer.pipeline.guided import guided
+from steer.search.kernels.rho import Rho
 
 
 KEEN = SMC(4, lam=4.0, when=every(2), ess=None)
@@ -112,13 +114,23 @@ def test_families_and_types(family: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_flow_models_have_no_law_yet(family: str) -> None:
-    with pytest.raises(UnsupportedSchedulerError, match="Prune or BestOfN"):
-        guided(shared(family), redness, method=KEEN)(**arguments(family))
-    with pytest.warns(UserWarning, match="flow model"):
-        method = SMC(2, when=every(2), kernel="ddim")
-        out = guided(shared(family), redness, method=method)(**arguments(family))
+@pytest.mark.parametrize("kernel", ["auto", "ddim", Rho("constant", 0.4, inner=3)])
+def test_flow_models_move_with_fresh_noise(family: str, kernel: Any) -> None:
+    method = SMC(2, when=every(2), kernel=kernel)
+    options = arguments(family, num_inference_steps=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        out = guided(shared(family), redness, method=method)(**options)
     assert out.images.isfinite().all()
+    assert out.report.ledger.denoiser_rows == method.cost(10)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_one_particle_without_noise_is_the_plain_call(family: str) -> None:
+    pipe, options = shared(family), arguments(family)
+    plain = pipe(**{**options, "generator": seeded(0)}).images
+    out = guided(pipe, redness, method=SMC(1, kernel="ode"))(**options)
+    assert torch.equal(out.images, plain)
 
 
 def test_insisting_on_a_solver_without_noise() -> None:
@@ -155,7 +167,7 @@ def test_feature_caches_are_refused() -> None:
         ({"temper": "hot"}, "temper='hot'"),
         ({"eta": 0.0}, "eta=0.0"),
         ({"eta": 1.5}, "eta=1.5"),
-        ({"kernel": "glass"}, "kernel='glass'.*'auto'"),
+        ({"kernel": "glass"}, "kernel='glass'.*auto"),
         ({"proposal": 3}, "proposal=3"),
         ({"proposal": print, "kernel": "solver"}, "kernel='solver'"),
         ({"choose": "worst"}, "choose='worst'"),

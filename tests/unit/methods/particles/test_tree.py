@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerError
 from steer.methods import BestOfN, Budget, Gate, Tree
 from steer.pipeline.guided import guided
+from steer.search.kernels.rho import Rho
 
 
 KEEN = Tree(12, batch=2, widen=(1.0, 0.5))
@@ -156,9 +157,15 @@ def test_solvers_with_history_give_way_to_our_moves() -> None:
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_flow_models_have_no_law_yet(family: str) -> None:
-    with pytest.raises(UnsupportedSchedulerError, match=r"Tree needs.*Prune or BestOfN"):
-        guided(shared(family), redness, method=KEEN)(**arguments(family))
+@pytest.mark.parametrize(
+    ("kernel", "branches"), [("flow-sde", True), (Rho("rbf", noise_window=(0.9, 1.0)), False)]
+)
+def test_states_before_all_noise_is_drawn_branch(family: str, kernel: Any, branches: bool) -> None:
+    method = Tree(8, batch=2, at=(0.5, 0.75), kernel=kernel)
+    out = guided(shared(family), redness, method=method)(**arguments(family))
+    starts = {row["step"] for row in out.report.trace.of("branch")}
+    assert starts == ({None, 2} if branches else {None})
+    assert out.images.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

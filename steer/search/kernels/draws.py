@@ -1,9 +1,9 @@
 """What a population moves by when every step draws fresh noise: kernels, proposals, corrections.
 
 A *kernel* is the law that counts as the model's own: the pipeline's scheduler where that is
-stochastic, else a DDIM move with fresh noise on the pipeline's own grid. A *proposal* is any other
-move made in its place; particles are then weighted by the ratio of the two densities at the point
-that was drawn, so that the weighted population still follows the kernel's law.
+stochastic, else a move with fresh noise on the pipeline's own grid (`Rho`). A *proposal* is any
+other move made in its place; particles are then weighted by the ratio of the two densities at the
+point that was drawn, so that the weighted population still follows the kernel's law.
 """
 
 from __future__ import annotations
@@ -11,20 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from steer.core.ddim import ddim
-from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Move, Population, Query, Step, wide
-from steer.core.warn import warn
-from steer.driver.solver import Solver
 from steer.search.context import Context
 
-
-_FEW = 8  # as many steps as distilled models take at most
 
 Moving: TypeAlias = Move | Generator[Query, Tensor, Move]
 """A move, or a generator that asks the denoiser further questions before it returns one."""
@@ -43,19 +37,15 @@ class Kernel(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class DDIM:
-    """`steer.core.ddim.ddim` with a share `eta` of fresh noise; `eta=1` is the DDPM posterior.
+@runtime_checkable
+class Shift(Protocol):
+    """A proposal that is the kernel's own move with another mean."""
 
-    On variance-exploding grids it is Euler's ancestral step. Solvers of higher order lose their
-    order: it is one model evaluation per step, whatever the scheduler.
-    """
-
-    eta: float = 1.0
-
-    def __call__(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Move:
-        """One step of every row."""
-        return ddim(step, population.x, step.x0(population.x, output), self.eta)
+    def shift(
+        self, base: Move, ctx: Context, step: Step, population: Population, output: Tensor
+    ) -> Move:
+        """The shifted move of every row; `base` is the kernel's."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,88 +113,6 @@ def finish_move(moving: Moving) -> Generator[Query, Tensor, Move]:
     return (yield from moving)
 
 
-def choose_kernel(
-    ctx: Context, solver: Solver, method: str, kernel: str | Kernel, eta: float
-) -> Kernel | None:
-    """The law of the moves as a method's `kernel` names it; `None` is the pipeline's own solver.
-
-    Args:
-        ctx, solver: The call, and the user's scheduler.
-        method: Who asks, for messages.
-        kernel: `"auto"`, `"solver"`, `"ddim"`, or a `Kernel`.
-        eta: Share of fresh noise in our own moves.
-
-    Raises:
-        UnsupportedSchedulerError: `"solver"` where the scheduler draws no noise, `"auto"` on a
-            flow model whose scheduler draws none.
-    """
-    if kernel == "solver":
-        return own_kernel(ctx, solver, method)
-    if kernel == "ddim":
-        return ddim_kernel(ctx, solver, method, eta)
-    return default_kernel(ctx, solver, method, eta) if isinstance(kernel, str) else kernel
-
-
-def default_kernel(ctx: Context, solver: Solver, method: str, eta: float) -> Kernel | None:
-    """The default kernel: `None` is the pipeline's own solver, if it draws noise; else DDIM moves.
-
-    Warns where these would be few, as with distilled models.
-
-    Raises:
-        UnsupportedSchedulerError: A flow model whose scheduler draws no noise.
-    """
-    flow = ctx.steps[0].prediction == "flow"
-    if solver.draws_noise(ctx.steps):
-        if flow:
-            _warn(solver.name, method)
-        return None
-    if flow:
-        raise UnsupportedSchedulerError(
-            f"{method} needs a stochastic sampler, and {solver.name} on a flow model has none "
-            "that keeps the model's law; use Prune or BestOfN there, or kernel='ddim' to draw "
-            "DDPM-like steps all the same"
-        )
-    if len(ctx.steps) <= _FEW:
-        message = (
-            f"{method} in {len(ctx.steps)} steps of {solver.name}, which draws no noise: its moves "
-            "add fresh noise at every step, which models made for few steps do not expect; run "
-            "more steps, use a scheduler that draws noise itself (LCMScheduler, "
-            "EulerAncestralDiscreteScheduler), or search the first noise with NoiseSearch, "
-            "NoiseOptimization or BestOfN (kernel='ddim' says that it is meant)"
-        )
-        warn(message, stacklevel=2)
-    return DDIM(eta)
-
-
-def ddim_kernel(ctx: Context, solver: Solver, method: str, eta: float) -> Kernel:
-    """DDIM moves on any grid, with a warning on flow models."""
-    if ctx.steps[0].prediction == "flow":
-        _warn(solver.name, method)
-    return DDIM(eta)
-
-
-def own_kernel(ctx: Context, solver: Solver, method: str) -> None:
-    """Insist on the pipeline's own solver.
-
-    Raises:
-        UnsupportedSchedulerError: It draws no noise.
-    """
-    if not solver.draws_noise(ctx.steps):
-        raise UnsupportedSchedulerError(
-            f"{method}: {solver.name} draws no noise, so copies of a particle would stay equal; "
-            "use EulerAncestralDiscreteScheduler or DDIMScheduler with eta=1, or kernel='ddim'"
-        )
-
-
-def _warn(scheduler: str, method: str) -> None:
-    message = (
-        f"{method} on a flow model with fresh noise at every step ({scheduler}): few-step samples "
-        "are worse for it, and best of N has often been better; compare with BestOfN at the same "
-        "compute"
-    )
-    warn(message, stacklevel=2)
-
-
 def ask_denoiser(
     ctx: Context, population: Population, step: Step, grad: bool
 ) -> Generator[Query, Tensor, tuple[Population, Tensor]]:
@@ -227,5 +135,7 @@ def draw_move(
     base = yield from finish_move(kernel(ctx, step, here, output))
     if proposal is None:
         return Draw(base, base).detach()
+    if isinstance(proposal, Shift):
+        return Draw(base, proposal.shift(base, ctx, step, here, output)).detach()
     move = yield from finish_move(proposal(ctx, step, here, output))
     return Draw(base, move).detach()

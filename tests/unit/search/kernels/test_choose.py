@@ -1,4 +1,4 @@
-"""Which schedulers draw noise, and that a corrected draw has the ratio of the densities."""
+"""Which schedulers draw noise, and which kernel moves the particles of a call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import pytest
 import torch
 from families import BETAS, SCHEDULERS, arguments, redness, seeded, shared
 
-from steer.core.types import Move
 from steer.core.when import every
 from steer.driver.grid import Schedule
 from steer.driver.solver import Solver
 from steer.driver.solver_state import ignores_generator
 from steer.methods import SMC, Beam, Blockwise, Tree
 from steer.pipeline.guided import guided
-from steer.search.kernels import Draw
 
 
 NOISY: dict[str, Any] = {
@@ -68,30 +66,6 @@ def test_asking_changes_nothing() -> None:
     assert solver.draws_noise(schedule)
     fresh.step(schedule[0], x, x, ids)
     assert torch.equal(solver.step(schedule[1], x, x, ids), fresh.step(schedule[1], x, x, ids))
-
-
-def test_the_correction_is_the_ratio_of_densities() -> None:
-    mean, other, noise = torch.randn(3, 5, 2, 3, 3, generator=seeded(1)).double().unbind(0)
-    draw = Draw(Move(mean, 0.7, mean), Move(other, 0.9, mean))
-    x, ratio = draw.sample(noise)
-    assert ratio is not None
-    torch.testing.assert_close(x, other + 0.9 * noise)
-    base = torch.distributions.Normal(mean, 0.7).log_prob(x).flatten(1).sum(1)
-    proposed = torch.distributions.Normal(other, 0.9).log_prob(x).flatten(1).sum(1)
-    torch.testing.assert_close(ratio, base - proposed)
-    taken = draw.take([3, 3, 0]).sample(noise[[3, 3, 0]])
-    torch.testing.assert_close(taken[0], x[[3, 3, 0]])
-
-
-def test_moves_without_noise() -> None:
-    mean = torch.zeros(2, 1)
-    still, noisy = Move(mean, 0.0, mean), Move(mean + 1, 0.5, mean)
-    x, ratio = Draw(still, noisy).sample(torch.ones(2, 1))
-    assert torch.equal(x, mean) and ratio is None
-    with pytest.raises(ValueError, match="no weight can correct"):
-        Draw(noisy, still)
-    half = Move(mean.half(), 0.5, mean)
-    assert Draw(half, half).sample(torch.ones(2, 1))[0].dtype == torch.float16
 
 
 @pytest.mark.parametrize("method", [SMC(2, when=every(1)), Beam(1), Blockwise(2), Tree(2)])

@@ -1,0 +1,1 @@
+"""What moves particles where every step draws fresh noise."""
