@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from steer.methods.selection.gate import Gate as Gate
     from steer.methods.selection.prune import Prune as Prune
     from steer.methods.selection.then import Then as Then
+    from steer.search.kernels.rho import Rho as Rho
     from steer.search.method import Method as Method
 
 _MODULES = {
@@ -45,6 +46,7 @@ _MODULES = {
     "NoiseSearch": "steer.methods.noise.search",
     "Prune": "steer.methods.selection.prune",
     "ReNO": "steer.methods.noise.ascent",
+    "Rho": "steer.search.kernels.rho",
     "SMC": "steer.methods.particles.smc",
     "Sphere": "steer.methods.noise.ascent",
     "Then": "steer.methods.selection.then",
