@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     parser.add_argument("--out", type=Path)
     args = common.parsed(parser)
-    guided = steer.guided(steer.shapes.pipeline(args.device), reward="shapes", judge="shapes-clip")
+    guided = steer.guided(
+        steer.shapes.pipeline(device=args.device), reward="shapes", judge="shapes-clip"
+    )
     plans = steer.calibrate(
         guided,
         steer.shapes.prompts("train", args.captions, seed=11),

@@ -122,7 +122,7 @@ def costs(pipe: Any, reward: Any) -> Costs:
 
 def work(args: Any) -> None:
     """Run the units that are missing."""
-    pipe = steer.shapes.pipeline(args.device)
+    pipe = steer.shapes.pipeline(device=args.device)
     pipe.set_progress_bar_config(disable=True)
     reward = steer.reward("shapes")
     guided = steer.guided(pipe, reward)
@@ -147,10 +147,10 @@ def lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RAW.read_text().splitlines()] if RAW.exists() else []
 
 
-def affordable(plain: Costs, steps: int, budget: float) -> int:
-    """Images that the loop makes at a budget of FLOPs, in plain calls; at least one."""
+def affordable(plain: Costs, steps: int, budget: float, whole: int = STEPS) -> int:
+    """Images of the loop at a budget in plain calls of `whole` steps: equal FLOPs, at least one."""
     each = plain.plain(steps) + plain.score
-    return max(1, math.floor(budget * plain.plain(STEPS) / each + 1e-9))
+    return max(1, math.floor(budget * plain.plain(whole) / each + 1e-9))
 
 
 def in_time(arm: dict[str, Any], seconds: float) -> int:

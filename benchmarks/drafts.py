@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=24)
     parser.add_argument("--out", type=Path)
     args = common.parsed(parser)
-    pipe = steer.shapes.pipeline(args.device)
+    pipe = steer.shapes.pipeline(device=args.device)
     pipe.set_progress_bar_config(disable=True)
     halved(pipe, args.device == "cpu")
     guided = steer.guided(pipe, reward="shapes", lane_width=16)

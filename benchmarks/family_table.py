@@ -110,6 +110,11 @@ CASES: dict[str, Case] = {
         m.NoiseOptimization(2, through=2, gradient=m.ZeroOrder(directions=2)),
         covers="NoiseOptimization",
     ),
+    "NoiseOptimization, on a leash": _of(
+        m.NoiseOptimization(2, through=2, ascent=m.Sphere(block=16), leash=1.0),
+        covers="NoiseOptimization",
+    ),
+    "PCNL": _of(m.PCNL(m.BestOfN(2), chains=1, burn_in=1, thin=1, through=2)),
     "BestOfNGuidance": _of(m.BestOfNGuidance(3), m.BestOfNGuidance(1)),
     "LookaheadGuidance": _of(
         m.LookaheadGuidance(lookaheads=3, through=2), m.LookaheadGuidance(strength=0)
@@ -123,6 +128,7 @@ CASES: dict[str, Case] = {
     "GradientProposal": _of(
         m.SMC(2, proposal=m.GradientProposal()), covers="SMC", note="as `SMC(proposal=...)`"
     ),
+    "NoiseTilt": _of(m.SMC(2, kernel=m.NoiseTilt()), covers="SMC", note="as `SMC(kernel=...)`"),
     "Beam": _of(m.Beam(2)),
     "Blockwise": _of(m.Blockwise(2, block=2)),
     "Tree": _of(m.Tree(4, batch=2)),

@@ -296,7 +296,7 @@ def main() -> None:
         threshold = Threshold.from_dict(old["threshold"])
         common.write_json(path, {**old, **analysis(pools, threshold, args)})
         return
-    pipe = steer.shapes.pipeline(args.device)
+    pipe = steer.shapes.pipeline(device=args.device)
     pipe.set_progress_bar_config(disable=True)
     guided = steer.guided(pipe, reward="shapes", lane_width=min(8, POOL), keep_images=True)
     training = steer.shapes.prompts("train", args.pilots, seed=1)

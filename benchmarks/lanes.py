@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--out", type=Path)
     args = common.parsed(parser)
-    pipe = steer.shapes.pipeline(args.device)
+    pipe = steer.shapes.pipeline(device=args.device)
     pipe.set_progress_bar_config(disable=True)
     result = {
         "study": "lanes",

@@ -2,11 +2,13 @@
 
 Results keep the words of the day on which they were measured: strides were a method `Draft`, guided
 best-of-N was `GradientGuidance`, noise optimisation had all of its numbers side by side, and
-nothing could be damped. The methods are the same, bit for bit, so results and runs of today are
-told by one name.
+nothing could be damped or leashed. The methods are the same, bit for bit, so results and runs of
+today are told by one name.
 """
 
 from __future__ import annotations
+
+import re
 
 from steer.methods import BestOfN, Guide, NoiseOptimization, Prune, Sphere, Then
 from steer.search.method import Method
@@ -29,11 +31,11 @@ def recorded(method: Method) -> str:
         case Guide() if method == Guide(method.method, method.strength, method.when):
             inner = recorded(method.method)
             return f"Guide(method={inner}, strength={method.strength}, when={method.when!r})"
-        case NoiseOptimization(ascent=Sphere()) if isinstance(method.gradient, str):
+        case NoiseOptimization(ascent=Sphere(block=None), gradient=str(), leash=None):
             return _noise_optimization(method)
         case Then():
             return f"Then(first={recorded(method.first)}, second={recorded(method.second)})"
-    return repr(method).replace(", damping=0.0", "")
+    return re.sub(r", (damping=0\.0|leash=None|block=None)", "", repr(method))
 
 
 def _noise_optimization(method: NoiseOptimization) -> str:

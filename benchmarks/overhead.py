@@ -29,7 +29,7 @@ STEPS = 20
 def load(name: str, device: str) -> Any:
     """The bundled pipeline, or one from a folder or the hub."""
     if name == "shapes":
-        return steer.shapes.pipeline(device)
+        return steer.shapes.pipeline(device=device)
     from diffusers import DiffusionPipeline
 
     return DiffusionPipeline.from_pretrained(name).to(device)

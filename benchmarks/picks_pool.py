@@ -25,7 +25,7 @@ STEPS, GUIDANCE = 8, 3.5
 def record(prompts: list[str], candidates: int, seed: int, folder: Path, device: str) -> None:
     """Paint and grade what is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    pipe: Any = steer.shapes.pipeline(device)
+    pipe: Any = steer.shapes.pipeline(device=device)
     pipe.set_progress_bar_config(disable=True)
     for i, prompt in enumerate(tqdm(prompts)):
         path = folder / f"{seed}_{i:03d}.npz"

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "held_out"), default="held_out")
     parser.add_argument("--out", type=Path)
     args = common.parsed(parser)
-    pipe = steer.shapes.pipeline(args.device)
+    pipe = steer.shapes.pipeline(device=args.device)
     pipe.set_progress_bar_config(disable=True)
     guided = steer.guided(pipe, reward="shapes", lane_width=min(8, args.particles))
     prompts = steer.shapes.prompts(args.split, args.captions, seed=0)

@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--parts", default="agreement,equal")
     parser.add_argument("--out", type=Path)
     args = common.parsed(parser)
-    pipe = steer.shapes.pipeline(args.device)
+    pipe = steer.shapes.pipeline(device=args.device)
     pipe.set_progress_bar_config(disable=True)
     out = args.out or common.RESULTS / f"previews_decoders_{common.hardware()}.json"
     cost = costs(pipe)

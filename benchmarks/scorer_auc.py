@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--out", type=Path)
     args = common.parsed(parser)
-    pipe: Any = steer.shapes.pipeline(args.device)
+    pipe: Any = steer.shapes.pipeline(device=args.device)
     pipe.set_progress_bar_config(disable=True)
     rewards = {name: steer.reward(name, device=args.device) for name in REWARDS}
     rows = []

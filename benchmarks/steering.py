@@ -150,7 +150,7 @@ def main() -> None:
     if args.merge:
         common.write_json(path, merge(args.merge))
         return
-    pipe = steer.shapes.pipeline(args.device)
+    pipe = steer.shapes.pipeline(device=args.device)
     pipe.set_progress_bar_config(disable=True)
     threshold = pilot_threshold(pipe, 96)
     chosen = arms(threshold)

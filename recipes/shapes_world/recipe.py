@@ -19,6 +19,9 @@ class Recipe:
     denoiser: StageRecipe = field(
         default_factory=lambda: StageRecipe(6300, 64, 6e-4, warmup=200, ema=0.999)
     )
+    turbo: StageRecipe = field(
+        default_factory=lambda: StageRecipe(1500, 32, 3e-4, warmup=50, ema=0.99)
+    )
     scorer: StageRecipe = field(
         default_factory=lambda: StageRecipe(280, 64, 3e-4, warmup=50, weight_decay=0.1, ema=0.99)
     )
@@ -34,7 +37,7 @@ class Recipe:
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with `factor` times the steps and scenes (at least a few)."""
         plain = asdict(self)
-        for name in ("vae", "clip", "denoiser", "scorer", "tiny", "flow"):
+        for name in ("vae", "clip", "denoiser", "scorer", "tiny", "flow", "turbo"):
             stage: dict[str, Any] = plain[name]
             stage["steps"] = max(2, round(stage["steps"] * factor))
             stage["warmup"] = min(stage["warmup"], stage["steps"] // 2)

@@ -10,12 +10,12 @@ from typing import Any
 
 import open_clip
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from recipes.shapes_world import flow as flow_stage, vae as vae_stage
+from recipes.shapes_world import flow as flow_stage, turbo as turbo_stage, vae as vae_stage
 from recipes.shapes_world.clip import PREPROCESS, model_config, train_clip
 from recipes.shapes_world.data import make_pool, make_specs
 from recipes.shapes_world.denoiser import build_scheduler, train_denoiser
@@ -168,6 +168,22 @@ def run_flow(recipe: Recipe, folder: Path, device: str) -> None:
         flow_stage.assemble(model.cpu(), pipe.vae, tokenizers).save_pretrained(folder / "flow")
 
 
+def run_turbo(recipe: Recipe, folder: Path, device: str) -> None:
+    """The few-step model: `turbo/`, a UNet and its scheduler; all else is the pipeline's own."""
+    if (folder / "turbo").exists():
+        return
+    pipe: Any = StableDiffusionPipeline.from_pretrained(_finished(folder, "pipeline"))
+    _prepare_flow(recipe, folder, pipe.vae, load_clip(_finished(folder, "clip")), device)
+    latents = load_file(folder / "flow.safetensors")
+    specs = make_specs(recipe.scenes, recipe.seed)
+    student = turbo_stage.train_turbo(pipe, specs, latents, recipe, folder, device)
+    if rank() == 0:
+        unet = turbo_stage.without_guidance(student.cpu())
+        unet.half().save_pretrained(folder / "turbo" / "unet")
+        scheduler = turbo_stage.build_scheduler(pipe.scheduler)
+        scheduler.save_pretrained(folder / "turbo" / "scheduler")
+
+
 def _finished(folder: Path, name: str) -> Path:
     """The folder of a finished part, or the packaged one."""
     return folder / name if (folder / name).exists() else weights_folder() / name
@@ -196,22 +212,40 @@ def run_export(recipe: Recipe, folder: Path, device: str) -> None:
     pipe.vae.half()
     pipe.save_pretrained(target / "pipeline")
     suit_transformers_4(target / "pipeline")
-    for name in ("clip", "scorer", "tiny"):
+    for name in ("clip", "scorer", "tiny", "turbo"):
         shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
+    export_flow(folder / "flow", target / "flow")
 
 
-def suit_transformers_4(pipeline: Path) -> None:
+def export_flow(folder: Path, target: Path) -> None:
+    """The flow model in float16, without the autoencoder, which is the pipeline's own."""
+    pipe: Any = StableDiffusion3Pipeline.from_pretrained(
+        folder, text_encoder_3=None, tokenizer_3=None
+    )
+    pipe.transformer.half()
+    pipe.save_pretrained(target)
+    shutil.rmtree(target / "vae")
+    for number in ("", "_2"):
+        suit_transformers_4(target, f"text_encoder{number}", f"tokenizer{number}")
+
+
+def suit_transformers_4(
+    pipeline: Path, encoder: str = "text_encoder", tokenizer: str = "tokenizer"
+) -> None:
     """Write a saved pipeline's text encoder and tokenizer anew, for transformers 4 and 5 alike.
 
     transformers 5 saves a text encoder of its own without the `text_model.` before each name, and a
     tokenizer as `tokenizer.json` alone. transformers 4 would read both in silence: random weights,
     and another tokenizer.
     """
-    weights = pipeline / "text_encoder" / "model.safetensors"
-    prefix = "text_model."
-    state = {f"{prefix}{k.removeprefix(prefix)}": v for k, v in load_file(weights).items()}
+    weights = pipeline / encoder / "model.safetensors"
+    prefix, apart = "text_model.", "text_projection.weight"
+    state = {
+        k if k == apart else f"{prefix}{k.removeprefix(prefix)}": v
+        for k, v in load_file(weights).items()
+    }
     save_file(state, weights, {"format": "pt"})
-    folder = pipeline / "tokenizer"
+    folder = pipeline / tokenizer
     if not (folder / "tokenizer.json").is_file():  # saved by transformers 4
         return
     model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]

@@ -57,7 +57,7 @@ class Narrow:
 
     Whether a denoiser answers fewer rows as it answers all of them is seen once for every size of
     the batch. Where all rows are needed, the last is asked by itself too, at the price of one row
-    more; elsewhere all are asked as well.
+    more; elsewhere all are asked as well. Only what is returned is recorded for a gradient.
 
     Args:
         pipe: The pipeline.
@@ -104,12 +104,15 @@ class Narrow:
             raise self._refusal(f"it is asked for {rows} rows in a batch of {self.lane}")
         if is_opaque((args, kwargs)):
             raise self._refusal("it is given a cache")
-        every = inner(*args, **kwargs)
+        recorded = torch.is_grad_enabled()
+        with torch.set_grad_enabled(recorded and whole):
+            every = inner(*args, **kwargs)
         if is_opaque(every):
             raise self._refusal("it returns a cache")
         asked = slots[-1:] if whole else slots
         try:
-            some = self._some(inner, asked, args, kwargs)
+            with torch.set_grad_enabled(recorded and not whole):
+                some = self._some(inner, asked, args, kwargs)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             if is_shortage(error):
                 raise

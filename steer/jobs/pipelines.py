@@ -12,20 +12,17 @@ from packaging.version import Version
 
 from steer.core.errors import PipelineNotFoundError, first_line
 from steer.jobs.pipeline_faults import fault_of
-from steer.shapes import pipeline as shapes_pipeline
-
-
-_SHAPES_STEPS = 20
+from steer.shapes.worlds import NAMES, STEPS, pipeline as shapes_pipeline
 
 
 def load_pipeline(name: str, device: str, dtype: torch.dtype) -> Any:
-    """The bundled world's pipeline, one from a folder, or one from the hub.
+    """A pipeline of the bundled world, one from a folder, or one from the hub.
 
     Raises:
         PipelineNotFoundError: There is none, or it cannot be loaded.
     """
-    if name == "shapes":
-        pipe = shapes_pipeline(device)
+    if name in NAMES:
+        pipe = shapes_pipeline(NAMES[name], device)
         return pipe if dtype == torch.float32 else pipe.to(dtype)
     import diffusers
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -38,8 +35,8 @@ def load_pipeline(name: str, device: str, dtype: torch.dtype) -> Any:
         )
     if not folder.is_dir() and name.count("/") != 1:
         raise PipelineNotFoundError(
-            f"pipeline={name!r}: unknown; there is 'shapes', a folder with a model_index.json, or "
-            "a hub id such as 'stabilityai/stable-diffusion-xl-base-1.0'"
+            f"pipeline={name!r}: unknown; there is {', '.join(map(repr, NAMES))}, a folder with a "
+            "model_index.json, or a hub id such as 'stabilityai/stable-diffusion-xl-base-1.0'"
         )
     key = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
     try:
@@ -58,7 +55,7 @@ def load_pipeline(name: str, device: str, dtype: torch.dtype) -> Any:
 def dtype_of(name: str, device: str, pipeline: str) -> torch.dtype:
     """The precision a pipeline runs in: as named, or half on a GPU for `"auto"`."""
     if name == "auto":
-        half = device.startswith("cuda") and pipeline != "shapes"
+        half = device.startswith("cuda") and pipeline not in NAMES
         return torch.float16 if half else torch.float32
     known = ("float32", "float16", "bfloat16")
     if name not in known:
@@ -68,7 +65,7 @@ def dtype_of(name: str, device: str, pipeline: str) -> torch.dtype:
 
 def default_steps(pipe: Any, name: str) -> int:
     """The steps of a plain call that names none."""
-    if name == "shapes":
-        return _SHAPES_STEPS
+    if name in NAMES:
+        return STEPS[NAMES[name]]
     known = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
     return known.default if known is not None and isinstance(known.default, int) else 50

@@ -31,6 +31,7 @@ from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
 from steer.rewards.parts import is_relative, scores_of
 from steer.shapes import oracle
+from steer.shapes.worlds import NAMES
 
 
 _UNSCORED = {"reward": None, "judges": {}, "verdict": None}
@@ -166,7 +167,7 @@ class Sampler:
 
     def _verdicts(self, images: Sequence[Image.Image], prompt: str) -> list[dict[str, Any]] | None:
         """The oracle's word, where the world is its own and the prompt is one of its captions."""
-        if self.job.pipeline != "shapes":
+        if self.job.pipeline not in NAMES:
             return None
         try:
             return [asdict(verdict) for verdict in oracle(list(images), prompt)]

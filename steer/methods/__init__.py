@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from steer.methods.guidance.lookahead import LookaheadGuidance as LookaheadGuidance
     from steer.methods.noise.ascent import ReNO as ReNO, Sphere as Sphere, ZeroOrder as ZeroOrder
     from steer.methods.noise.optimization import NoiseOptimization as NoiseOptimization
+    from steer.methods.noise.pcnl import PCNL as PCNL
     from steer.methods.noise.search import NoiseSearch as NoiseSearch
     from steer.methods.particles.beam import Beam as Beam
     from steer.methods.particles.blockwise import Blockwise as Blockwise
     from steer.methods.particles.gradient_proposal import GradientProposal as GradientProposal
+    from steer.methods.particles.noise_tilt import NoiseTilt as NoiseTilt
     from steer.methods.particles.smc import SMC as SMC
     from steer.methods.particles.tree import Tree as Tree
     from steer.methods.selection.adaptive import Adaptive as Adaptive
@@ -44,6 +46,8 @@ _MODULES = {
     "Method": "steer.search.method",
     "NoiseOptimization": "steer.methods.noise.optimization",
     "NoiseSearch": "steer.methods.noise.search",
+    "NoiseTilt": "steer.methods.particles.noise_tilt",
+    "PCNL": "steer.methods.noise.pcnl",
     "Prune": "steer.methods.selection.prune",
     "ReNO": "steer.methods.noise.ascent",
     "Rho": "steer.search.kernels.rho",

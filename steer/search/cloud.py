@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ _NOISELESS = 1e-5  # rewards that differ by less than this share of their size a
 _RESAMPLING = -2  # where a step's resampling draws from, beside the particles' own seeds
 _CHOOSING = -3  # where the final draw comes from, likewise
 _HALVINGS = 40
+_EQUAL: Mapping[Name, float] = {}
 
 
 @dataclass(eq=False)
@@ -44,8 +45,14 @@ class Cloud:
     warmth: Tensor
 
     @classmethod
-    def of(cls, start: Population) -> Cloud:
-        """Equal weights. Raises ValueError where prompts differ in their number of particles."""
+    def of(cls, start: Population, log_weights: Mapping[Name, float] = _EQUAL) -> Cloud:
+        """The particles at the start, with equal weights, or with those that are given by name.
+
+        Given ones are normalised per prompt to a mean of 1, so that the evidence stays consistent.
+
+        Raises:
+            ValueError: Prompts differ in their number of particles.
+        """
         prompts = len(start.prompts)
         size, odd = divmod(len(start), prompts)
         if odd or any(sum(p == q for q, _ in start.ids) != size for p in start.prompts):
@@ -53,7 +60,12 @@ class Cloud:
         blank = Memory.blank(prompts, size)
         none = torch.zeros(prompts, 1, dtype=torch.float64)
         roots = dict(zip(start.ids, start.x.unbind(), strict=True))
-        return cls(start, roots, blank.total, blank, none[:, 0], none, none)
+        logs = blank.total
+        if log_weights:
+            given = [log_weights.get(name, 0.0) for name in start.ids]
+            logs = by_prompt(torch.tensor(given, dtype=torch.float64), prompts)
+            logs = logs - log_mean_exp(logs)[:, None]
+        return cls(start, roots, logs, blank, none[:, 0], none, none)
 
     @property
     def size(self) -> int:

@@ -95,6 +95,36 @@ def judge(
 
 
 @dataclass(frozen=True, eq=False)
+class Leash:
+    """A price on leaving an image: `weight` times the mean squared difference of clean latents.
+
+    Seen through noise of alpha = sigma, two clean latents are Gaussians whose KL is half their
+    squared distance. So this is MIRA's penalty KL[p(x0 | z) || p(x0 | z0)] (arXiv:2510.01549) at
+    one noise level, per number and up to a factor, and it needs no further denoiser call.
+
+    Attributes:
+        weight: In the reward's units: the price of a mean squared difference of 1.
+        start: Clean latents at which it is 0, `(rows, *latent)`.
+    """
+
+    weight: float
+    start: Tensor
+
+    def distance(self, clean: Tensor) -> Tensor:
+        """Mean squared differences `(k * rows,)` of clean latents of these rows, k times over."""
+        away = clean.unflatten(0, (-1, len(self.start))) - self.start
+        return away.square().flatten(2).mean(2).flatten()
+
+    def price(self, clean: Tensor) -> Tensor:
+        """What to take off the rewards of clean latents, `(k * rows,)`."""
+        return self.weight * self.distance(clean)
+
+    def slope(self, clean: Tensor) -> Tensor:
+        """The gradient of the price at clean latents, `(rows, *latent)`."""
+        return (2 * self.weight / clean[0].numel()) * (clean - self.start)
+
+
+@dataclass(frozen=True, eq=False)
 class Slope:
     """What a short run came to.
 
@@ -110,7 +140,12 @@ class Slope:
 
 
 def slope(
-    ctx: Context, start: Population, grid: Grid, dtype: torch.dtype, checkpoint: bool
+    ctx: Context,
+    start: Population,
+    grid: Grid,
+    dtype: torch.dtype,
+    checkpoint: bool,
+    leash: Leash | None = None,
 ) -> Asking[Slope]:
     """Reward and its gradient at `start`, through reward, decoder and every denoiser call.
 
@@ -122,6 +157,7 @@ def slope(
         dtype: In which the pipeline's latents are.
         checkpoint: Hold one denoiser call's graph at a time and ask again on the way back, at one
             more row per step but the last.
+        leash: Take the gradient of its price off that of the reward.
 
     Raises:
         GradientError: The gradient is not finite.
@@ -138,6 +174,8 @@ def slope(
             stages.append((yield from _record_move(ctx, start.at(x), step, dtype)))
             x = stages[-1][1].detach()
     reward, gradient, scale = scaled_gradient(ctx, start.at(x), dtype)
+    if leash is not None:
+        gradient, scale = gradient * scale - leash.slope(x), torch.ones_like(scale)
     cotangent, scale = _rescale(gradient, scale)
     while stages:
         first, second = stages.pop()
@@ -197,6 +235,7 @@ def probe(
     directions: int,
     angle: float,
     salt: tuple[int, ...],
+    leash: Leash | None = None,
 ) -> Asking[Probe]:
     """A gradient from rewards alone: antithetic pairs on the sphere around every row.
 
@@ -211,6 +250,7 @@ def probe(
         directions: Pairs per row.
         angle: How far to look, in radians.
         salt: Tells this call's directions from those of others.
+        leash: Its price is taken off the rewards, for the gradient and for which point is best.
     """
     rows, size = len(start), start.x[0].numel() - 1
     ways = [ctx.starts.noise(start.ids, (*salt, j), start.x) for j in range(directions)]
@@ -219,8 +259,10 @@ def probe(
     points = torch.cat([geodesic(start.x, ways[i // 2], turn) for i, turn in enumerate(turns)])
     around = Population(points, start.ids * len(turns))
     clean = yield from run(ctx, around, grid, dtype)
-    reward = judge(ctx, around.at(clean), dtype).view(len(turns), rows)
-    rise = (reward[0::2] - reward[1::2]) * (size / (2 * angle * directions))
+    reward = judge(ctx, around.at(clean), dtype)
+    value = reward if leash is None else reward - leash.price(clean)
+    reward, value = reward.view(len(turns), rows), value.view(len(turns), rows)
+    rise = (value[0::2] - value[1::2]) * (size / (2 * angle * directions))
     gradient = sum(per_row(r, way) * way for r, way in zip(rise, ways, strict=True))
-    best = reward.argmax(0) * rows + torch.arange(rows, device=reward.device)
-    return Probe(points[best], clean[best], reward.amax(0), gradient / radius(start.x))
+    best = value.argmax(0) * rows + torch.arange(rows, device=reward.device)
+    return Probe(points[best], clean[best], reward.flatten()[best], gradient / radius(start.x))

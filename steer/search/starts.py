@@ -25,12 +25,15 @@ class Starts:
         latents: Initial latents by name, of particles that begin at the first step.
         origin: For a copy of another particle's initial latents, that particle.
         changed: Particles whose initial latents are no draw's, and copies of them.
+        log_weights: Where a method drew initial latents from another law than white noise: the
+            log density of white noise over that law's, up to one constant per prompt.
     """
 
     seeds: tuple[int, ...] = (0,)
     latents: dict[Name, Tensor] = field(default_factory=dict)
     origin: dict[Name, Name] = field(default_factory=dict)
     changed: set[Name] = field(default_factory=set)
+    log_weights: dict[Name, float] = field(default_factory=dict)
     _given: dict[int, int] = field(default_factory=dict)
 
     def names(self, prompts: Sequence[int]) -> tuple[Name, ...]:

@@ -1,25 +1,21 @@
-"""The bundled world: captions of coloured shapes, a pipeline that paints them, and an oracle.
+"""The bundled world: captions of coloured shapes, pipelines that paint them, and an oracle.
 
 pipe = steer.shapes.pipeline()              # a StableDiffusionPipeline, offline
+pipe = steer.shapes.pipeline("flow")        # a StableDiffusion3Pipeline of the same world
+pipe = steer.shapes.pipeline("turbo")       # one to eight steps
 steer.shapes.oracle(images, prompt)         # one Verdict(fraction, all_met, notes) per image
 steer.shapes.prompts(count=8)               # captions of combinations never seen in training
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from steer.core.errors import CheckpointError
 from steer.shapes.captions import caption, parse
 from steer.shapes.oracle import Verdict, neatness, oracle
 from steer.shapes.scenes import Split, sample_spec
+from steer.shapes.worlds import pipeline, weights_folder
 
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
 __all__ = [
     "Verdict",
@@ -31,28 +27,6 @@ __all__ = [
     "prompts",
     "weights_folder",
 ]
-
-
-def weights_folder() -> Path:
-    """The folder of the packaged weights: `pipeline/`, `tiny/`, `clip/` and `scorer/`."""
-    return Path(__file__).parent / "weights"
-
-
-def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
-    """The world's StableDiffusionPipeline, float32, from the packaged safetensors.
-
-    Raises:
-        CheckpointError: the weights are not there (a source tree without them).
-    """
-    from diffusers import StableDiffusionPipeline
-
-    folder = weights_folder() / "pipeline"
-    if not (folder / "model_index.json").exists():
-        raise CheckpointError(
-            f"{folder} holds no pipeline: train the world with `python -m recipes.shapes_world`"
-        )
-    pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    return pipe.to(device)
 
 
 def prompts(split: Split = "held_out", count: int = 200, seed: int = 0) -> list[str]:

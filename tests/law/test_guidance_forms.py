@@ -237,6 +237,26 @@ def test_the_shift_of_a_guided_step(scheduler: str, through: Any) -> None:
     torch.testing.assert_close(changed, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("through", ["x0", "denoiser"])
+def test_a_share_of_the_velocity(through: Any) -> None:
+    """FMRG: an Euler step of a flow model goes along u + lam |u| g / |g|, g from differences."""
+    method = Guide(BestOfN(1), strength=2.0, through=through, schedule="velocity")
+
+    def search(ctx: Any, start: Population) -> Any:
+        step = ctx.steps[1]
+        plain = yield from ctx.denoise(start, step)
+        moved = yield from method._answer(ctx, Query(start.x, step, ids=start.ids))
+        return step, start.x.flatten(1), plain.flatten(1), moved.flatten(1)
+
+    pipe = Toy(PLANE, "flow", torch.float64)
+    (step, x, u, changed), _ = run(pipe, search, 5, on_points(wavy, 2), steps=8, width=5)
+    alpha, sigma = (torch.full((5,), v, dtype=torch.float64) for v in (step.alpha, step.sigma))
+    of_noisy = lambda x: wavy(PLANE.posterior_mean(x, alpha, sigma))  # noqa: E731
+    slope = finite_differences(*((wavy, x - step.sigma * u) if through == "x0" else (of_noisy, x)))
+    expected = u - 2.0 * u.norm(dim=1, keepdim=True) * slope / slope.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(changed, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_proposal_follows_the_gradient_of_its_reward() -> None:
     """The mean moves by std^2 lam grad_x r(x0(x)), and no further than `pull`."""
     proposals = [

@@ -20,7 +20,7 @@ from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
 from steer.search.context import Context
 from steer.search.method import Method
-from steer.search.short_runs import probe, short_grid, slope
+from steer.search.short_runs import Leash, probe, short_grid, slope
 from steer.search.starts import Starts
 
 
@@ -211,6 +211,42 @@ def test_the_gradient_of_a_linear_denoiser(checkpoint: bool) -> None:
     torch.testing.assert_close(found.gradient, expected)
     torch.testing.assert_close(found.clean, start.x @ MATRIX.T)
     torch.testing.assert_close(found.reward, toy.score(found.clean, None))
+
+
+def test_a_leash_takes_its_price_off_the_gradient() -> None:
+    """R(x) - w |A x - y|^2 / d, by autograd; zero-order sees the same."""
+    toy: Any = Toy()
+    start, grid = toy_start(2), short_grid(toy.steps, None)
+    leash = Leash(3.0, start.x.flip(0) @ MATRIX.T)
+    leaf = start.x.clone().requires_grad_()
+    clean = leaf @ MATRIX.T
+    value = toy.score(clean, None) - 3.0 * ((clean - leash.start) ** 2).mean(1)
+    (expected,) = torch.autograd.grad(value.sum(), leaf)
+    found = finished(slope(toy, start, grid, torch.float64, False, leash))
+    torch.testing.assert_close(found.gradient, expected)
+    torch.testing.assert_close(found.reward - leash.price(found.clean), value.detach())
+    torch.testing.assert_close(found.reward, toy.score(found.clean, None))
+    flat = tangent(start.x, expected)
+    near = finished(probe(toy, start, grid, torch.float64, 2000, 0.01, (0,), leash))
+    assert (radius(near.gradient - flat) / radius(flat) < 3 * math.sqrt(5 / 2000)).all()
+    torch.testing.assert_close(near.reward, toy.score(near.clean, None))
+
+
+def test_block_spheres_find_the_best_direction_in_every_block() -> None:
+    """A linear reward in one frequency: energy stays where the start has it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, 16, 16, generator=generator, dtype=torch.float64)
+    a = torch.ones(16, 16, dtype=torch.float64).expand_as(x)
+    ends = {}
+    for block in (None, 16):
+        ascent, now, velocity = Sphere(block=block), x, None
+        for _ in range(40):
+            now, velocity = ascent.move(now, a, velocity, x, 1.0)
+        torch.testing.assert_close(radius(now), radius(x))
+        ends[block] = float((now * a).sum())
+    assert ends[None] > 0.98 * float(radius(x) * radius(a))
+    assert ends[16] < 0.35 * ends[None]  # two channels' lowest blocks: sqrt(2 * 16 / 512) = 0.25
+    assert ends[16] > 5 * float((x * a).sum().abs())
 
 
 def test_the_zero_order_gradient_is_unbiased() -> None:

@@ -17,6 +17,7 @@ from steer.core.checks import near
 from steer.core.errors import ComparisonError
 from steer.core.settings import Settings, Several, build, read_yaml
 from steer.jobs.reward_loader import reward_parts
+from steer.shapes.worlds import NAMES
 
 
 SHARED = ("steps", "guidance_scale", "scheduler")
@@ -232,7 +233,7 @@ def from_dict(data: Mapping[str, Any], *, folder: Path | None = None) -> Compari
     values = {key: value for key, value in data.items() if value is not None}
     if isinstance(values.get("arms"), list | tuple):
         values["arms"] = tuple(map(_arm, values["arms"]))
-    if "reward" not in values and values.get("pipeline", "shapes") != "shapes":
+    if "reward" not in values and values.get("pipeline", "shapes") not in NAMES:
         raise ComparisonError("reward: missing; name what the arms optimise, such as hpsv2")
     if isinstance(values.get("prompts"), str) and folder is not None:
         beside = folder / values["prompts"]

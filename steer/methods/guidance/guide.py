@@ -66,7 +66,11 @@ class Guide(Around):
         when: Steps whose answers are guided.
         through: What the gradient goes through.
         inner: Gradient steps that share the length `strength` (x0 only); each decodes and scores.
-        schedule: `"constant"`, or `"noise"`: times sigma / sqrt(alpha^2 + sigma^2), less and less.
+        schedule: `"constant"`; `"noise"`: times sigma / sqrt(alpha^2 + sigma^2), less and less; or,
+            on flow models, `"velocity"`: the length is `strength` sigma |u| with the velocity u, so
+            that a step goes along u + strength |u| g / |g|. With `through="denoiser"` that is
+            FMRG-J, with `through="x0", inner=3` close to FMRG-E (2026, arXiv:2604.27147), both with
+            the one-step x0 in place of a flow map.
         damping: Divide the shift by 1 + damping P with P = sigma^2 / (alpha^2 + sigma^2), so that
             the early steps, at which a preview's reward says least about the image, move it least;
             see `steer.core.potentials.damping`. 0 for none.
@@ -75,7 +79,8 @@ class Guide(Around):
         ValueError: Arguments of the wrong kind; when called: a reward that only ranks candidates.
         RewardError: When called: the reward is not differentiable.
         GradientError: When called: a gradient that is not finite.
-        UnsupportedPipelineError: When called: no gradient comes back from the denoiser.
+        UnsupportedPipelineError: When called: no gradient comes back from the denoiser; no flow
+            model, with `schedule="velocity"`.
     """
 
     method: Method
@@ -83,7 +88,7 @@ class Guide(Around):
     when: When = _USUAL
     through: Literal["x0", "denoiser"] = "x0"
     inner: int = 1
-    schedule: Literal["constant", "noise"] = "constant"
+    schedule: Literal["constant", "noise", "velocity"] = "constant"
     damping: float = 0.0
 
     def __post_init__(self) -> None:
@@ -92,7 +97,7 @@ class Guide(Around):
         predicate(self.when, _EXAMPLE)
         one_of("through", self.through, ("x0", "denoiser"))
         whole("inner", self.inner, _EXAMPLE)
-        one_of("schedule", self.schedule, ("constant", "noise"))
+        one_of("schedule", self.schedule, ("constant", "noise", "velocity"))
         positive("damping", self.damping, zero=True, none=False)
         if self.inner > 1 and self.through == "denoiser":
             raise ValueError(
@@ -143,6 +148,7 @@ class Guide(Around):
         if not guided:
             return (yield from self.method(ctx, start))
         check_gradient(ctx, type(self).__name__)
+        self._check_velocity(ctx)
         search = self.method(ctx, leave_plain_names(ctx, start))
         with ctx.model.frozen():
             try:
@@ -157,6 +163,13 @@ class Guide(Around):
                 return stop.value
             finally:
                 search.close()
+
+    def _check_velocity(self, ctx: Context) -> None:
+        if self.schedule == "velocity" and ctx.steps[0].prediction != "flow":
+            raise UnsupportedPipelineError(
+                f"Guide(schedule='velocity') on {ctx.model.name}: it is no flow model, so that "
+                "there is no velocity to take a share of; use schedule='noise'"
+            )
 
     def _answer(self, ctx: Context, query: Query) -> Asking[Tensor]:
         """The lane's output with every particle's x0 moved; that of padding is left or repeated."""
@@ -178,10 +191,11 @@ class Guide(Around):
     def _through_x0(self, ctx: Context, step: Step, here: Population, output: Tensor) -> Tensor:
         """The shift of x0 by the gradient of reward and decoder alone."""
         x0, size = step.x0(wide(here.x), wide(output)), self._size(step)
+        whole = self._whole(step, here.x, x0)
         shift, rewards = torch.zeros_like(x0), None
         for _ in range(self.inner):
             reward, gradient = reward_gradient(ctx, here.at(x0 + shift))
-            shift = shift + size / self.inner * radius(x0) * unit(gradient)
+            shift = shift + size / self.inner * whole * unit(gradient)
             rewards = reward if rewards is None else rewards
         assert rewards is not None
         _tell(ctx, step, here, rewards, shift, x0)
@@ -206,14 +220,20 @@ class Guide(Around):
             (gradient,) = torch.autograd.grad(x0, leaf, slope / scale)
         check_finite(ctx, here, gradient)
         x0 = x0.detach()
-        shift = self._size(step) * radius(x0) * unit(gradient)
+        shift = self._size(step) * self._whole(step, here.x, x0) * unit(gradient)
         _tell(ctx, step, here, rewards, shift, x0)
         return shift_output(step, output.detach(), shift)
 
     def _size(self, step: Step) -> float:
-        """Length of the shift, as a share of the norm of x0."""
+        """Length of the shift, as a share of `_whole`."""
         share = step.noise_share if self.schedule == "noise" else 1.0
         return self.strength * share * damping(step, self.damping)
+
+    def _whole(self, step: Step, x: Tensor, x0: Tensor) -> Tensor:
+        """What the shift is a share of, by row: the norm of x0, or that of sigma times velocity."""
+        if self.schedule != "velocity":
+            return radius(x0)
+        return step.sigma * radius(step.noise(wide(x), x0) - x0)
 
 
 def _tell(

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from steer.core.checks import positive, whole
 from steer.core.rows import per_row
+from steer.core.spectrum import whiten
 from steer.core.sphere import angles, cap, radius, step_along, tangent, unit
 from steer.core.types import Population
 from steer.search.context import Context
+from steer.search.short_runs import Leash
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,15 @@ class Sphere:
     P_x projects onto the tangent space, which carries the momentum from one point to the next. The
     gradient's length is dropped, so the reward's scale does not matter.
 
+    With `block` there is a sphere for every block of frequencies, each with the norm that the start
+    has there (`steer.core.spectrum.whiten`): projected gradient ascent on white noise
+    (arXiv:2602.08646), which keeps an ascent from gathering energy in a few low frequencies.
+
     Args:
         step: Length of a step without momentum, as a share of the noise's norm.
         momentum: In [0, 1).
         max_angle: How many degrees the noise may turn from its start; `None` is no limit.
+        block: Numbers per block of frequencies, such as 64; `None` for one sphere.
 
     Raises:
         ValueError: A number out of range.
@@ -36,11 +43,14 @@ class Sphere:
     step: float = 0.1
     momentum: float = 0.7
     max_angle: float | None = None
+    block: int | None = None
 
     def __post_init__(self) -> None:
         positive("step", self.step, none=False)
         positive("momentum", self.momentum, 1.0, zero=True, none=False)
         positive("max_angle", self.max_angle, 180.0)
+        if self.block is not None:
+            whole("block", self.block, "Sphere(block=64)")
 
     def move(
         self, x: Tensor, gradient: Tensor, velocity: Tensor | None, start: Tensor, scale: float
@@ -50,6 +60,8 @@ class Sphere:
         if velocity is not None:
             fresh = fresh + self.momentum * tangent(x, velocity)
         x = step_along(x, fresh, self.step)
+        if self.block is not None:
+            x = whiten(x, self.block, start)
         if self.max_angle is not None:
             x = cap(x, start, self.max_angle * torch.pi / 180)
         return x, fresh
@@ -187,10 +199,17 @@ def degrees_between(x: Tensor, start: Tensor) -> list[float]:
 
 
 def tell_iterate(
-    ctx: Context, part: Population, iteration: int, found: Iterate, monitored: Tensor | None
+    ctx: Context,
+    part: Population,
+    iteration: int,
+    found: Iterate,
+    monitored: Tensor | None,
+    leash: Leash | None,
 ) -> None:
     """Trace an iterate per prompt: reward and distance from the start, by particle."""
     more = {} if monitored is None else {"monitor": monitored.tolist()}
+    if leash is not None:
+        more["moved"] = leash.distance(found.clean).tolist()
     turned = degrees_between(found.x, part.x)
     own = {"iteration": iteration, "reward": found.reward.tolist(), "angle": turned}
     ctx.tell("iterate", part.ids, None, **own, **more)

@@ -20,7 +20,16 @@ from steer.rewards.registry import resolve
 from steer.search.context import Context
 from steer.search.method import Method
 from steer.search.sampling import sample_all
-from steer.search.short_runs import Asking, judge, probe, pure_noise, run, short_grid, slope
+from steer.search.short_runs import (
+    Asking,
+    Leash,
+    judge,
+    probe,
+    pure_noise,
+    run,
+    short_grid,
+    slope,
+)
 
 
 _USUAL = Sphere()
@@ -42,7 +51,7 @@ class NoiseOptimization(Method):
     each of k and returns the best (CARINOX, arXiv:2509.17458).
 
     Many iterations find noise that pleases the reward and nobody else: keep them few, watch a
-    `judge`, or give a `monitor`.
+    `judge`, give a `monitor` or a `leash`, or keep the noise white (`Sphere(block=64)`).
 
     Args:
         iterations: Short runs; all but the last are differentiated.
@@ -59,6 +68,10 @@ class NoiseOptimization(Method):
             iterate is the best one; what it judges is then no longer held out.
         checkpoint: Recompute each denoiser call on the way back, so that the graph of one call is
             held and not of all. `None`: where the short run has more than 4 steps.
+        leash: What a mean squared difference of 1 from the start's clean latents costs, in the
+            reward's units: iterates climb, and are chosen by, the reward less this price
+            (`steer.search.short_runs.Leash`). Clean latents have a variance of about 1, so two
+            unrelated images are about 2 apart. At one more short run. `None` is no leash.
 
     Raises:
         ValueError: Arguments of the wrong kind.
@@ -74,6 +87,7 @@ class NoiseOptimization(Method):
     patience: int | None = None
     monitor: Any = None
     checkpoint: bool | None = None
+    leash: float | None = None
 
     def __post_init__(self) -> None:
         example = "NoiseOptimization(iterations=10, through=4)"
@@ -87,6 +101,12 @@ class NoiseOptimization(Method):
         if not isinstance(self.gradient, ZeroOrder):
             one_of("gradient", self.gradient, ("exact", "zero-order", "auto"))
         one_of("finish", self.finish, ("full", "short", "both"))
+        positive("leash", self.leash)
+        if self.leash is not None and self.monitor is not None:
+            raise ValueError(
+                f"leash={self.leash!r} with monitor={self.monitor!r}: the monitor chooses the "
+                "iterate in place of the leashed reward; give one of them"
+            )
 
     @classmethod
     def for_compute(cls, compute: float, steps: int, costs: Costs = ROWS) -> NoiseOptimization:
@@ -192,6 +212,7 @@ class NoiseOptimization(Method):
         scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
         first, dtype = wide(part.x), part.x.dtype
         x, velocity, best = first, None, None
+        leash = yield from self._fasten(ctx, part, reserve)
         for number in range(self.iterations):
             spare = ctx.left() - reserve
             if spare < lane * passes.points(self, steps):
@@ -201,22 +222,38 @@ class NoiseOptimization(Method):
                 or spare < lane * passes.one_pass(self, steps).equivalent_rows
             )
             found = yield from self._iterate(
-                ctx, part.at(x), dtype, exact, None if last else number
+                ctx, part.at(x), dtype, exact, None if last else number, leash
             )
             watched = None
             if monitor is not None:
                 watched = judge(ctx, part.at(found.clean), dtype, monitor)
             best = best or Best.before(x, found.clean, found.reward, self.patience)
             value = found.reward if watched is None else watched
+            if leash is not None:
+                value = value - leash.price(found.clean)
             best.offer(found.x, found.clean, value, found.reward)
-            tell_iterate(ctx, part, number, found, watched)
+            tell_iterate(ctx, part, number, found, watched, leash)
             if found.gradient is None or bool(best.stopped.all()):
                 break
             x, velocity = self.ascent.move(x, found.gradient, velocity, first, scale)
         return best
 
+    def _fasten(self, ctx: Context, part: Population, reserve: float) -> Asking[Leash | None]:
+        """The leash to the starts' clean latents; none where only the starts can be paid for."""
+        run_rows = ctx.lane * len(ctx.prompts) * passes.points(self, len(ctx.steps))
+        if self.leash is None or ctx.left() - reserve < 2 * run_rows:
+            return None
+        grid = short_grid(ctx.steps, self.through)
+        return Leash(self.leash, (yield from run(ctx, part, grid, part.x.dtype)))
+
     def _iterate(
-        self, ctx: Context, here: Population, dtype: torch.dtype, exact: bool, number: int | None
+        self,
+        ctx: Context,
+        here: Population,
+        dtype: torch.dtype,
+        exact: bool,
+        number: int | None,
+        leash: Leash | None,
     ) -> Asking[Iterate]:
         """A short run from `here`, with a gradient unless `number` is None."""
         grid = short_grid(ctx.steps, self.through)
@@ -224,11 +261,12 @@ class NoiseOptimization(Method):
             clean = yield from run(ctx, here, grid, dtype)
             return Iterate(here.x, clean, judge(ctx, here.at(clean), dtype))
         if exact:
-            up = yield from slope(ctx, here, grid, dtype, passes.recomputes(self, len(grid)))
+            again = passes.recomputes(self, len(grid))
+            up = yield from slope(ctx, here, grid, dtype, again, leash)
             return Iterate(here.x, up.clean, up.reward, up.gradient)
         probes = passes.probes(self)
         turn = math.radians(probes.angle)
-        best = yield from probe(ctx, here, grid, dtype, probes.directions, turn, (number,))
+        best = yield from probe(ctx, here, grid, dtype, probes.directions, turn, (number,), leash)
         return Iterate(best.x, best.clean, best.reward, best.gradient)
 
     def _finish(

@@ -11,13 +11,20 @@ from steer.methods.noise.ascent import ZeroOrder
 _RETAINED = 4  # steps whose graphs are held together unless told otherwise
 
 
-class Plan(Protocol):
+class Short(Protocol):
+    """A short run that is differentiated."""
+
+    @property
+    def through(self) -> int | None: ...
+    @property
+    def checkpoint(self) -> bool | None: ...
+
+
+class Plan(Short, Protocol):
     """What the cost depends on; as the arguments of `NoiseOptimization`."""
 
     @property
     def iterations(self) -> int: ...
-    @property
-    def through(self) -> int | None: ...
     @property
     def starts(self) -> int: ...
     @property
@@ -29,7 +36,7 @@ class Plan(Protocol):
     @property
     def monitor(self) -> object: ...
     @property
-    def checkpoint(self) -> bool | None: ...
+    def leash(self) -> float | None: ...
 
 
 def probes(plan: Plan) -> ZeroOrder:
@@ -37,21 +44,27 @@ def probes(plan: Plan) -> ZeroOrder:
     return plan.gradient if isinstance(plan.gradient, ZeroOrder) else ZeroOrder()
 
 
-def points(plan: Plan, steps: int) -> int:
+def points(plan: Short, steps: int) -> int:
     """Steps of a short run, of a grid of `steps`."""
     return steps if plan.through is None else min(plan.through, steps)
 
 
-def recomputes(plan: Plan, count: int) -> bool:
+def recomputes(plan: Short, count: int) -> bool:
     """Whether a short run of `count` steps is asked again on the way back."""
     return count > _RETAINED if plan.checkpoint is None else plan.checkpoint
+
+
+def exact_pass(plan: Short, steps: int) -> Work:
+    """A short run with its exact gradient."""
+    count = points(plan, steps)
+    again = count - 1 if recomputes(plan, count) else 0
+    return Work(count + again, count, previews=1, scores=1, gradients=1)
 
 
 def one_pass(plan: Plan, steps: int) -> Work:
     """One iteration with its gradient."""
     count, watched = points(plan, steps), 0 if plan.monitor is None else 1
-    again = count - 1 if recomputes(plan, count) else 0
-    exact = Work(count + again, count, previews=1 + watched, scores=1 + watched, gradients=1)
+    exact = exact_pass(plan, steps) + Work(previews=watched, scores=watched)
     pairs = 2 * probes(plan).directions
     sampled = Work(pairs * count, previews=pairs + watched, scores=pairs + watched)
     if plan.gradient == "auto":
@@ -76,4 +89,6 @@ def around(plan: Plan, steps: int) -> Work:
 def total(plan: Plan, steps: int) -> Work:
     """All of it, per returned image."""
     passes = one_pass(plan, steps) * (plan.iterations - 1) + last_pass(plan, steps)
+    if plan.leash is not None:
+        passes += Work(points(plan, steps))
     return (passes + around(plan, steps)) * plan.starts + Work(decodes=1)

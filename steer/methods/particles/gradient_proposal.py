@@ -100,21 +100,9 @@ class GradientProposal:
         if base.std == 0 or not self.when(step):
             return base
         check_gradient(ctx, type(self).__name__)
-        shift = self._shift(step, self._gradient(ctx, step, population, output), base.std)
+        gradient = gradient_at(ctx, step, population, output, self.grad)
+        shift = self._shift(step, gradient, base.std)
         return Move((wide(base.mean) + shift).to(base.mean.dtype), base.std, base.x0)
-
-    def _gradient(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Tensor:
-        with torch.enable_grad() if self.grad else nullcontext():
-            x0 = step.x0(wide(population.x), wide(output))
-        _, slope = reward_gradient(ctx, population.at(x0.detach()))
-        if not self.grad:
-            return slope * (step.alpha / (step.alpha**2 + step.sigma**2))
-        size = per_row(largest(slope), slope)
-        with ctx.backward(step, len(population)):
-            (gradient,) = torch.autograd.grad(x0, population.x, slope / size)
-        gradient = wide(gradient) * size
-        check_finite(ctx, population, gradient)
-        return gradient
 
     def _shift(self, step: Step, gradient: Tensor, std: float) -> Tensor:
         if self.pull is not None and self.lam is None:
@@ -124,3 +112,26 @@ class GradientProposal:
         if self.pull is None:
             return shift
         return shift * (self.pull * std / radius(shift).clamp(min=1e-30)).clamp(max=1.0)
+
+
+def gradient_at(
+    ctx: Context, step: Step, population: Population, output: Tensor, recorded: bool
+) -> Tensor:
+    """The gradient of r(decode(x0(x))) at noisy latents, `(rows, *latent)`, float32 at least.
+
+    Args:
+        ctx, step, population, output: As a `Kernel` has them.
+        recorded: The denoiser's call was recorded, and is differentiated; else dx0/dx is
+            alpha / (alpha^2 + sigma^2), that of white data of variance 1.
+    """
+    with torch.enable_grad() if recorded else nullcontext():
+        x0 = step.x0(wide(population.x), wide(output))
+    _, slope = reward_gradient(ctx, population.at(x0.detach()))
+    if not recorded:
+        return slope * (step.alpha / (step.alpha**2 + step.sigma**2))
+    size = per_row(largest(slope), slope)
+    with ctx.backward(step, len(population)):
+        (gradient,) = torch.autograd.grad(x0, population.x, slope / size)
+    gradient = wide(gradient) * size
+    check_finite(ctx, population, gradient)
+    return gradient

@@ -197,7 +197,7 @@ class SMC(Method):
         prompt; its exponential is unbiased where `standardise` is off.
         """
         scored = self._scoring_steps(len(ctx.steps))
-        cloud, solver = Cloud.of(start), ctx.solver(start)
+        cloud, solver = Cloud.of(start, ctx.starts.log_weights), ctx.solver(start)
         kernel = self._kernel(ctx, solver)
         if kernel is not None:
             cloud.leave_plain(ctx)

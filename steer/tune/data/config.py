@@ -10,11 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from steer.core.errors import TuneError
 from steer.core.settings import Settings, Several, build, read_yaml
+from steer.shapes.worlds import NAMES, STEPS
 
 
 _PLACE = ("out", "device", "samples")
 _LABELS = ("pairs", "balance")
-_SHAPES_STEPS = 20
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -146,7 +146,8 @@ class DataConfig(Settings):
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline call's own, but for prompts and generators."""
-        steps = self.steps or (_SHAPES_STEPS if self.pipeline == "shapes" else None)
+        world = NAMES.get(self.pipeline)
+        steps = self.steps or (STEPS[world] if world else None)
         given = {
             "num_inference_steps": steps,
             "guidance_scale": self.guidance_scale,

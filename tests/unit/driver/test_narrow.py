@@ -64,6 +64,26 @@ def test_a_batch_is_checked_once() -> None:
     assert asked(Product(), (), eager=False)[1] == []
 
 
+@pytest.mark.parametrize(("slots", "recorded"), [((), [True, False]), ((1, 3), [False, True])])
+def test_only_the_answer_is_recorded_and_not_what_it_is_held_against(
+    slots: tuple[int, ...], recorded: list[bool]
+) -> None:
+    """Else a first call with a gradient would hold the graphs of two."""
+    x = torch.arange(1.0, 9).requires_grad_()
+    graphs: list[bool] = []
+
+    class Watched(Product):
+        def forward(self, x: Tensor, embedding: Tensor, more: Any = None) -> tuple[Tensor]:
+            graphs.append(x.requires_grad and torch.is_grad_enabled())
+            return super().forward(x, embedding)
+
+    watched = Watched()
+    narrow = Narrow(Pipe(watched), 4, lambda: slots, True, {}, count=lambda _: None)
+    with narrow.installed():
+        assert watched(x, torch.ones(8))[0].requires_grad
+    assert graphs == recorded
+
+
 class Mixed(Product):
     """Answers a row by all of them."""
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from steer import methods
 from steer.core.when import at, between, every
 from steer.methods import (
+    PCNL,
     SMC,
     Adaptive,
     Beam,
@@ -28,6 +29,7 @@ from steer.methods import (
     Method,
     NoiseOptimization,
     NoiseSearch,
+    NoiseTilt,
     Prune,
     ReNO,
     Sphere,
@@ -48,11 +50,14 @@ EVERY_ONE = [
     Prune(start=15, keep=(8, 2), at=(0.65, 0.7), strides=5),
     SMC(8, lam=3.0, when=WHEN, potential="max", resample="ssp", ess=None, temper="adaptive"),
     SMC(4, proposal=GradientProposal(lam=2.0, pull=None, through="x0", when=every(2))),
+    SMC(2, kernel=NoiseTilt(0.2, block=64, through="denoiser", when=between(0.1, 0.6))),
+    PCNL(SMC(8, when=every(4)), lam=5.0, chains=4, burn_in=6, thin=3, pull=None, through=2),
     Beam((8, 4, 2), candidates=3, lookahead=2, when=between(0.3, 1.0)),
     Blockwise((2, 8), block=4, kernel="ddim"),
     Tree(compute=16, widen=(2.0, 0.8), at=(0.3, 0.6)),
     NoiseSearch(n=8, rounds=4, strategy="evolution", elites=4, through=4),
     NoiseOptimization(iterations=5, through=None, ascent=ReNO(step=3.0), monitor="clip"),
+    NoiseOptimization(4, ascent=Sphere(step=0.2, block=64), leash=2.0),
     NoiseOptimization(3, ascent=Sphere(max_angle=30.0), gradient=ZeroOrder(directions=2)),
     Guide(BestOfN(2), strength=0.2, when=at(0.5, 0.6), through="denoiser", schedule="noise"),
     Guide(Prune(6, (3,), (0.5,)), strength=0.2, when=between(0.5, 0.7)),
@@ -62,7 +67,7 @@ EVERY_ONE = [
     Budget(8, Tree(iterations=64)),
     Then(BestOfN(8), NoiseOptimization(iterations=4, starts=2)),
 ]
-PARTS = (GradientProposal, ReNO, Sphere, ZeroOrder)
+PARTS = (GradientProposal, NoiseTilt, ReNO, Sphere, ZeroOrder)
 INSIDE = (*PARTS, Prior)
 
 

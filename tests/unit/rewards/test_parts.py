@@ -62,7 +62,7 @@ def test_stop_iteration_is_an_error_of_the_reward() -> None:
 
 @pytest.mark.parametrize("method", [steer.BestOfN(2), steer.SMC(2)])
 def test_stop_iteration_does_not_end_a_search(method: Any) -> None:
-    pipe = steer.shapes.pipeline("cpu")
+    pipe = steer.shapes.pipeline(device="cpu")
     pipe.set_progress_bar_config(disable=True)
     call = steer.guided(pipe, Own(empty), method=method)
     with pytest.raises(RewardError, match="reward 'own' raised StopIteration"):

@@ -241,6 +241,17 @@ def test_cost() -> None:
     assert Guide(BestOfN(1), when=at(40), through="denoiser").cost(10) == 10
 
 
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_a_share_of_the_velocity_is_for_flow_models(family: str) -> None:
+    """FMRG-E: three inner steps at x0, on the early steps."""
+    method = Guide(BestOfN(1), 2.0, at(0, 1), inner=3, schedule="velocity")
+    plain = guided(shared(family), reddish, method=BestOfN(1))(**arguments(family))
+    out = guided(shared(family), reddish, method=method)(**arguments(family))
+    assert out.rewards[0] > plain.rewards[0]
+    with pytest.raises(UnsupportedPipelineError, match=r"no flow model.*use schedule='noise'"):
+        guided(shared("sd"), reddish, method=method)(**arguments("sd"))
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="method=4: must be a method; write Guide"):
         Guide(4)  # pyright: ignore[reportArgumentType]

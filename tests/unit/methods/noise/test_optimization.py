@@ -14,7 +14,7 @@ from torch import Tensor
 from steer.core.ddim import ddim
 from steer.core.errors import GradientError, RewardError, UnsupportedPipelineError
 from steer.driver.grid import Schedule
-from steer.methods import BestOfN, NoiseOptimization, ReNO, Sphere, ZeroOrder
+from steer.methods import BestOfN, Budget, NoiseOptimization, ReNO, Sphere, ZeroOrder
 from steer.methods.noise.ascent import Best
 from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
@@ -63,6 +63,9 @@ def test_the_reward_rises_on_every_family(family: str) -> None:
         {"finish": "both"},
         {"finish": "short"},
         {"starts": 2, "keep_start": False},
+        {"ascent": Sphere(block=16)},
+        {"leash": 2.0},
+        {"leash": 2.0, "gradient": ZeroOrder(directions=2), "iterations": 2},
         {"ascent": Sphere(30.0, 0.0), "patience": 1},  # far too long: the start must survive
     ],
 )
@@ -125,11 +128,13 @@ def test_the_pipeline_is_left_as_it_was() -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("gradient", ["exact", ZeroOrder(directions=2)])
-def test_batch_invariance(gradient: Any) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"gradient": ZeroOrder(directions=2), "leash": 1.0}, {"ascent": Sphere(block=16)}]
+)
+def test_batch_invariance(more: dict[str, Any]) -> None:
     """Lanes of 1, 3 and 8; prompts together or apart."""
     prompts = ["a red circle", "a blue square"]
-    given = {"gradient": gradient, "starts": 3, "iterations": 3}
+    given = {"starts": 3, "iterations": 3, **more}
     narrow, even, wide = (
         optimise(width=w, **given, prompt=prompts, generator=[seeded(0), seeded(1)])
         for w in (1, 3, 8)
@@ -155,12 +160,41 @@ def test_half_precision_keeps_master_noise_in_float32() -> None:
     assert out.rewards[0] >= out.report.base_reward[0]
 
 
+@pytest.mark.parametrize("compute", [2, 4, 7])
+def test_a_leash_within_a_budget(compute: int) -> None:
+    """Too little to leave the start, and enough for some iterates and the leash."""
+    inner = NoiseOptimization(iterations=20, through=2, leash=1.0)
+    out = guided(shared("sd"), RED, method=Budget(compute, inner))(**arguments("sd"))
+    assert out.report.ledger.equivalent_rows <= 4 * compute
+    assert out.rewards[0] >= out.report.base_reward[0]
+
+
 def test_limits_on_the_way() -> None:
     out = optimise(iterations=8, ascent=Sphere(max_angle=10.0))
     angles = [row["angle"][0] for row in out.report.trace.of("iterate")]
     assert max(angles) == pytest.approx(10.0, abs=0.01)
     out = optimise(iterations=8, ascent=Sphere(step=30.0, momentum=0.0), patience=2)
     assert len(out.report.trace.of("iterate")) < 8
+
+
+def test_a_leash_holds_the_image_and_tells_how_far_it_went() -> None:
+    """The stronger, the nearer; the best iterate is that of the leashed reward."""
+    far = {}
+    for weight in (1e-6, 1.0, 100.0):
+        rows = optimise(leash=weight, iterations=5, finish="short").report.trace.of("iterate")
+        assert rows[0]["moved"] == [0.0]
+        best = max(rows, key=lambda row: row["reward"][0] - weight * row["moved"][0])
+        far[weight] = best["moved"][0]
+    assert far[1e-6] > far[1.0] >= far[100.0] == 0.0
+    free = optimise(iterations=5, finish="short").report.trace.of("iterate")
+    assert "moved" not in free[0]
+
+
+@pytest.mark.parametrize("family", ["sd", "flux", "wan"])
+def test_blocks_keep_their_norms_on_images_tokens_and_videos(family: str) -> None:
+    method = NoiseOptimization(iterations=3, through=2, ascent=Sphere(block=16))
+    out = guided(shared(family), RED, method=method)(**arguments(family))
+    assert out.rewards[0] >= out.report.base_reward[0]
 
 
 def test_a_monitor_chooses_the_iterate() -> None:
@@ -270,6 +304,8 @@ def test_calls_that_start_from_an_image_are_refused() -> None:
         ({"finish": "no"}, "finish='no'"),
         ({"starts": True}, "starts=True"),
         ({"patience": 0}, "patience=0"),
+        ({"leash": 0.0}, r"leash=0\.0"),
+        ({"leash": 1.0, "monitor": "clip"}, r"leash=1\.0 with monitor='clip'.*give one of them"),
     ],
 )
 def test_bad_arguments(given: dict[str, Any], message: str) -> None:
@@ -284,6 +320,7 @@ def test_bad_arguments(given: dict[str, Any], message: str) -> None:
         (ReNO, {"step": float("nan")}, "step=nan"),
         (Sphere, {"momentum": 1.0}, r"momentum=1\.0"),
         (Sphere, {"max_angle": 0}, "max_angle=0"),
+        (Sphere, {"block": 0}, "block=0"),
         (ReNO, {"clip": None}, "clip=None"),
         (ReNO, {"weight": -0.1}, r"weight=-0\.1"),
         (ZeroOrder, {"angle": 90}, "angle=90"),
