@@ -142,6 +142,8 @@ def _points(scheduler: Any) -> list[tuple[float, float]]:
     if hasattr(probe, "_sigma_to_alpha_sigma_t"):  # DPM++, UniPC, DEIS, SA: one map for all
         alpha, sigma = probe._sigma_to_alpha_sigma_t(levels[: count + 1])
         return list(zip(alpha.tolist(), sigma.tolist(), strict=True))
+    if _named(probe, "LTXEulerAncestralRF"):  # noises nothing itself, but is a flow scheduler
+        return [(1 - level, level) for level in levels[: count + 1].tolist()]
     times = probe.timesteps.cpu()
     grid = [_probe(probe, times[min(i, count - 1)], i) for i in range(count + 1)]
     for i, level in _between(probe, levels, count).items():

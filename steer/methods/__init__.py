@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from steer.methods.selection.gate import Gate as Gate
     from steer.methods.selection.prune import Prune as Prune
     from steer.methods.selection.then import Then as Then
+    from steer.search.kernels.rho import Rho as Rho
     from steer.search.method import Method as Method
 
 _MODULES = {
@@ -55,6 +56,7 @@ _MODULES = {
     "Prune": "steer.methods.selection.prune",
     "RBF": "steer.methods.particles.rbf",
     "ReNO": "steer.methods.noise.ascent",
+    "Rho": "steer.search.kernels.rho",
     "SMC": "steer.methods.particles.smc",
     "Sphere": "steer.methods.noise.ascent",
     "Then": "steer.methods.selection.then",

@@ -17,7 +17,7 @@ Written: TypeAlias = str | Mapping[str, Any]
 
 _PREDICATES = ("at", "between", "every")
 _PICKS = ("Best", "Diverse", "Pessimistic", "Quantile", "SoftBest")
-_PARTS = ("GradientProposal", "NoiseTilt", "ReNO", "Sphere", "ZeroOrder")
+_PARTS = ("GradientProposal", "NoiseTilt", "ReNO", "Rho", "Sphere", "ZeroOrder")
 """What may stand inside a method, besides further methods and step predicates."""
 
 

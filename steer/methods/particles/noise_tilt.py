@@ -43,7 +43,8 @@ class NoiseTilt:
         block: Numbers per block of frequencies in which G has the strength of white noise; `None`
             leaves its spectrum as it is.
         through: As in `GradientProposal`: `"x0"` costs no denoiser row, `"denoiser"` two per row.
-        eta: Share of fresh noise, as that of the filter.
+        eta: Share of fresh noise where it is the kernel itself; as a proposal it takes the noise of
+            the filter's kernel.
         when: Steps at which the noise is tilted.
 
     Raises:
@@ -72,14 +73,20 @@ class NoiseTilt:
         return self.through == "denoiser"
 
     def __call__(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Move:
-        """The tilted move of every row; the plain one where there is no noise to tilt."""
+        """As a kernel of its own: the tilted DDIM move of every row."""
         x = population.x
-        move = ddim(step, x.detach(), step.x0(x, output).detach(), self.eta)
-        if move.std == 0 or not self.when(step):
-            return move
+        base = ddim(step, x.detach(), step.x0(x, output).detach(), self.eta)
+        return self.shift(base, ctx, step, population, output)
+
+    def shift(
+        self, base: Move, ctx: Context, step: Step, population: Population, output: Tensor
+    ) -> Move:
+        """The kernel's move of every row, tilted; `base` where there is no noise to tilt."""
+        if base.std == 0 or not self.when(step):
+            return base
         check_gradient(ctx, type(self).__name__)
         gradient = gradient_at(ctx, step, population, output, self.grad)
-        return tilt_noise(move, gradient, self.strength, self.block)
+        return tilt_noise(base, gradient, self.strength, self.block)
 
 
 def tilt_noise(move: Move, gradient: Tensor, strength: float, block: int | None = None) -> Move:

@@ -39,12 +39,12 @@ class Kernel(Protocol):
 
 @runtime_checkable
 class Shift(Protocol):
-    """A proposal that is the kernel's own move with another mean."""
+    """A proposal that is made of the kernel's own move, whatever the kernel."""
 
     def shift(
         self, base: Move, ctx: Context, step: Step, population: Population, output: Tensor
     ) -> Move:
-        """The shifted move of every row; `base` is the kernel's."""
+        """The move of every row to draw from; `base` is the kernel's."""
         ...
 
 

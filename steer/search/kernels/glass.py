@@ -94,8 +94,8 @@ def inner_flow(
 
 def _between(steps: Sequence[Step], step: Step, sigma: float) -> Step:
     """`step` at a noise level between those of the schedule, with its timestep read off them."""
-    levels = {here.sigma: float(here.t) for here in steps}
-    known = sorted({0.0: 0.0, **levels}.items())
-    t = float(np.interp(sigma, *zip(*known, strict=True)))
+    times = {0.0: 0.0, **{here.sigma: float(here.t) for here in steps}}
+    levels = sorted(times)
+    t = float(np.interp(sigma, levels, [times[level] for level in levels]))
     t = t if step.t.is_floating_point() else round(t)
     return replace(step, t=torch.as_tensor(t).to(step.t), alpha=1 - sigma, sigma=sigma)

@@ -254,8 +254,20 @@ def test_unknown_predictions_are_named(make: Any, said: str) -> None:
 @pytest.mark.skipif(
     not hasattr(diffusers, "LTXEulerAncestralRFScheduler"), reason="a newer diffusers has it"
 )
-def test_a_scheduler_without_noising_is_refused() -> None:
+def test_an_ancestral_flow_scheduler_has_the_grid_of_a_flow_model() -> None:
     scheduler = diffusers.LTXEulerAncestralRFScheduler()
+    scheduler.set_timesteps(4)
+    steps = Schedule.from_scheduler(scheduler)
+    assert [step.sigma for step in steps] == scheduler.sigmas[:4].tolist()
+    assert all(step.alpha + step.sigma == 1 for step in steps)
+    assert (steps[-1].alpha_next, steps[-1].sigma_next) == (1.0, 0.0)
+
+
+def test_a_scheduler_without_noising_is_refused() -> None:
+    class Mute(diffusers.FlowMatchEulerDiscreteScheduler):
+        scale_noise = property()
+
+    scheduler = Mute()
     scheduler.set_timesteps(4)
     with pytest.raises(UnsupportedSchedulerError, match="neither add_noise nor scale_noise"):
         Schedule.from_scheduler(scheduler)

@@ -14,6 +14,7 @@ from steer.core.ddim import ddim
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Move, Population, Step
 from steer.driver.grid import Schedule
+from steer.driver.solver_state import ignores_generator
 from steer.search.context import Context
 from steer.search.kernels.laws import LAWS
 from steer.search.kernels.rho import Rho
@@ -48,7 +49,7 @@ def test_the_move_of_every_law(name: str) -> None:
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("count", [4, 28])
 def test_without_noise_it_is_the_scheduler_bit_for_bit(shift: float, count: int) -> None:
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(count)
     x, v = random_pair()
     for step in Schedule.from_scheduler(scheduler):
@@ -67,6 +68,33 @@ def test_ddim_is_one_of_them_bit_for_bit(scheduler: str, eta: float) -> None:
         one = moved(Rho("ddim", eta), step, x, output)
         two = ddim(step, x, step.x0(x, output), eta)
         assert torch.equal(one.mean, two.mean) and one.std == two.std
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "options"),
+    [
+        ("euler-ancestral", "LTXEulerAncestralRFScheduler", {}),
+        ("renoise", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+        ("renoise", "FlowMatchLCMScheduler", {}),
+    ],
+)
+def test_noisy_schedulers_of_diffusers_are_among_them(
+    name: str, scheduler: str, options: dict[str, Any]
+) -> None:
+    if not hasattr(diffusers, scheduler):
+        pytest.skip("a newer diffusers has it")
+    made = getattr(diffusers, scheduler)(**options)
+    if ignores_generator(made):
+        pytest.skip("a newer diffusers draws with the generator")
+    made.set_timesteps(6)
+    x, v = random_pair()
+    for i, step in enumerate(Schedule.from_scheduler(made)):
+        drawn = torch.Generator().manual_seed(i)
+        expected = made.step(v, step.t, x, generator=drawn, return_dict=False)[0]
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(i))
+        got = moved(Rho(name, fresh_start=True), step, x, v).sample(noise)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        x = expected
 
 
 def test_the_first_and_the_last_step_draw_no_noise() -> None:
