@@ -32,6 +32,7 @@ from steer.methods import (
     NoiseTilt,
     Prune,
     ReNO,
+    Rho,
     Sphere,
     Then,
     Tree,
@@ -54,6 +55,7 @@ EVERY_ONE = [
     PCNL(SMC(8, when=every(4)), lam=5.0, chains=4, burn_in=6, thin=3, pull=None, through=2),
     Beam((8, 4, 2), candidates=3, lookahead=2, when=between(0.3, 1.0)),
     Blockwise((2, 8), block=4, kernel="ddim"),
+    Blockwise(2, kernel=Rho("constant", 0.4, inner=4, noise_window=(0.2, 0.9))),
     Tree(compute=16, widen=(2.0, 0.8), at=(0.3, 0.6)),
     NoiseSearch(n=8, rounds=4, strategy="evolution", elites=4, through=4),
     NoiseOptimization(iterations=5, through=None, ascent=ReNO(step=3.0), monitor="clip"),
@@ -67,7 +69,7 @@ EVERY_ONE = [
     Budget(8, Tree(iterations=64)),
     Then(BestOfN(8), NoiseOptimization(iterations=4, starts=2)),
 ]
-PARTS = (GradientProposal, NoiseTilt, ReNO, Sphere, ZeroOrder)
+PARTS = (GradientProposal, NoiseTilt, ReNO, Rho, Sphere, ZeroOrder)
 INSIDE = (*PARTS, Prior)
 
 
