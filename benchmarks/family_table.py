@@ -129,6 +129,12 @@ CASES: dict[str, Case] = {
     "NoiseTilt": _of(m.SMC(2, kernel=m.NoiseTilt()), covers="SMC", note="as `SMC(kernel=...)`"),
     "Beam": _of(m.Beam(2)),
     "Blockwise": _of(m.Blockwise(2, block=2)),
+    "RBF": _of(m.RBF(2)),
+    "RBF, kernel='ddim'": _of(m.RBF(2, kernel="ddim"), covers="RBF"),
+    "EvoSearch": _of(
+        m.EvoSearch((2, 2, 1), at=(0.0, 0.5), elites=2), m.EvoSearch(1, at=(), elites=1)
+    ),
+    "DepthFirst": _of(m.DepthFirst(2, threshold=math.inf), m.DepthFirst(2, threshold=-math.inf)),
     "Tree": _of(m.Tree(4, batch=2)),
     "Tree, kernel='ddim'": _of(m.Tree(4, batch=2, kernel="ddim"), covers="Tree"),
 }

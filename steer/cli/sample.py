@@ -96,6 +96,13 @@ Preview = Annotated[
         show_default=False,
     ),
 ]
+Plans = Annotated[
+    str | None,
+    typer.Option(
+        help="What --compute is spent on: a plans.json that `steer calibrate` wrote.",
+        show_default=False,
+    ),
+]
 Base = Annotated[bool, typer.Option(help="Also draw the plain call's image, to compare with.")]
 
 
@@ -120,6 +127,7 @@ def sample(
     tuned: Tuned = None,
     blend: Blend = None,
     preview: Preview = None,
+    plans: Plans = None,
 ) -> None:
     """Draw prompts with a pipeline, steered by a reward.
 
@@ -156,6 +164,7 @@ def sample(
             tuned=tuned,
             blend=blend,
             preview=preview,
+            plans=plans,
         )
         usable(out)
         with held(out):

@@ -40,6 +40,7 @@ class SampleJob:
         tuned: A tuned checkpoint: a name of `steer tuned`, a hub id, a path.
         blend: How it combines with the pipeline's own denoiser, as in `"RLG(2.0)"`.
         preview: What decodes previews, as `steer.guided(preview=...)` takes it.
+        plans: What `compute` stands for: a file that `steer calibrate` wrote.
     """
 
     prompts: tuple[str, ...]
@@ -59,6 +60,7 @@ class SampleJob:
     tuned: str | None = None
     blend: str | None = None
     preview: str | None = None
+    plans: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
@@ -83,6 +85,11 @@ class SampleJob:
         sized = self.method is None or _is_bare(self.method)
         if self.compute is None and sized:
             object.__setattr__(self, "compute", COMPUTE)
+        if self.plans is not None and self.method is not None:
+            raise ValueError(
+                f"plans={self.plans!r} with method={self.method!r}: plans choose the method; leave "
+                "one of them out"
+            )
         if self.compute is None:
             return
         if not sized:

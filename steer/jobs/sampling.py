@@ -74,6 +74,7 @@ class Sampler:
             tuned=job.tuned,
             blend=blend,
             preview=job.preview,
+            plans=job.plans,
         )
 
     def configuration(self) -> dict[str, Any]:

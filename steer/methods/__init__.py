@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from steer.methods.noise.search import NoiseSearch as NoiseSearch
     from steer.methods.particles.beam import Beam as Beam
     from steer.methods.particles.blockwise import Blockwise as Blockwise
+    from steer.methods.particles.depth_first import DepthFirst as DepthFirst
+    from steer.methods.particles.evo_search import EvoSearch as EvoSearch
     from steer.methods.particles.gradient_proposal import GradientProposal as GradientProposal
     from steer.methods.particles.noise_tilt import NoiseTilt as NoiseTilt
+    from steer.methods.particles.rbf import RBF as RBF
     from steer.methods.particles.smc import SMC as SMC
     from steer.methods.particles.tree import Tree as Tree
     from steer.methods.selection.adaptive import Adaptive as Adaptive
@@ -38,6 +41,8 @@ _MODULES = {
     "BestOfNGuidance": "steer.methods.guidance.best_of_n",
     "Blockwise": "steer.methods.particles.blockwise",
     "Budget": "steer.methods.selection.budget",
+    "DepthFirst": "steer.methods.particles.depth_first",
+    "EvoSearch": "steer.methods.particles.evo_search",
     "for_compute": "steer.methods.default",
     "Gate": "steer.methods.selection.gate",
     "GradientProposal": "steer.methods.particles.gradient_proposal",
@@ -49,6 +54,7 @@ _MODULES = {
     "NoiseTilt": "steer.methods.particles.noise_tilt",
     "PCNL": "steer.methods.noise.pcnl",
     "Prune": "steer.methods.selection.prune",
+    "RBF": "steer.methods.particles.rbf",
     "ReNO": "steer.methods.noise.ascent",
     "Rho": "steer.search.kernels.rho",
     "SMC": "steer.methods.particles.smc",

@@ -100,7 +100,7 @@ def prepare(
         ),
         seed=seeds[0],
         lane_width=lane_width,
-        checked=given.widths.checked if spares and lane_width > 1 else None,
+        checked=given.widths.checked if spares and _has_gaps(call, chosen, lane_width) else None,
         values=call.values,
         latent=call.latent_output,
         check=check_of(call.pipe, call.output_type),
@@ -115,3 +115,9 @@ def prepare(
         ledger=Ledger(cfg_rows=call.guidance_rows),
         trace=Trace(keep_images=given.keep_images),
     )
+
+
+def _has_gaps(call: Call, method: Method, lane_width: int) -> bool:
+    """Whether lanes may have slots that no row needs; where rows go their own ways, also those of
+    one particle for each of several images."""
+    return lane_width > 1 or (method.reorders and call.prompts * call.images > 1)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from steer.core.costs import ROWS
+from steer.pipeline.planning.choice import Chooser
 from steer.pipeline.planning.kinds import kinds_of
+from steer.pipeline.planning.knowledge import crowds, foresight, shorter
+from steer.pipeline.planning.plans import Plans
 from steer.pipeline.planning.replay import Floats, Pool, Pools
+
+
+PLANNED_STEPS = 20
+PLANNED_BUDGETS = (2.0, 4.0, 8.0)
 
 
 def made_pools(
@@ -42,3 +52,26 @@ def made_pools(
         previews = np.stack(looks, 1) if looks else np.zeros((prompts, 0, n))
         pools.append(Pool(kind, previews, rewards - less, judged - less))
     return Pools(pools)
+
+
+def made_plans(reward: str = "redness", steps: int = PLANNED_STEPS, **pools: Any) -> Plans:
+    """Plans for the tiny Stable Diffusion and a reward, from made-up pilots."""
+    found = made_pools(count=steps, **{"loss": 0.3, "knows": 0.5, "prompts": 60, **pools})
+    chooser = Chooser(found, PLANNED_BUDGETS, ROWS)
+    return Plans(
+        plans=tuple(chooser.at(budget) for budget in PLANNED_BUDGETS),
+        pipeline="StableDiffusionPipeline",
+        model="tiny",
+        asked=steps,
+        steps=steps,
+        reward=reward,
+        judge="blueness",
+        prompts=60,
+        n=8,
+        costs=ROWS,
+        call={"guidance_scale": 7.5},
+        shorter=shorter(found),
+        foresight=foresight(found),
+        crowds=crowds(found.by_name["full"]),
+        unsampled={},
+    )

@@ -73,7 +73,7 @@ def test_what_is_refused_says_why_and_the_way_out(committed: Any) -> None:
     refused = [cell for cell in committed.values() if cell.status == "refused"]
     assert {study.reason(cell) for cell in refused} == set(study.REASONS.values())
     assert all("; use " in cell.error for cell in refused)
-    stochastic = {"SMC", "GradientProposal", "Beam", "Blockwise", "Tree"}
+    stochastic = {"SMC", "GradientProposal", "Beam", "Blockwise", "RBF", "Tree"}
     flow = {"sd3", "flux", "sana", "wan"}
     law = {(cell.case, cell.family) for cell in refused if "stochastic" in cell.error}
     assert law == {(name, family) for name in stochastic for family in flow}

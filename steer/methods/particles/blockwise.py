@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from torch import Tensor
-
 from steer.core.checks import whole
 from steer.core.costs import Work
-from steer.core.types import Population, Search, Step
+from steer.core.types import Population, Search
 from steer.methods.particles.beam import check_counts, counts, spread
-from steer.methods.particles.branching import Mover, check_moves
+from steer.methods.particles.branching import Mover, best_of_lines, check_moves, deal_lines
 from steer.search.context import Context
 from steer.search.kernels.choose import further_calls
 from steer.search.kernels.draws import Kernel
@@ -104,7 +102,7 @@ class Blockwise(Method):
     def __call__(self, ctx: Context, start: Population) -> Search:
         """Block after block, every one from the best of the last."""
         mover, now = Mover.of(ctx, start, type(self).__name__, self.kernel, self.eta)
-        lines = _lines(now, ctx.images)
+        lines = deal_lines(now, ctx.images)
         output = yield from ctx.denoise(now, ctx.steps[0])
         for block in self._plan(ctx, mover):
             if block.first:
@@ -120,7 +118,7 @@ class Blockwise(Method):
                 output = yield from ctx.denoise(now, following)
             if block.n > 1:
                 clean = now if last else now.at(following.x0(now.x, output))
-                rows = _best(ctx, clean, lines, None if last else following)
+                rows, _ = best_of_lines(ctx, clean, lines, None if last else following)
                 now, lines = mover.keep(now, rows, following), [lines[row] for row in rows]
                 output = output[rows]
         if ctx.images == 1:
@@ -134,26 +132,3 @@ class Blockwise(Method):
             idle = block.first and mover.is_silent(ctx.steps[block.first : block.end])
             plan.append(block._replace(n=1) if idle else block)
         return plan
-
-
-def _lines(start: Population, images: int) -> list[tuple[int, int]]:
-    """(prompt, image) of every row: dealt out in turn, so that each has one of the plain call's."""
-    seen: dict[int, int] = {}
-    lines = []
-    for prompt, _ in start.ids:
-        place = seen[prompt] = seen.get(prompt, -1) + 1
-        lines.append((prompt, place % images))
-    return lines
-
-
-def _best(
-    ctx: Context, clean: Population, lines: list[tuple[int, int]], step: Step | None
-) -> list[int]:
-    """The best row of every line, in the lines' order; ties go to the earlier row."""
-    values: Tensor = ctx.evaluate(clean, step)
-    scores = values.tolist()
-    best: dict[tuple[int, int], int] = {}
-    for row, line in enumerate(lines):
-        if line not in best or scores[row] > scores[best[line]]:
-            best[line] = row
-    return [best[line] for line in sorted(best)]

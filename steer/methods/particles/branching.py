@@ -178,6 +178,31 @@ def join_states(
     return whole, torch.cat([one[1], other[1]])[rows]
 
 
+def deal_lines(start: Population, images: int) -> list[Name]:
+    """(prompt, image) of every row: dealt out in turn, so that each has one of the plain call's."""
+    seen: dict[int, int] = {}
+    lines = []
+    for prompt, _ in start.ids:
+        place = seen[prompt] = seen.get(prompt, -1) + 1
+        lines.append((prompt, place % images))
+    return lines
+
+
+def best_of_lines(
+    ctx: Context, clean: Population, lines: Sequence[Name], step: Step | None
+) -> tuple[list[int], list[float]]:
+    """The best row of every line, in the lines' order, and all rewards.
+
+    Ties go to the earlier row.
+    """
+    scores = ctx.evaluate(clean, step).tolist()
+    best: dict[Name, int] = {}
+    for row, line in enumerate(lines):
+        if line not in best or scores[row] > scores[best[line]]:
+            best[line] = row
+    return [best[line] for line in sorted(best)], scores
+
+
 def _kernel(
     ctx: Context, solver: Solver, method: str, kernel: str | Kernel, eta: float, jumps: bool
 ) -> Kernel | None:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import torch
-
 from steer.core.checks import plain_calls, rising_fractions, whole
 from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.errors import UnsupportedSchedulerError
@@ -18,8 +16,8 @@ from steer.search.guidance import leave_plain_names
 from steer.search.method import Method, kl_of_draws
 from steer.search.picks.base import Pick, check_pick
 from steer.search.picks.ranks import Best
+from steer.search.sampling import check_beginning
 from steer.search.short_runs import run, short_grid
-from steer.search.starts import FIRST_MADE
 
 
 _EXAMPLE = "Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"
@@ -228,23 +226,16 @@ class Prune(Method):
         if not first:
             return 0
         try:
-            _check_beginning(ctx, first)
+            check_beginning(ctx, first)
             return first
         except UnsupportedSchedulerError:
-            _check_beginning(ctx, first - 1)
+            check_beginning(ctx, first - 1)
         if self.strides == 2 and first > 1:
             raise ValueError(
                 "strides=2: the scheduler asks twice per step, and the cut is at the second call; "
                 "write strides=3, or another at="
             )
         return first - 1
-
-
-def _check_beginning(ctx: Context, index: int) -> None:
-    """Raise UnsupportedSchedulerError unless the call's solver can begin at a step."""
-    step = ctx.steps[index]
-    zero = torch.zeros(1, 1, 1, 1, device=step.t.device)
-    ctx.make_solver(False).step(step, zero, zero, [(0, FIRST_MADE)])
 
 
 def _plan(compute: float, steps: int, costs: Costs) -> Prune:

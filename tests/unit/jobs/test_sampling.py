@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import build, redness
 from PIL import Image
+from pools import made_plans
 from tuned_pairs import twin
 from typer.testing import CliRunner, Result
 
@@ -216,3 +217,17 @@ def test_previews_by_a_cheaper_decoder(folder: Path, tmp_path: Path) -> None:
     result = sample(folder, tmp_path / "b", "--preview", "tiny")
     assert result.exit_code == 2
     assert "preview='tiny': no tiny autoencoder is known" in result.stderr
+
+
+def test_plans_that_calibrate_wrote(folder: Path, tmp_path: Path) -> None:
+    plans = made_plans("test-redness", STEPS)
+    plans.save(tmp_path / "plans.json")
+    given = ("--plans", str(tmp_path / "plans.json"), "--compute", "4")
+    result = sample(folder, tmp_path / "a", *given)
+    assert result.exit_code == 0, result.output
+    planned = {repr(plan.method) for plan in plans.plans} | {"BestOfN(n=1)"}
+    assert {e["method"] for e in RunFolder.load(tmp_path / "a").entries} <= planned
+    result = sample(folder, tmp_path / "b", *given[:2], "--method", "best-of-n")
+    assert result.exit_code == 2 and "plans choose the method" in result.stderr
+    result = sample(folder, tmp_path / "b", "--plans", str(tmp_path / "none.json"))
+    assert result.exit_code == 2 and "none.json" in result.stderr

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from steer import methods
 from steer.methods import (
+    RBF,
     SMC,
     Adaptive,
     Beam,
@@ -18,6 +19,8 @@ from steer.methods import (
     BestOfNGuidance,
     Blockwise,
     Budget,
+    DepthFirst,
+    EvoSearch,
     Gate,
     Guide,
     LookaheadGuidance,
@@ -33,7 +36,7 @@ from steer.pipeline.guided import guided
 
 
 SIZED = [Beam, BestOfN, BestOfNGuidance, Blockwise, Guide, LookaheadGuidance, NoiseOptimization]
-SIZED += [Adaptive, NoiseSearch, Prune, SMC, Tree]
+SIZED += [Adaptive, DepthFirst, EvoSearch, NoiseSearch, Prune, RBF, SMC, Tree]
 
 
 def test_who_can_be_sized() -> None:

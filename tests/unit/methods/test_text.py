@@ -15,6 +15,7 @@ from steer import methods
 from steer.core.when import at, between, every
 from steer.methods import (
     PCNL,
+    RBF,
     SMC,
     Adaptive,
     Beam,
@@ -22,6 +23,8 @@ from steer.methods import (
     BestOfNGuidance,
     Blockwise,
     Budget,
+    DepthFirst,
+    EvoSearch,
     Gate,
     GradientProposal,
     Guide,
@@ -56,6 +59,9 @@ EVERY_ONE = [
     Beam((8, 4, 2), candidates=3, lookahead=2, when=between(0.3, 1.0)),
     Blockwise((2, 8), block=4, kernel="ddim"),
     Blockwise(2, kernel=Rho("constant", 0.4, inner=4, noise_window=(0.2, 0.9))),
+    RBF(8, threshold=(0.3, 0.5), batch=2, kernel="ddim"),
+    EvoSearch((8, 4, 4), at=(0.0, 0.5), elites=2, mutation=0.3),
+    DepthFirst(4.0, threshold=(0.4, 0.5, 0.6), at=(0.5, 0.7), depth=0.3),
     Tree(compute=16, widen=(2.0, 0.8), at=(0.3, 0.6)),
     NoiseSearch(n=8, rounds=4, strategy="evolution", elites=4, through=4),
     NoiseOptimization(iterations=5, through=None, ascent=ReNO(step=3.0), monitor="clip"),

@@ -13,6 +13,7 @@ from steer.core.costs import Costs
 from steer.core.when import at, between
 from steer.methods import (
     PCNL,
+    RBF,
     SMC,
     Adaptive,
     Beam,
@@ -20,6 +21,8 @@ from steer.methods import (
     BestOfNGuidance,
     Blockwise,
     Budget,
+    DepthFirst,
+    EvoSearch,
     Gate,
     GradientProposal,
     Guide,
@@ -73,11 +76,17 @@ METHODS: list[Method] = [
     Beam((4, 2), lookahead=2),
     Blockwise(3, block=2),
     Tree(5, batch=2),
+    RBF(3),
+    RBF(2, threshold=0.5, batch=2),
+    EvoSearch((3, 2, 2), at=(0.0, 0.5), elites=2),
+    DepthFirst(3),
+    DepthFirst(3, threshold=(0.5, 9.0, 9.0), at=(0.5, 0.8), depth=0.3),
+    DepthFirst(2.7, threshold=9.0, depth=0.2),
 ]
 SD15 = Costs(1.606, 2.515, 2.515, 0.335, 1.606, 2.85, "flops")
 SDXL = Costs(13.5, 10.47, 10.47, 0.335, 13.5, 10.8, "flops")
 SIZED = [Beam, BestOfN, BestOfNGuidance, Blockwise, Guide, LookaheadGuidance, NoiseOptimization]
-SIZED += [Adaptive, NoiseSearch, Prune, SMC, Tree]
+SIZED += [Adaptive, DepthFirst, EvoSearch, NoiseSearch, Prune, RBF, SMC, Tree]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)

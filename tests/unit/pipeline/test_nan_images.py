@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from steer.core.errors import RewardError
-from steer.methods import SMC, Beam, BestOfN, Gate, NoiseSearch, Prune, Tree
+from steer.methods import SMC, Beam, BestOfN, EvoSearch, Gate, NoiseSearch, Prune, Tree
 from steer.pipeline.guided import guided
 
 
@@ -23,6 +23,7 @@ METHODS = [
     Beam(2, 2),
     Tree(iterations=3),
     NoiseSearch(n=3, rounds=2),
+    EvoSearch((3, 2), at=(0.5,), elites=2),
     Gate(BestOfN(2), threshold=2.0, max_rounds=2),
 ]
 

@@ -16,10 +16,13 @@ from steer.core.types import Step
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.decode import decode
 from steer.methods import (
+    RBF,
     SMC,
     Beam,
     BestOfN,
     Blockwise,
+    DepthFirst,
+    EvoSearch,
     Guide,
     LookaheadGuidance,
     NoiseOptimization,
@@ -103,6 +106,9 @@ def test_base_and_refiner(base: Any, method: Any) -> None:
         NoiseOptimization(iterations=1),
         Blockwise(2, kernel="ddim"),
         Beam(2, kernel="ddim"),
+        RBF(2, kernel="ddim"),
+        EvoSearch((2, 1), at=(0.5,), elites=1),
+        DepthFirst(2),
         Tree(3, compute=4, kernel="ddim"),
     ],
 )

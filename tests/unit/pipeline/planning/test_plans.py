@@ -9,44 +9,15 @@ from typing import Any
 
 import pytest
 from families import arguments, build, redness, shared
-from pools import made_pools
+from pools import PLANNED_STEPS as STEPS, made_plans as made
 
 from steer.core.costs import ROWS, Costs
 from steer.core.errors import PlansError, SteerError
 from steer.methods import BestOfN, Prune
 from steer.pipeline.guided import guided
-from steer.pipeline.planning.choice import Chooser
-from steer.pipeline.planning.knowledge import crowds, foresight, shorter
 from steer.pipeline.planning.plans import Plans
 from steer.pipeline.planning.words import shown
 from steer.rewards.function import FunctionReward
-
-
-STEPS = 20
-BUDGETS = (2.0, 4.0, 8.0)
-
-
-def made(**pools: Any) -> Plans:
-    """Plans for the tiny Stable Diffusion and the reward `redness`, from made-up pilots."""
-    found = made_pools(count=STEPS, **{"loss": 0.3, "knows": 0.5, "prompts": 60, **pools})
-    chooser = Chooser(found, BUDGETS, ROWS)
-    return Plans(
-        plans=tuple(chooser.at(budget) for budget in BUDGETS),
-        pipeline="StableDiffusionPipeline",
-        model="tiny",
-        asked=STEPS,
-        steps=STEPS,
-        reward="redness",
-        judge="blueness",
-        prompts=60,
-        n=8,
-        costs=ROWS,
-        call={"guidance_scale": 7.5},
-        shorter=shorter(found),
-        foresight=foresight(found),
-        crowds=crowds(found.by_name["full"]),
-        unsampled={},
-    )
 
 
 @pytest.fixture(scope="module")

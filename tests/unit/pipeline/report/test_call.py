@@ -14,12 +14,15 @@ from families import arguments, redness, shared
 
 from steer.core.when import between, every
 from steer.methods import (
+    RBF,
     SMC,
     Beam,
     BestOfN,
     BestOfNGuidance,
     Blockwise,
     Budget,
+    DepthFirst,
+    EvoSearch,
     Gate,
     Guide,
     LookaheadGuidance,
@@ -44,6 +47,9 @@ METHODS: dict[str, Any] = {
     "smc-ddim": SMC(4, lam=20.0, when=every(2), kernel="ddim"),
     "beam": Beam(2, candidates=2),
     "blockwise": Blockwise(3, block=2),
+    "rbf": RBF(3),
+    "evolution-on-the-way": EvoSearch((3, 2, 2), at=(0.0, 0.5), elites=2),
+    "depth-first": DepthFirst(3, threshold=(9.0, 9.0, 9.0), depth=0.4),
     "tree": Tree(8, batch=2, widen=(1.0, 0.5)),
     "neighbours": NoiseSearch(n=2, rounds=3),
     "evolution": NoiseSearch(n=3, rounds=2, strategy="evolution", through=2),
