@@ -33,6 +33,7 @@ import steer
 from steer.core.costs import Costs
 from steer.core.meter import FlopCounter
 from steer.search.method import Method
+from steer.shapes.worlds import World
 
 
 BATCH = 8
@@ -53,7 +54,7 @@ class Setting:
         more: Further arguments of the pipeline.
     """
 
-    world: steer.shapes.worlds.World
+    world: World
     steps: int
     guidance: float
     loops: dict[int, int]

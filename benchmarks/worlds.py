@@ -20,10 +20,11 @@ from methods_show import between
 from tqdm.auto import tqdm
 
 import steer
+from steer.shapes.worlds import World
 
 
 CAPTIONS, BATCH = 200, 20
-SETTINGS: list[tuple[str, int, float]] = [
+SETTINGS: list[tuple[World, int, float]] = [
     ("diffusion", 20, 3.5),
     ("diffusion", 8, 3.5),
     ("diffusion", 5, 3.5),

@@ -20,7 +20,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
 )
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
@@ -68,7 +67,7 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
 
-def text_encoder(tokenizer: CLIPTokenizer, layers: int, act: str) -> CLIPTextModelWithProjection:
+def text_encoder(tokenizer: Any, layers: int, act: str) -> CLIPTextModelWithProjection:
     """An untrained text encoder of the world's width."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -86,7 +85,7 @@ def text_encoder(tokenizer: CLIPTokenizer, layers: int, act: str) -> CLIPTextMod
     return CLIPTextModelWithProjection(config)
 
 
-def from_unet(pipe: StableDiffusionPipeline) -> CLIPTextModelWithProjection:
+def from_unet(pipe: Any) -> CLIPTextModelWithProjection:
     """Text encoder 1: the diffusion pipeline's, with a projection of its own."""
     known = pipe.text_encoder.config
     model = text_encoder(pipe.tokenizer, known.num_hidden_layers, known.hidden_act)
@@ -99,9 +98,9 @@ def from_unet(pipe: StableDiffusionPipeline) -> CLIPTextModelWithProjection:
     return model
 
 
-def from_clip(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+def from_clip(clip: Any, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     """Text encoder 2: the contrastive model's text tower in transformers' names."""
-    blocks: Any = clip.transformer.resblocks
+    blocks = clip.transformer.resblocks
     model = text_encoder(tokenizer, len(blocks), "gelu")
     state = {
         "text_model.embeddings.token_embedding.weight": clip.token_embedding.weight,

@@ -50,7 +50,7 @@ def without_guidance(unet: Any) -> UNet2DConditionModel:
 
     Pipelines run such a UNet once per step, whatever `guidance_scale` they are called with.
     """
-    model = UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": 8})
+    model: Any = UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": 8})
     state = {name: value.float() for name, value in unet.state_dict().items()}
     fresh = "time_embedding.cond_proj.weight"
     model.load_state_dict({**state, fresh: torch.zeros_like(model.state_dict()[fresh])})
