@@ -57,9 +57,7 @@ SCHEDULERS = {
     "flow-dpm": "DPM++ 2M, flow",
     "flow-unipc": "UniPC, flow",
 }
-REASONS = {
-    "needs a stochastic sampler": "no stochastic law",
-}
+REASONS: dict[str, str] = {}
 """What an error says, in few words; an error that none of these fits stops the study."""
 
 

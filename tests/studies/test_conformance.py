@@ -30,7 +30,7 @@ MODULE = '''
 import functools
 import os
 
-from diffusers import PixArtSigmaPipeline, SanaPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, PixArtSigmaPipeline, SanaPipeline
 
 from families import arguments, build
 
@@ -79,11 +79,15 @@ class Crash(Pixart):
     pipeline_class = CrashPipeline
 
 
+class Brownian(FlowMatchEulerDiscreteScheduler):
+    noise_sampler = None
+
+
 class Refused:
     pipeline_class = SanaPipeline
 
     def get_dummy_components(self):
-        return build("sana").components
+        return {**build("sana").components, "scheduler": Brownian()}
 
     def get_dummy_inputs(self, device, seed=0):
         return arguments("sana")
@@ -152,7 +156,7 @@ def test_the_command_tells_outcomes_apart_and_resumes(
     checks = {key.split(":")[-1]: record.checks for key, record in found.items()}
     assert checks["Wrong"]["identity"].why.startswith("differs from the plain call by 0.1")
     assert "KeyError: 'lost'" in checks["Crash"]["identity"].why and checks["Crash"]["SMC"].where
-    assert checks["Refused"]["SMC"].why.startswith("SMC needs a stochastic sampler")
+    assert "one Brownian path" in checks["Refused"]["SMC"].why
     assert "we are offline" in checks["Unbuilt"]["SMC"].why
     assert "nothing_of_that_name" in found["tiny.test_broken"].why
 

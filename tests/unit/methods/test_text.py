@@ -35,6 +35,7 @@ from steer.methods import (
     NoiseTilt,
     Prune,
     ReNO,
+    Rho,
     Sphere,
     Then,
     Tree,
@@ -57,6 +58,7 @@ EVERY_ONE = [
     PCNL(SMC(8, when=every(4)), lam=5.0, chains=4, burn_in=6, thin=3, pull=None, through=2),
     Beam((8, 4, 2), candidates=3, lookahead=2, when=between(0.3, 1.0)),
     Blockwise((2, 8), block=4, kernel="ddim"),
+    Blockwise(2, kernel=Rho("constant", 0.4, inner=4, noise_window=(0.2, 0.9))),
     RBF(8, threshold=(0.3, 0.5), batch=2, kernel="ddim"),
     EvoSearch((8, 4, 4), at=(0.0, 0.5), elites=2, mutation=0.3),
     DepthFirst(4.0, threshold=(0.4, 0.5, 0.6), at=(0.5, 0.7), depth=0.3),
@@ -73,7 +75,7 @@ EVERY_ONE = [
     Budget(8, Tree(iterations=64)),
     Then(BestOfN(8), NoiseOptimization(iterations=4, starts=2)),
 ]
-PARTS = (GradientProposal, NoiseTilt, ReNO, Sphere, ZeroOrder)
+PARTS = (GradientProposal, NoiseTilt, ReNO, Rho, Sphere, ZeroOrder)
 INSIDE = (*PARTS, Prior)
 
 
