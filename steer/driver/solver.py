@@ -46,8 +46,7 @@ class Solver:
     Multistep solvers keep history per row, in the order of the rows last stepped. Callers that
     select, permute or duplicate rows call `gather` with the same indices. Such a solver goes from
     one step to the next, or back to the first; other jumps raise an error. To begin in the middle
-    make a new solver: its first step there is of order one, as in image-to-image pipelines. Some
-    schedulers cannot, and raise an error.
+    make a new solver, of order one at first as in image-to-image; some schedulers raise an error.
 
     Args:
         scheduler: A diffusers scheduler after `set_timesteps`, not yet stepped; left untouched.
