@@ -77,6 +77,7 @@ def test_every_method_has_an_arm_within_its_budget(study: Any) -> None:
     searches = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, Method)}
     elsewhere = {Method, steer.BestOfN, steer.Gate, steer.Budget}
     elsewhere |= {steer.methods.Adaptive, steer.methods.PCNL}
+    elsewhere |= {steer.methods.RBF, steer.methods.EvoSearch, steer.methods.DepthFirst}
     assert searches - at_eight == elsewhere
     for compute in (2, 4, 7, 8, 16):
         for name, method, _ in arms.arms(compute, 20):

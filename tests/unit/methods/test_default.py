@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from steer import methods
 from steer.methods import (
+    PCNL,
     RBF,
     SMC,
     Adaptive,
@@ -43,8 +44,8 @@ def test_who_can_be_sized() -> None:
     """Those that compute alone decides; the others are made of methods or files."""
     found = [getattr(methods, name) for name in methods.__all__]
     found = [m for m in found if isinstance(m, type) and issubclass(m, Method) and m is not Method]
-    assert set(SIZED) == set(found) - {Budget, Gate, Then}
-    for method in (Budget, Gate, Then):
+    assert set(SIZED) == set(found) - {Budget, Gate, PCNL, Then}
+    for method in (Budget, Gate, PCNL, Then):
         with pytest.raises(ValueError, match="write its arguments out"):
             method.for_compute(4, 20)
 
