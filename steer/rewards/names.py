@@ -20,9 +20,13 @@ from steer.rewards.function import FunctionReward
 BUILT_IN = {
     "aesthetic": "steer.rewards.models.aesthetic:aesthetic",
     "aesthetic-v1": "steer.rewards.models.aesthetic:aesthetic_v1",
+    "aesthetic-v2.5": "steer.rewards.models.aesthetic_siglip:aesthetic_siglip",
     "augmented:*": "steer.rewards.registry:augmented",
     "clip:*": "steer.rewards.models.clip:clip",
     "compressibility": "steer.rewards.models.compressibility:compressibility",
+    "cyclereward": "steer.rewards.models.cyclereward:cyclereward",
+    "cyclereward:i2t": "steer.rewards.models.cyclereward:cyclereward_i2t",
+    "cyclereward:t2i": "steer.rewards.models.cyclereward:cyclereward_t2i",
     "hpsv2": "steer.rewards.models.hpsv2:hpsv2",
     "hpsv2.0": "steer.rewards.models.hpsv2:hpsv2_0",
     "hpsv2.1": "steer.rewards.models.hpsv2:hpsv2_1",

@@ -28,8 +28,9 @@ class PublishedFile:
         host: `"huggingface.co"` or `"github.com"`.
         sha256: Of the file at `revision`: a download is held against it before it gets its name,
             and a kept file at every use. `None` for files of gigabytes on the hub, whose client
-            checks what it downloads.
+            checks what it downloads, and where it is not known.
         dataset: Whether a repository of the hub is a dataset; else it is a model.
+        release: Whether the file is an asset of a release on GitHub, and `revision` its tag.
     """
 
     repository: str
@@ -40,6 +41,7 @@ class PublishedFile:
     host: str = "huggingface.co"
     sha256: str | None = None
     dataset: bool = False
+    release: bool = False
 
     @property
     def size(self) -> str:
@@ -59,6 +61,8 @@ class PublishedFile:
     def url(self, revision: str | None = None) -> str:
         """The address for a download by hand."""
         path, revision = quote(self.filename), revision or self.revision
+        if self.release:
+            return f"{self.page}/releases/download/{revision}/{path}"
         if self.host == "github.com":
             return f"https://raw.githubusercontent.com/{self.repository}/{revision}/{path}"
         return f"{self.page}/resolve/{revision}/{path}"

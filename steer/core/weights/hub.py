@@ -1,6 +1,7 @@
 """Published reward weights: one table of files, each with commit, size and licence.
 
-Files are pinned to a commit; `revision="main"` would say that one is not.
+Files are pinned to a commit; `revision="main"` would say that one is not. Assets of a release have
+its tag.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from steer.core.files.published import PublishedFile
 
 
 _HPS = "697403c78157020a1ae59d23f111aa58ced35b0a"
+_CYCLE = "hjbahng/cyclereward"
 _LAION_V1 = "6d122adad522ab246644d9dc1c6d7a3810ee255f"
 
 FILES: dict[str, PublishedFile] = {
@@ -89,6 +91,28 @@ FILES: dict[str, PublishedFile] = {
         "ImageReward.pt",
         "5736be03b2652728fb87788c9797b0570450ab72",
         1_786_880_000,
+        "Apache-2.0",
+    ),
+    **{
+        f"cyclereward-{variant.lower()}": PublishedFile(
+            _CYCLE, f"CycleReward-{variant}.pth", "v1.0.0", None, "MIT", "github.com", release=True
+        )
+        for variant in ("Combo", "T2I", "I2T")
+    },
+    "aesthetic-v2.5": PublishedFile(
+        "discus0434/aesthetic-predictor-v2-5",
+        "models/aesthetic_predictor_v2_5.pth",
+        "c0e15567fa61252cbff43d70c49a8bd27202ca9a",
+        2_644_834,
+        "AGPL-3.0",
+        host="github.com",
+        sha256="a6caf256b3dc434273c98dcb12f6bf17c5d4fc647d8df11f038386923dd06220",
+    ),
+    "siglip-so400m-384": PublishedFile(
+        "google/siglip-so400m-patch14-384",
+        "model.safetensors",
+        "9fdffc58afc957d1a03a25b10dba0329ab15c2a3",
+        3_511_950_624,
         "Apache-2.0",
     ),
     "bert-base-uncased": PublishedFile(

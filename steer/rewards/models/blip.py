@@ -1,8 +1,9 @@
-"""ImageReward's network on transformers' BLIP modules, and the names of its published weights.
+"""BLIP with a head of one number, on transformers' modules, and the names of published weights.
 
 A ViT-L/16 looks at the image, a BERT attends to it by cross-attention (BLIP, Li et al. 2022,
-arXiv:2201.12086), and linear layers without activations turn the first token into one number
-(ImageReward, Xu et al. 2023, arXiv:2304.05977; github.com/THUDM/ImageReward).
+arXiv:2201.12086), and five linear layers turn the first token into one number. ImageReward (Xu et
+al. 2023, arXiv:2304.05977; github.com/THUDM/ImageReward) has no activations between them,
+CycleReward (Bahng et al. 2025, arXiv:2506.02095; github.com/hjbahng/cyclereward) has GELUs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,6 +42,35 @@ TEXT = {
 }
 HEAD = (1024, 128, 64, 16, 1)
 
+
+@dataclass(frozen=True)
+class Head:
+    """The layers behind the first token.
+
+    Attributes:
+        numbers: Of its linear layers in the published names, `mlp.layers.<number>`.
+        gelu: Whether there are GELUs between them.
+    """
+
+    numbers: tuple[int, ...]
+    gelu: bool
+
+    def module(self, width: int) -> nn.Sequential:
+        """The layers, from `width` features to one number."""
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise((width, *HEAD)):
+            between = [nn.GELU()] if self.gelu and layers else []
+            layers += [*between, nn.Linear(fan_in, fan_out)]
+        return nn.Sequential(*layers)
+
+    def place(self, number: int) -> int:
+        """Where in `module` the published layer `number` is; ValueError if it is none."""
+        return self.numbers.index(number) * (2 if self.gelu else 1)
+
+
+LINEAR = Head((0, 2, 4, 6, 7), gelu=False)  # ImageReward; between them lie dropouts
+GELU = Head((0, 2, 4, 6, 8), gelu=True)  # CycleReward
+
 UNUSED = frozenset(
     {
         "blip.vision_proj.weight",  # BLIP's contrastive heads, which the score does not read
@@ -64,7 +95,6 @@ _RULES = [
     (_BLOCK + r"mlp\.fc([12])\.(\w+)", _LAYER + r"mlp.fc\2.\3"),
     (r"blip\.text_encoder\.(.+)", r"text.\1"),
 ]
-_HEAD_LAYERS = dict(zip("02467", range(len(HEAD)), strict=True))  # between them lie dropouts
 
 
 class BlipScorer(nn.Module):
@@ -73,17 +103,19 @@ class BlipScorer(nn.Module):
     Args:
         vision: What differs from the published vision config, in `BlipVisionConfig`'s names.
         text: What differs from the published text config, in `BlipTextConfig`'s names.
+        head: The layers behind the first token.
     """
 
-    def __init__(self, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    def __init__(
+        self, vision: Mapping[str, Any], text: Mapping[str, Any], head: Head = LINEAR
+    ) -> None:
         super().__init__()
         vision_config = BlipVisionConfig(**{**VISION, **vision})
         width = vision_config.hidden_size
         text_config = BlipTextConfig(**{**TEXT, **text, "encoder_hidden_size": width})
         self.vision = BlipVisionModel(vision_config)
         self.text = BlipTextModel(text_config, add_pooling_layer=False)
-        widths = itertools.pairwise((text_config.hidden_size, *HEAD))
-        self.head = nn.Sequential(*[nn.Linear(fan_in, fan_out) for fan_in, fan_out in widths])
+        self.head = head.module(text_config.hidden_size)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -99,11 +131,11 @@ class BlipScorer(nn.Module):
         return self.head(first.to(next(self.head.parameters()).dtype)).squeeze(-1)
 
 
-def module_name(published: str) -> str:
+def module_name(published: str, head: Head = LINEAR) -> str:
     """Where a tensor of the published layout lives in `BlipScorer`; unknown names stay."""
-    head = re.fullmatch(r"mlp\.layers\.(\d)\.(\w+)", published)
-    if head and head[1] in _HEAD_LAYERS:
-        return f"head.{_HEAD_LAYERS[head[1]]}.{head[2]}"
+    layer = re.fullmatch(r"mlp\.layers\.(\d)\.(\w+)", published)
+    if layer and int(layer[1]) in head.numbers:
+        return f"head.{head.place(int(layer[1]))}.{layer[2]}"
     for pattern, name in _RULES:
         match = re.fullmatch(pattern, published)
         if match:
@@ -112,7 +144,11 @@ def module_name(published: str) -> str:
 
 
 def build(
-    state: Mapping[str, Tensor], source: str, vision: Mapping[str, Any], text: Mapping[str, Any]
+    state: Mapping[str, Tensor],
+    source: str,
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    head: Head = LINEAR,
 ) -> BlipScorer:
     """The network with published weights.
 
@@ -121,13 +157,14 @@ def build(
         source: What to call the checkpoint in an error.
         vision: As for `BlipScorer`.
         text: As for `BlipScorer`.
+        head: As for `BlipScorer`.
 
     Raises:
         CheckpointError: Missing or unexpected tensors, or other shapes.
     """
     with torch.device("meta"):  # nothing is initialised only to be overwritten
-        model = BlipScorer(vision, text)
-    used = {module_name(name): value for name, value in state.items() if name not in UNUSED}
+        model = BlipScorer(vision, text, head)
+    used = {module_name(name, head): v for name, v in state.items() if name not in UNUSED}
     load_into(model, used, source, assign=True)
     positions = torch.arange(model.text.config.max_position_embeddings)
     model.text.embeddings.register_buffer("position_ids", positions[None], persistent=False)

@@ -13,7 +13,8 @@ from steer.core.weights.hub import FILES, fetch, locate
 def test_the_table_is_pinned_and_plain():
     for key, file in FILES.items():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", file.repository), key
-        assert file.revision == "main" or re.fullmatch(r"[0-9a-f]{40}", file.revision), key
+        pinned = r"v\d+\.\d+\.\d+" if file.release else r"[0-9a-f]{40}"
+        assert file.revision == "main" or re.fullmatch(pinned, file.revision), key
         assert file.filename.rpartition(".")[2] in {
             "pt",
             "pth",
@@ -23,7 +24,7 @@ def test_the_table_is_pinned_and_plain():
             "txt",
         }
         assert file.licence and file.host in {"huggingface.co", "github.com"}, key
-        assert file.host == "huggingface.co" or file.sha256, key
+        assert file.host == "huggingface.co" or file.release or file.sha256, key
 
 
 def test_hub_files_go_through_the_hubs_client(monkeypatch):
@@ -57,6 +58,9 @@ def test_a_local_path_is_taken_as_it_is(tmp_path):
 
 
 def test_urls():
+    asset = FILES["cyclereward-t2i"].url()
+    release = "https://github.com/hjbahng/cyclereward/releases/download/v1.0.0/"
+    assert asset == f"{release}CycleReward-T2I.pth"
     file = FILES["aesthetic"]
     start = f"https://raw.githubusercontent.com/{file.repository}/{file.revision}/sac%2Blogos%2B"
     assert file.url().startswith(start)

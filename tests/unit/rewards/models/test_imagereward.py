@@ -27,7 +27,8 @@ from transformers import BertConfig, BertModel, BertTokenizer
 import steer
 from steer.core.errors import CheckpointError
 from steer.rewards.models import blip
-from steer.rewards.models.imagereward import ImageReward, imagereward
+from steer.rewards.models.blip_reward import BlipReward
+from steer.rewards.models.imagereward import imagereward
 
 
 WORDS = ["a", "red", "circle", "cat", "with", "two", "horns", "of", "the", "night", "sky", ",", "."]
@@ -57,7 +58,7 @@ def checkpoint(state, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def build(checkpoint, vocabulary):
-    def make(**options) -> ImageReward:
+    def make(**options) -> BlipReward:
         given = {"checkpoint": checkpoint, "tokenizer": vocabulary, "device": "cpu"}
         return imagereward(**{**given, "model_config": CONFIG, **options})
 
@@ -65,7 +66,7 @@ def build(checkpoint, vocabulary):
 
 
 @pytest.fixture(scope="module")
-def reward(build) -> ImageReward:
+def reward(build) -> BlipReward:
     return build()
 
 
