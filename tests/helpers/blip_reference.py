@@ -1,4 +1,4 @@
-"""ImageReward restated from its papers and published names, in float64, on plain tensors.
+"""ImageReward and CycleReward restated from their papers and published names, in float64, on plain tensors.
 
 Vision by timm's ViT (whose names the checkpoint follows), text and head by hand, with no module of
 transformers.
@@ -30,6 +30,8 @@ TEXT = {
     "num_attention_heads": 3,
     "max_position_embeddings": 40,
 }
+DROPPED, GELU = (0, 2, 4, 6, 7), (0, 2, 4, 6, 8)
+"""Numbers of the head's linear layers: ImageReward's, and CycleReward's with GELUs between them."""
 
 
 def vit(depth: int, width: int, heads: int, patch: int) -> VisionTransformer:
@@ -37,9 +39,13 @@ def vit(depth: int, width: int, heads: int, patch: int) -> VisionTransformer:
 
 
 def published_layout(
-    text: dict[str, int], width: int, tokens: int, eyes: VisionTransformer
+    text: dict[str, int],
+    width: int,
+    tokens: int,
+    eyes: VisionTransformer,
+    head: tuple[int, ...] = DROPPED,
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of `ImageReward.pt`, all that the published class saves."""
+    """Names and shapes of the published file, all that the published class saves."""
     prefix = "blip.visual_encoder."
     shapes = {prefix + name: tuple(value.shape) for name, value in eyes.state_dict().items()}
     hidden, inner = text["hidden_size"], text["intermediate_size"]
@@ -69,24 +75,28 @@ def published_layout(
     add("blip.vision_proj", 256, width)
     add("blip.text_proj", 256, hidden)
     for index, rows, columns in zip(
-        (0, 2, 4, 6, 7), (1024, 128, 64, 16, 1), (hidden, 1024, 128, 64, 16), strict=True
+        head, (1024, 128, 64, 16, 1), (hidden, 1024, 128, 64, 16), strict=True
     ):
         add(f"mlp.layers.{index}", rows, columns)
     return shapes
 
 
-def random_checkpoint(tokens: int, seed: int = 0) -> dict[str, Tensor]:
+def random_checkpoint(
+    tokens: int, seed: int = 0, head: tuple[int, ...] = DROPPED, text: dict[str, int] = TEXT
+) -> dict[str, Tensor]:
     """Small weights of the published layout, such that images and prompts move the score."""
     noise = torch.Generator().manual_seed(seed)
     eyes = vit(2, 32, 2, 56)
     state = {}
-    for name, shape in published_layout(TEXT, VISION["hidden_size"], tokens, eyes).items():
+    for name, shape in published_layout(text, VISION["hidden_size"], tokens, eyes, head).items():
         norm = "norm" in name.lower() and name.endswith("weight")
         gain = 1.0 if name.startswith("mlp") else 1.5
         scale = 0.1 if len(shape) < 2 else gain / math.sqrt(math.prod(shape[1:]))
         scale = 0.5 if "embed" in name and len(shape) < 4 else scale
         state[name] = scale * torch.randn(shape, generator=noise) + float(norm)
-    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
+    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(
+        text["max_position_embeddings"]
+    )[None]
     return state
 
 
@@ -98,9 +108,10 @@ def published_preprocess(images: Tensor) -> Tensor:
 
 
 class PublishedScorer:
-    """Images `(B, 3, H, W)`, token ids and mask `(B, 35)` to `(B,)` rewards, in float64."""
+    """Images `(B, 3, H, W)`, token ids and mask `(B, T)` to `(B,)` rewards, in float64."""
 
-    def __init__(self, state: dict[str, Tensor]) -> None:
+    def __init__(self, state: dict[str, Tensor], head: tuple[int, ...] = DROPPED) -> None:
+        self.head = head
         self.state = {name: value.double() for name, value in state.items()}
         eyes = "blip.visual_encoder."
         self.eyes = vit(2, 32, 2, 56).double().eval()
@@ -110,9 +121,10 @@ class PublishedScorer:
     def __call__(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         with torch.no_grad():
             seen = self.eyes.forward_features(published_preprocess(images))
-            return (self._head(self._text(ids, mask, seen)[:, 0]) - 0.16717362830052426) / (
-                1.0333394966054072
-            )
+            score = self._head(self._text(ids, mask, seen)[:, 0])
+            if self.head == GELU:
+                return score
+            return (score - 0.16717362830052426) / 1.0333394966054072
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
@@ -148,6 +160,7 @@ class PublishedScorer:
         return x
 
     def _head(self, x: Tensor) -> Tensor:
-        for index in (0, 2, 4, 6, 7):
+        for index in self.head:
             x = self._linear(f"mlp.layers.{index}", x)
+            x = gelu(x) if self.head == GELU and index != self.head[-1] else x
         return x.squeeze(-1)
