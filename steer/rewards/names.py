@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 from steer.core.checks import did_you_mean
 from steer.core.types import Reward
+from steer.core.weights.hub import FILES
 from steer.rewards.function import FunctionReward
+from steer.rewards.liveness import check_alive
 
 
 BUILT_IN = {
@@ -86,6 +88,7 @@ def make_named(name: str, options: dict[str, Any]) -> Reward:
 
     Raises:
         ValueError: An unknown name, or options that its factory does not take.
+        CheckpointError: Weights that cannot be used, or (of built-in rewards) score all alike.
     """
     factory, arguments = _find_factory(name)
     takes = inspect.signature(factory).parameters
@@ -95,6 +98,8 @@ def make_named(name: str, options: dict[str, Any]) -> Reward:
     made = factory(*arguments, **options)
     if not isinstance(made, Reward):
         raise ValueError(f"reward {name!r}: its factory returned {made!r}, which is not a reward")
+    if _is_built_in(name) and getattr(made, "version", ""):  # a version is one of weights
+        check_alive(made, _source_of(made, options))
     return made
 
 
@@ -114,6 +119,19 @@ def preset_weights(
     factory = _load(PRESETS[name])
     _check_options(name, factory, (), options, elsewhere)
     return factory(**options)
+
+
+def _is_built_in(name: str) -> bool:
+    return name in BUILT_IN or f"{name.partition(':')[0]}:*" in BUILT_IN
+
+
+def _source_of(made: Reward, options: Mapping[str, Any]) -> str:
+    """Where the weights of a built-in reward come from, for errors."""
+    given = {key: options[key] for key in ("checkpoint", "backbone") if options.get(key)}
+    if given:
+        return " and ".join(f"{key}={str(path)!r}" for key, path in given.items())
+    file = FILES.get(made.name)
+    return f"{file.filename!r} ({file.page})" if file else "its published files"
 
 
 def _factory_of(target: Any, declared: dict[str, Any]) -> Callable[..., Any]:

@@ -14,7 +14,6 @@ from steer.core.files.published import PublishedFile
 
 
 _HPS = "697403c78157020a1ae59d23f111aa58ced35b0a"
-_CYCLE = "hjbahng/cyclereward"
 _LAION_V1 = "6d122adad522ab246644d9dc1c6d7a3810ee255f"
 
 FILES: dict[str, PublishedFile] = {
@@ -94,10 +93,14 @@ FILES: dict[str, PublishedFile] = {
         "Apache-2.0",
     ),
     **{
-        f"cyclereward-{variant.lower()}": PublishedFile(
-            _CYCLE, f"CycleReward-{variant}.pth", "v1.0.0", None, "MIT", "github.com", release=True
+        name: PublishedFile(
+            "hjbahng/cyclereward", filename, "v1.0.0", None, "MIT", "github.com", release=True
         )
-        for variant in ("Combo", "T2I", "I2T")
+        for name, filename in (
+            ("cyclereward", "CycleReward-Combo.pth"),
+            ("cyclereward:t2i", "CycleReward-T2I.pth"),
+            ("cyclereward:i2t", "CycleReward-I2T.pth"),
+        )
     },
     "aesthetic-v2.5": PublishedFile(
         "discus0434/aesthetic-predictor-v2-5",

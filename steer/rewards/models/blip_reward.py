@@ -108,7 +108,6 @@ class BlipReward(BaseReward):
 
 def open_blip(
     name: str,
-    key: str,
     head: Head,
     scale: Scale,
     *,
@@ -123,8 +122,7 @@ def open_blip(
     """A reward from a published file, or from a local one of its layout.
 
     Args:
-        name: Of the reward.
-        key: Of the published file, in `steer.core.weights.hub.FILES`.
+        name: Of the reward, and of its published file in `steer.core.weights.hub.FILES`.
         head: The file's head.
         scale: Length of the prompts, and scale of the scores.
         checkpoint, tokenizer, device, dtype, batch, revision, model_config: As for `imagereward`.
@@ -136,7 +134,7 @@ def open_blip(
     config = {part: dict(values) for part, values in (model_config or {}).items()}
     if not config.keys() <= {"vision", "text"}:
         raise ValueError(f"model_config has the parts {sorted(config)}: 'vision' and 'text' only")
-    weights = locate(key, checkpoint, revision=revision)
+    weights = locate(name, checkpoint, revision=revision)
     vocabulary = Path(tokenizer or fetch("bert-base-uncased", option="tokenizer")).expanduser()
     if not vocabulary.exists():
         raise CheckpointError(f"tokenizer={str(vocabulary)!r} does not exist: {_BERT}")

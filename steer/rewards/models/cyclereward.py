@@ -57,7 +57,6 @@ def cyclereward(
         raise ValueError(f"variant={variant!r}: one of {', '.join(map(repr, VARIANTS))}")
     return open_blip(
         "cyclereward" if variant == "combo" else f"cyclereward:{variant}",
-        f"cyclereward-{variant}",
         GELU,
         SCALE,
         checkpoint=checkpoint,

@@ -52,7 +52,6 @@ def imagereward(
     """
     return open_blip(
         "imagereward",
-        "imagereward",
         LINEAR,
         SCALE,
         checkpoint=checkpoint,

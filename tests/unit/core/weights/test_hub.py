@@ -58,7 +58,7 @@ def test_a_local_path_is_taken_as_it_is(tmp_path):
 
 
 def test_urls():
-    asset = FILES["cyclereward-t2i"].url()
+    asset = FILES["cyclereward:t2i"].url()
     release = "https://github.com/hjbahng/cyclereward/releases/download/v1.0.0/"
     assert asset == f"{release}CycleReward-T2I.pth"
     file = FILES["aesthetic"]

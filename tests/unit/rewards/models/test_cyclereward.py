@@ -108,7 +108,9 @@ def test_all_published_names_and_shapes_have_their_place():
 def test_weights_of_imagereward_are_refused(build, tmp_path):
     path = tmp_path / "ImageReward.pt"
     torch.save(random_checkpoint(len(VOCABULARY) + 2, text=LONG), path)
-    with pytest.raises(CheckpointError, match=r"missing \(head.8.weight.*unexpected \(mlp.layers.7"):
+    with pytest.raises(
+        CheckpointError, match=r"missing \(head.8.weight.*unexpected \(mlp.layers.7"
+    ):
         build(checkpoint=path)
 
 
