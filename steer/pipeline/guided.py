@@ -32,6 +32,7 @@ from steer.pipeline.run import Run
 from steer.pipeline.turns import turn
 from steer.pipeline.weighing import Weights
 from steer.pipeline.widths import Widths
+from steer.rewards.families import warn_of_kin
 from steer.search.method import Method
 
 
@@ -265,7 +266,8 @@ def guided(
         compute: What to spend at most, in plain calls with their decode (default 4).
         select: Which finished candidates are returned, such as `steer.picks.Quantile(n_eff=8)`, or
             `steer.picks.Diverse()` for several different images; the best if left out.
-        judge: One or more further rewards that nobody optimises, for the report.
+        judge: One or more further rewards that nobody optimises, for the report. One that shares
+            its backbone or training data with the reward is warned of.
         compute_unit: What `compute` counts: `"flops"`, which torch counts once per pipeline and
             size (denoiser, decodes, scores, gradients), or denoiser `"rows"` alone, as papers do.
         lane_width: Particles per returned image in one denoiser call; by default such that a lane
@@ -297,7 +299,7 @@ def guided(
         ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `lane_width`
             below 1, a blend without its tuned denoiser, a `preview` that does not fit.
     """
-    return Guided(
+    made = Guided(
         pipe,
         reward,
         method=method,
@@ -312,3 +314,6 @@ def guided(
         blend=blend,
         plans=plans,
     )
+    for given in made.judges:
+        warn_of_kin(made.reward, given)
+    return made

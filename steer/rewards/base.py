@@ -42,6 +42,8 @@ class BaseReward(ABC):
             of memory.
         device: Where the reward computes; `None` is wherever the images are.
         version: Tells its weights from others under the same name; empty where it has none.
+        family: Backbone and training data, as `"clip-h/human"`; see `steer.rewards.families`. Empty
+            where nothing is known; a composition has those of its parts.
     """
 
     name: str = ""
@@ -51,6 +53,7 @@ class BaseReward(ABC):
     batch: int | None = 32
     device: torch.device | None = None
     version: str = ""
+    family: str = ""
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -54,6 +54,7 @@ class FunctionReward(BaseReward):
             declared = getattr(function, attribute, getattr(type(self), attribute))
             setattr(self, attribute, declared if value is None else value)
         self.videos = bool(getattr(function, "videos", False))
+        self.family = str(getattr(function, "family", ""))
         self.name = name or _name(function)
         self.batch = check_batch(batch)
 

@@ -1,7 +1,7 @@
-"""ImageReward and CycleReward restated from their papers and published names, in float64, on plain tensors.
+"""ImageReward and CycleReward restated from their papers and published names, in float64.
 
-Vision by timm's ViT (whose names the checkpoint follows), text and head by hand, with no module of
-transformers.
+On plain tensors: vision by timm's ViT (whose names the checkpoints follow), text and head by hand,
+with no module of transformers.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from steer.core.weights.hub import locate
 from steer.core.weights.reading import fingerprint, load_into, load_state_dict, stamp
 from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.clip.preprocess import Preprocess, work_dtype
+from steer.rewards.families import FAMILIES
 from steer.rewards.models.aesthetic import fold
 from steer.rewards.models.clip import default_device
 
@@ -55,6 +56,7 @@ class SiglipAesthetic(BaseReward):
     """
 
     name = NAME
+    family = FAMILIES[NAME]
     differentiable = True
     needs_prompt = False
 

@@ -20,6 +20,7 @@ from steer.core.weights.hub import fetch, locate
 from steer.core.weights.reading import fingerprint, load_state_dict, stamp
 from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.clip.preprocess import Preprocess, work_dtype
+from steer.rewards.families import family_of
 from steer.rewards.models.blip import BlipScorer, Head, build
 from steer.rewards.models.clip import default_device
 
@@ -72,7 +73,7 @@ class BlipReward(BaseReward):
         *,
         batch: int | None = 32,
     ) -> None:
-        self.name, self.scale = name, scale
+        self.name, self.family, self.scale = name, family_of(name), scale
         self.model, self.version = model, fingerprint(model)
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype

@@ -24,6 +24,7 @@ from steer.rewards.clip.activation import trained_with_quick_gelu
 from steer.rewards.clip.encoder import Encoder, Source, load_encoder, quiet
 from steer.rewards.clip.fused import Fused, choose_tower, cosines
 from steer.rewards.clip.preprocess import Preprocess, work_dtype
+from steer.rewards.families import family_of
 from steer.rewards.inputs import Images, as_batches
 
 
@@ -62,7 +63,7 @@ class FeatureReward(BaseReward):
         batch: int | None = 32,
         fused: Fused = None,
     ) -> None:
-        self.name = name
+        self.name, self.family = name, family_of(name)
         self.encoder, self.version = encoder, encoder.version
         self.tower = choose_tower(encoder, fused)
         self.differentiable = fused != "fp8"
@@ -163,7 +164,9 @@ def clip(
         raise CheckpointError(f"clip:{model}: checkpoint={weights!r} does not exist: pass a file")
     encoder = open_encoder(config, weights, device, dtype, tokenizer)
     preprocess = Preprocess.from_open_clip(preprocess_cfg, encoder.image_size)
-    return ClipReward(name or f"clip:{model}", encoder, preprocess, batch=batch, fused=fused)
+    made = ClipReward(name or f"clip:{model}", encoder, preprocess, batch=batch, fused=fused)
+    made.family = made.family or family_of(f"clip:{model}")
+    return made
 
 
 def open_encoder(

@@ -29,6 +29,7 @@ class JpegReward(BaseReward):
         batch: Most images moved to the CPU at once.
     """
 
+    family = "jpeg"
     differentiable = False
     needs_prompt = False
 

@@ -60,7 +60,7 @@ class VqaReward(BaseReward):
             raise ValueError(
                 f"question={question!r} lacks {{prompt}}: write it where the text goes"
             )
-        self.name = name
+        self.name, self.family = name, "vlm"
         self.answerer, self.version = answerer, fingerprint(answerer.model)
         self.question = question
         self.yes = _variants(answerer, "yes", yes)

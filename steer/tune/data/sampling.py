@@ -16,7 +16,7 @@ from steer.core.errors import RewardError, TuneError
 from steer.core.seeds import text_seed
 from steer.core.types import Reward
 from steer.methods.selection.best_of_n import BestOfN
-from steer.pipeline.guided import Guided, guided
+from steer.pipeline.guided import Guided
 from steer.rewards.parts import is_relative
 from steer.tune.data.config import DataConfig
 from steer.tune.data.prompts import Prompt
@@ -96,7 +96,7 @@ class LatentSampler:
                 )
         self.names = tuple(config.rewards)
         self.arguments = config.arguments()
-        self.guided: Guided = guided(
+        self.guided = Guided(  # not `guided`: nothing is optimised, so no judge is warned of
             pipe, rewards[0], method=BestOfN(1), judge=list(rewards[1:]), lane_width=1
         )
 

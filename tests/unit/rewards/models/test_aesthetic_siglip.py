@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,7 @@ def head() -> dict[str, Tensor]:
     torch.manual_seed(4)
     widths = (24, 1024, 128, 64, 16, 1)
     state = {}
-    for number, (fan_in, fan_out) in zip(
-        (0, 2, 4, 6, 8), zip(widths, widths[1:], strict=False), strict=True
-    ):
+    for number, (fan_in, fan_out) in zip((0, 2, 4, 6, 8), itertools.pairwise(widths), strict=True):
         layer = nn.Linear(fan_in, fan_out)
         state[f"scoring_head.{number}.weight"] = 3 * layer.weight.detach().bfloat16()
         state[f"scoring_head.{number}.bias"] = layer.bias.detach().bfloat16()
@@ -71,7 +70,9 @@ def options(model, head, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture(scope="module")
 def reward(options) -> SiglipAesthetic:
-    return steer.reward("aesthetic-v2.5", **options)
+    found = steer.reward("aesthetic-v2.5", **options)
+    assert isinstance(found, SiglipAesthetic)
+    return found
 
 
 @pytest.fixture(scope="module")

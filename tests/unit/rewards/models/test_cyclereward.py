@@ -56,9 +56,9 @@ def checkpoint(state, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def build(checkpoint, vocabulary):
-    def make(variant="combo", **options) -> BlipReward:
+    def make(**options) -> BlipReward:
         given = {"checkpoint": checkpoint, "tokenizer": vocabulary, "device": "cpu"}
-        return cyclereward(variant, **{**given, "model_config": CONFIG, **options})
+        return cyclereward(**{**given, "model_config": CONFIG, **options})
 
     return make
 

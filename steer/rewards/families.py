@@ -1,0 +1,86 @@
+"""Which rewards are kin: one backbone, or one kind of training data, and so likely one blind spot.
+
+A family is written `"<backbone>/<data>"`, or `"<backbone>"` where there is no data to name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from steer.core.types import Reward
+from steer.core.warn import warn
+from steer.rewards.parts import rewards_in
+
+
+FAMILIES = {
+    "aesthetic": "clip-l/aesthetic",
+    "aesthetic-v1": "clip-l/aesthetic",
+    "aesthetic-v1-vit_b_16": "clip-b/aesthetic",
+    "aesthetic-v1-vit_b_32": "clip-b/aesthetic",
+    "aesthetic-v2.5": "siglip/aesthetic",
+    "compressibility": "jpeg",
+    "cyclereward": "blip/cycle",
+    "cyclereward:i2t": "blip/cycle",
+    "cyclereward:t2i": "blip/cycle",
+    "hpsv2": "clip-h/human",
+    "hpsv2.0": "clip-h/human",
+    "hpsv2.0-legacy": "clip-h/human",
+    "hpsv2.1": "clip-h/human",
+    "hpsv2.1-legacy": "clip-h/human",
+    "imagereward": "blip/human",
+    "incompressibility": "jpeg",
+    "pickscore": "clip-h/human",
+    "shapes": "shapes",
+    "shapes-clip": "shapes",
+}
+"""By the name of a reward. `human` are people's choices between generated images, `aesthetic` their
+ratings of looks, `cycle` comparisons by cycle consistency, `captions` images with their texts."""
+
+
+def family_of(name: str) -> str:
+    """The family of a built-in reward; empty for any other name.
+
+    Args:
+        name: With its argument where it has one, as `"clip:ViT-H-14:laion2b_s32b_b79k"`.
+    """
+    kind, _, model = name.partition(":")
+    if kind == "clip":
+        return f"{_backbone(model.partition(':')[0])}/captions"
+    return "vlm" if kind == "vqa" else FAMILIES.get(name, "")
+
+
+def families_in(reward: Reward) -> set[str]:
+    """A reward's own `family` and those of its parts, except of parts of weight 0."""
+    weights: Any = getattr(reward, "weights", None)
+    silent = {n for n, w in weights.items() if not w} if isinstance(weights, Mapping) else set()
+    parts = [part for name, part in rewards_in(reward).items() if name not in silent]
+    own = str(getattr(reward, "family", None) or "")
+    return set().union(*map(families_in, parts), [own] if own else [])
+
+
+def kinship(family: str, other: str) -> list[str]:
+    """What two families share, in words: `["backbone clip-h", "training data human"]`."""
+    both = zip(("backbone", "training data"), family.split("/"), other.split("/"), strict=False)
+    return [f"{what} {mine}" for what, mine, yours in both if mine == yours]
+
+
+def warn_of_kin(reward: Reward, judge: Reward) -> None:
+    """Warn where a judge shares a backbone or training data with the reward that is optimised."""
+    pairs = [(a, b) for a in sorted(families_in(reward)) for b in sorted(families_in(judge))]
+    shared = list(dict.fromkeys(word for pair in pairs for word in kinship(*pair)))
+    if shared:
+        warn(
+            f"judge {judge.name!r} shares its {' and its '.join(shared)} with the reward "
+            f"{reward.name!r} that is optimised, and may fall for the same faults: judge by a "
+            "reward of another family (docs/rewards.md lists them)"
+        )
+
+
+def _backbone(model: str) -> str:
+    """Of an open_clip model's name: `"ViT-H-14-quickgelu"` is `clip-h`."""
+    if "siglip" in model.lower():
+        return "siglip"
+    size = re.match(r"ViT-([A-Za-z]+)", model)
+    return f"clip-{(size[1] if size else model).lower()}"
