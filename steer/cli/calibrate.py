@@ -67,7 +67,7 @@ def calibrate(
     Writes plans.json, for `steer.guided(..., plans="plans.json")`, and a page with the curves.
     Says what it will cost before it begins; interrupt it at any time: the same command continues.
 
-    Example: steer calibrate prompts.txt --reward hpsv2 --judge pickscore --steps 30 --out plans
+    Example: steer calibrate prompts.txt --reward hpsv2 --judge cyclereward --steps 30 --out plans
     """
     with bad_input():
         from steer.core.files.atomic import usable

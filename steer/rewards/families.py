@@ -12,6 +12,7 @@ from typing import Any
 from steer.core.types import Reward
 from steer.core.warn import warn
 from steer.rewards.parts import rewards_in
+from steer.rewards.text import names_in
 
 
 FAMILIES = {
@@ -51,8 +52,15 @@ def family_of(name: str) -> str:
     return "vlm" if kind == "vqa" else FAMILIES.get(name, "")
 
 
-def families_in(reward: Reward) -> set[str]:
-    """A reward's own `family` and those of its parts, except of parts of weight 0."""
+def families_in(reward: Reward | str) -> set[str]:
+    """A reward's own `family` and those of its parts, except of parts of weight 0.
+
+    Args:
+        reward: A loaded one; or a text as `steer.reward` takes it, whose names are looked up.
+    """
+    if isinstance(reward, str):
+        names = (name.removeprefix("augmented:") for name in names_in(reward))
+        return {family for family in map(family_of, names) if family}
     weights: Any = getattr(reward, "weights", None)
     silent = {n for n, w in weights.items() if not w} if isinstance(weights, Mapping) else set()
     parts = [part for name, part in rewards_in(reward).items() if name not in silent]
@@ -66,14 +74,15 @@ def kinship(family: str, other: str) -> list[str]:
     return [f"{what} {mine}" for what, mine, yours in both if mine == yours]
 
 
-def warn_of_kin(reward: Reward, judge: Reward) -> None:
+def warn_of_kin(reward: Reward | str, judge: Reward | str) -> None:
     """Warn where a judge shares a backbone or training data with the reward that is optimised."""
     pairs = [(a, b) for a in sorted(families_in(reward)) for b in sorted(families_in(judge))]
     shared = list(dict.fromkeys(word for pair in pairs for word in kinship(*pair)))
     if shared:
+        names = [given if isinstance(given, str) else given.name for given in (judge, reward)]
         warn(
-            f"judge {judge.name!r} shares its {' and its '.join(shared)} with the reward "
-            f"{reward.name!r} that is optimised, and may fall for the same faults: judge by a "
+            f"judge {names[0]!r} shares its {' and its '.join(shared)} with the reward "
+            f"{names[1]!r} that is optimised, and may fall for the same faults: judge by a "
             "reward of another family (docs/rewards.md lists them)"
         )
 

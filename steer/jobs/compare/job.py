@@ -20,6 +20,7 @@ from steer.jobs.compare.scoring import (
     score_missing,
 )
 from steer.jobs.compare.store import Store, Unit
+from steer.rewards.families import warn_of_kin
 
 
 class CompareJob:
@@ -156,6 +157,8 @@ def check(comparison: Comparison) -> PromptSet:
         check_arm(arm)
     prompts = load_prompts(comparison.prompts)
     check_judges(comparison, prompts)
+    for judge in comparison.judges:
+        warn_of_kin(comparison.reward, judge)
     return prompts
 
 

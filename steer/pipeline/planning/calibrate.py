@@ -50,7 +50,7 @@ def calibrate(
 ) -> Plans:
     """Learn from pilot runs which plan a bare `compute=` should stand for.
 
-        guided = steer.guided(pipe, "hpsv2", judge="pickscore")
+        guided = steer.guided(pipe, "hpsv2", judge="cyclereward")
         plans = steer.calibrate(guided, prompts, out="pilots.jsonl", num_inference_steps=30)
         plans.save("plans.json")
 

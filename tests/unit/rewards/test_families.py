@@ -47,6 +47,13 @@ def test_loaded_rewards_know_theirs():
     assert families_in(augmented) == {"jpeg"}
 
 
+def test_texts_are_looked_up_by_their_names():
+    assert families_in("rank(hpsv2,augmented:imagereward=0.5)") == {"clip-h/human", "blip/human"}
+    assert families_in("oracle") == set()
+    with pytest.warns(UserWarning, match="judge 'pickscore' shares its training data human with"):
+        warn_of_kin("imagereward=0.5,clip:ViT-B-32:openai=0.5", "pickscore")
+
+
 def plain(name: str, family: str) -> FunctionReward:
     def score(images, prompts):
         return images.mean((1, 2, 3))
