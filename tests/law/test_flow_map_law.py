@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flow_law import flow_grid
+from flow_law import chain_law, flow_grid
 from flow_maps import MapToy, flow
 from scipy import stats
 from torch import Tensor
@@ -20,13 +20,14 @@ from toy import Mixture, Toy, on_points, run
 from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerError
 from steer.core.potentials import tempering
 from steer.core.resampling import log_mean_exp, normalise
-from steer.core.types import Population, Query
+from steer.core.types import Move, Population, Query, Step
 from steer.core.when import at, every
 from steer.methods import SMC
 from steer.search.cloud import Cloud
 from steer.search.context import Context
 from steer.search.kernels.laws import LAWS
 from steer.search.kernels.rho import Rho
+from steer.search.lookahead import look_ahead
 from steer.search.maps import jump_to_clean
 
 
@@ -68,22 +69,56 @@ def test_a_jump_to_clean_latents_is_the_flow_from_every_step(shift: float) -> No
     assert report.ledger.denoiser_calls == len(asked)
 
 
+@pytest.mark.parametrize("through", [1, 2, 3])
+def test_short_runs_jump_from_one_of_their_points_to_the_next(through: int) -> None:
+    def search(ctx: Context, start: Population) -> Generator[Query, Tensor, tuple[Tensor, Tensor]]:
+        found = yield from look_ahead(ctx, start, 4, through)
+        return start.x, found[0][0]
+
+    (start, clean), _ = run(MapToy(MEAN, STD, 5.0), search, 4, on_points(first), steps=3)
+    torch.testing.assert_close(clean, flow(start, 1.0, 0.0, MEAN, STD))
+
+
+def chain(kernel: Rho, steps: list[Step], aimed: bool = True) -> tuple[float, float, float]:
+    """Mean and standard deviation of a flow map's samples, and all noise that was drawn."""
+    points = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    mean, variance, noise = 0.0, 1.0, 0.0
+    for step in steps:
+        there = (kernel.aim(step) if aimed else step).sigma_next
+        u = (flow(points, step.sigma, there, MEAN, STD) - points) / (there - step.sigma)
+        move = kernel(None, step, Population(points, ((0, 0), (0, 1))), u)  # type: ignore[arg-type]
+        assert isinstance(move, Move)
+        offset, slope = float(move.mean[0]), float(move.mean[1] - move.mean[0])
+        mean, variance = offset + slope * mean, slope**2 * variance + move.std**2
+        noise += move.std
+    return mean, variance**0.5, noise
+
+
 @pytest.mark.parametrize("count", [2, 5])
 @pytest.mark.parametrize("preset", [name for name in LAWS if name != "ode"])
 def test_every_law_keeps_the_marginals_of_a_flow_map(preset: str, count: int) -> None:
     """In any number of steps, where a denoiser's mean makes samples that vary less."""
-    kernel = Rho(preset, fresh_start=True)
-    points = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    mean, variance, noise = 0.0, 1.0, 0.0
-    for step in flow_grid(count, 3.0):
-        there = kernel.aim(step).sigma_next
-        u = (flow(points, step.sigma, there, MEAN, STD) - points) / (there - step.sigma)
-        move = kernel(None, step, Population(points, ((0, 0), (0, 1))), u)  # type: ignore[arg-type]
-        offset, slope = float(move.mean[0]), float(move.mean[1] - move.mean[0])
-        mean, variance = offset + slope * mean, slope**2 * variance + move.std**2
-        noise += move.std
-    assert (mean, variance) == pytest.approx((MEAN, STD**2))
+    mean, std, noise = chain(Rho(preset, fresh_start=True), flow_grid(count, 3.0))
+    assert (mean, std) == pytest.approx((MEAN, STD))
     assert noise > 0.1
+
+
+@pytest.mark.parametrize(
+    ("preset", "shares"),
+    [
+        ("ode", (0.681, 0.830, 1.0, 1.0)),
+        ("flow-sde", (0.657, 0.804, 0.954, 0.968)),
+        ("ddpm", (0.598, 0.735, 0.853, 0.888)),
+        ("renoise", (0.539, 0.602, 0.757, 0.726)),
+    ],
+)
+def test_without_the_right_jump_samples_vary_less(preset: str, shares: tuple[float, ...]) -> None:
+    """The table in docs/stochastic.md: velocities and jumps to the next point, 4 and 8 steps."""
+    kernel, grids = Rho(preset), [flow_grid(4), flow_grid(8)]
+    found = [chain_law(kernel, grid, MEAN, STD)[1] ** 0.5 / STD for grid in grids]
+    found += [chain(kernel, grid, aimed=False)[1] / STD for grid in grids]
+    assert found == pytest.approx(shares, abs=6e-4)
+    assert [chain(kernel, grid)[1] for grid in grids] == pytest.approx([STD, STD])
 
 
 def distance(cloud: Cloud, cdf: Any) -> float:

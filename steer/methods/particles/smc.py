@@ -254,7 +254,7 @@ class SMC(Method):
 
     def _kernel(self, ctx: Context, solver: Solver) -> Kernel | None:
         """The law of the moves; `None` is the pipeline's own solver."""
-        kernel = choose_kernel(ctx, solver, type(self).__name__, self.kernel, self.eta, aims=True)
+        kernel = choose_kernel(ctx, solver, type(self).__name__, self.kernel, self.eta)
         if kernel is None and self.proposal is not None:
             return own_moves(ctx, self.eta)
         return kernel

@@ -34,12 +34,7 @@ def check_kernel(kernel: object, eta: float) -> None:
 
 
 def choose_kernel(
-    ctx: Context,
-    solver: Solver,
-    method: str,
-    kernel: str | Kernel,
-    eta: float,
-    aims: bool = False,
+    ctx: Context, solver: Solver, method: str, kernel: str | Kernel, eta: float
 ) -> Kernel | None:
     """The law of the moves; `None` is the pipeline's own solver.
 
@@ -48,7 +43,6 @@ def choose_kernel(
         method: Who asks, for messages.
         kernel: `"auto"`, `"solver"`, a preset of `Rho`, or a `Kernel`.
         eta: Share of fresh noise in DDIM moves.
-        aims: Whether the method asks a flow map for the kernel's own jump, see `aim`.
 
     Raises:
         UnsupportedSchedulerError: `"solver"` where the scheduler draws no noise, or a kernel that
@@ -61,7 +55,7 @@ def choose_kernel(
         if solver.draws_noise(ctx.steps):
             _warn_of_renoising(solver, ctx, method)
             return None
-        if not (aims and ctx.model.is_flow_map):
+        if not ctx.model.is_flow_map:  # fresh noise keeps its law in few steps, see `aim`
             _warn_of_few_steps(solver, ctx, method)
         chosen: Kernel = own_moves(ctx, eta)
     else:
