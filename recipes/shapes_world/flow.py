@@ -258,6 +258,7 @@ def assemble(
     model: FlowDenoiser, vae: AutoencoderKL, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]
 ) -> StableDiffusion3Pipeline:
     """The trained parts as a pipeline; the autoencoder's latents are the world's own."""
+    vae.register_to_config(shift_factor=0.0)  # which SD3's pipeline adds
     parts: dict[str, Any] = {
         "transformer": model.transformer,
         "scheduler": build_scheduler(),

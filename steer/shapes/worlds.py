@@ -74,9 +74,10 @@ def _flow(weights: Path) -> Any:
     from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 
     folder = _present(weights / "flow", "model_index.json")
-    vae = AutoencoderKL.from_pretrained(
+    vae: Any = AutoencoderKL.from_pretrained(
         weights / "pipeline", subfolder="vae", local_files_only=True
     )
+    vae.register_to_config(shift_factor=0.0)  # which this pipeline adds
     return StableDiffusion3Pipeline.from_pretrained(
         folder, vae=vae, text_encoder_3=None, tokenizer_3=None, local_files_only=True
     )

@@ -128,6 +128,45 @@ def test_the_few_step_model_is_recognisable(turbo: Any) -> None:
     assert sum(v.all_met for v in steer.shapes.oracle(four, texts)) > 0.25 * len(texts)
 
 
+@pytest.fixture(scope="module")
+def flow() -> Any:
+    pipe = steer.shapes.pipeline("flow")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_flow_model_leaves_room_to_steer(flow: Any) -> None:
+    texts = steer.shapes.prompts("held_out", 32, seed=5)
+    images = draw(flow, texts, num_inference_steps=12, guidance_scale=3.5, max_sequence_length=0)
+    verdicts = steer.shapes.oracle(images, texts)
+    assert 0.2 < sum(v.all_met for v in verdicts) / len(verdicts) < 0.8
+
+
+def test_the_flow_model_knows_the_tokens_in_t5s_place(flow: Any) -> None:
+    """With and without them it draws pictures of the same reward."""
+    texts = steer.shapes.prompts("held_out", 8, seed=5)
+    reward = steer.reward("shapes", device="cpu")
+    scores = [
+        reward(draw(flow, texts, num_inference_steps=10, guidance_scale=3.5, **more), texts)
+        for more in ({"max_sequence_length": 0}, {})
+    ]
+    assert (scores[0].mean() - scores[1].mean()).abs() < 0.05
+
+
+def test_the_flow_model_is_searched(flow: Any) -> None:
+    guided = steer.guided(flow, reward="shapes")
+    out = guided(
+        "a red circle",
+        method=steer.SMC(3, when=steer.at(0.5)),
+        num_inference_steps=9,
+        guidance_scale=3.5,
+        max_sequence_length=0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    )
+    assert out.report.ledger.denoiser_rows == 27 and out.report.ledger.decodes >= 6
+
+
 def test_worlds_have_names() -> None:
     with pytest.raises(ValueError, match="world='cpu': must be 'diffusion', 'flow', 'turbo'"):
         steer.shapes.pipeline("cpu")  # pyright: ignore[reportArgumentType, reportCallIssue]
