@@ -91,7 +91,8 @@ class Query:
     Attributes:
         latents: One lane, `(lane rows, *latent)`: exactly as many rows as the pipeline's own batch.
             Where a callback changes the pipeline's latents, they are changed here in place.
-        step: The noise level of the latents; any step, in any order, any number of times.
+        step: The noise level of the latents; any step, in any order, any number of times. The level
+            that it leads to is where a flow map jumps to; other denoisers are not told.
         grad: Record the denoiser call, so that gradients reach `latents`.
         ids: The particle in every row; padding rows repeat one.
         slots: Rows that are no padding, in order; empty where none is.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
+
+
+_JUMPS = ("r_timestep",)
 
 
 def execution_device(pipe: Any, default: Any = "cpu") -> torch.device:
@@ -69,6 +73,19 @@ def first_denoiser(pipe: Any) -> tuple[str, Any] | None:
         if module is not None:
             return name, module
     return None
+
+
+def jump_argument(pipe: Any) -> str | None:
+    """The denoiser's argument for the timestep that it jumps to; None where it is no flow map."""
+    found = first_denoiser(pipe)
+    return None if found is None else _jump_argument(type(found[1]))
+
+
+@lru_cache
+def _jump_argument(denoiser: type) -> str | None:
+    forward = getattr(denoiser, "forward", None)
+    given = () if forward is None else inspect.signature(forward).parameters
+    return next((name for name in _JUMPS if name in given), None)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def prediction_of(scheduler: Any) -> Prediction:
             "read; use invert_sigmas=False where the model allows it."
         )
     kind = getattr(scheduler.config, "prediction_type", None)
-    if kind is None and _named(scheduler, "FlowMatch", "LTXEulerAncestralRF"):
+    if kind is None and _named(scheduler, "FlowMatch", "FlowMap", "LTXEulerAncestralRF"):
         return "flow"
     if kind not in _PREDICTIONS:
         known = ", ".join(_PREDICTIONS)
@@ -142,7 +142,7 @@ def _points(scheduler: Any) -> list[tuple[float, float]]:
     if hasattr(probe, "_sigma_to_alpha_sigma_t"):  # DPM++, UniPC, DEIS, SA: one map for all
         alpha, sigma = probe._sigma_to_alpha_sigma_t(levels[: count + 1])
         return list(zip(alpha.tolist(), sigma.tolist(), strict=True))
-    if _named(probe, "LTXEulerAncestralRF"):  # noises nothing itself, but is a flow scheduler
+    if _named(probe, "LTXEulerAncestralRF", "FlowMap"):  # flows that noise nothing by position
         return [(1 - level, level) for level in levels[: count + 1].tolist()]
     times = probe.timesteps.cpu()
     grid = [_probe(probe, times[min(i, count - 1)], i) for i in range(count + 1)]

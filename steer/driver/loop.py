@@ -53,6 +53,8 @@ class Loop:
 
     Attributes:
         ledger: Counts every denoiser call.
+        query: What the denoiser is asked now; None before the search begins and after it.
+        jump: Where a flow map is asked to go by a query, if not where its pipeline asks it to.
         evaluations: How many denoisers evaluate a row at a step `(index, count)`: more than one
             for a blend of tuned and untuned models.
         started, finished: Whether the search has begun, and returned.
@@ -82,6 +84,7 @@ class Loop:
         self.edited = self.kept = False
         self.noises: Noises = lambda names, noise: noise
         self.evaluations: Callable[[int, int], int] = lambda index, count: 1
+        self.jump: Callable[[Query], float | None] = lambda query: None
         self.spares = False
         self.opening: tuple[int, ...] = ()
         self._clear()
@@ -93,7 +96,7 @@ class Loop:
         self._item: Any = None
         self._arguments: dict[str, Any] = {}
         self._search: Driven | None = None
-        self._query: Query | None = None
+        self.query: Query | None = None
         self._grid: Tensor | None = None
         self._offset = 0
         self._opened: Opened | None = None
@@ -125,8 +128,8 @@ class Loop:
                 self._item = None
                 yield from items[1:]
                 return
-            while self._query is not None:
-                yield self._ask(self._query.step.t, self._query.grad)
+            while self.query is not None:
+                yield self._ask(self.query.step.t, self.query.grad)
                 if self._asked:
                     self.interrupted = True
                     return
@@ -158,7 +161,7 @@ class Loop:
         if self._asked:
             return self.asked()[0]
         assert self._grid is not None
-        return (len(self._grid) if self._query is None else self._query.step.index) - 1
+        return (len(self._grid) if self.query is None else self.query.step.index) - 1
 
     def answer(self, output: Tensor, sample: Tensor, step_kwargs: dict[str, Any]) -> Tensor:
         """Send the model output at `sample` to the search; returns its next latents, or winners."""
@@ -179,12 +182,12 @@ class Loop:
             first = self._resume(None)
             if isinstance(first, Tensor):
                 return first
-            opened = Opened.of(output, first, sample, self.opening)
+            opened = Opened.of(output, first, sample, self.opening, self.jump(first) is not None)
             if opened.missing:
                 self._opened = opened
                 return self._handed(first)
-        elif self._query is not None:
-            self._absorb(self._query, sample)
+        elif self.query is not None:
+            self._absorb(self.query, sample)
             if self._opened is not None:
                 output, self._opened = self._opened.completed(output), None
         return self._handed(self._resume(output))
@@ -208,8 +211,7 @@ class Loop:
         self._inner = self._outer
         schedule = Schedule.from_scheduler(self.scheduler, self._grid)
         self._offset = schedule.offset
-        scheduler = clone(self.scheduler)
-        opening = Opening(sample, schedule, scheduler, self._arguments, self._finish)
+        opening = Opening(sample, schedule, clone(self.scheduler), self._arguments, self._finish)
         self._search = self.search_of(opening)
 
     def _resume(self, output: Tensor | None) -> Query | Tensor:
@@ -218,10 +220,10 @@ class Loop:
         outer, self._thinking = torch.is_grad_enabled(), True
         torch.set_grad_enabled(self._inner)
         try:
-            self._query = next(self._search) if output is None else self._search.send(output)
-            return self._query
+            self.query = next(self._search) if output is None else self._search.send(output)
+            return self.query
         except StopIteration as stop:
-            self._query, self.finished = None, True
+            self.query, self.finished = None, True
             self._around.close()
             return stop.value
         except BaseException:
@@ -234,11 +236,11 @@ class Loop:
     def scale(self, sample: Tensor, timestep: Any) -> Tensor:
         """`scale_model_input` of the scheduler at the step of the query."""
         scaler = clone(self.scheduler)
-        if self._query is None:
+        if self.query is None:
             if hasattr(scaler, "_begin_index"):
                 scaler._begin_index = self.begin
             return scaler.scale_model_input(sample, timestep)
-        index = self._query.step.index + self._offset
+        index = self.query.step.index + self._offset
         if hasattr(scaler, "_step_index"):
             scaler._step_index = index
         if hasattr(scaler, "state_in_first_order") and hasattr(scaler, "sample"):
@@ -247,17 +249,17 @@ class Loop:
 
     def asked(self) -> tuple[int, int]:
         """The index of the step that the denoiser evaluates now, and the number of steps."""
-        if self._query is None:
+        if self.query is None:
             return 0, 1 if self._grid is None else len(self._grid)
-        return self._query.step.index, self._query.step.count
+        return self.query.step.index, self.query.step.count
 
     def wanted(self) -> tuple[int, ...]:
         """Slots of the batch that the denoiser is asked for now; empty for all of them."""
         if not self.spares:
             return ()
-        if self._query is None:
+        if self.query is None:
             return self.opening
-        return self._query.slots if self._opened is None else self._opened.missing
+        return self.query.slots if self._opened is None else self._opened.missing
 
     def noised(self, name: str, args: Any, kwargs: Any) -> Tensor:
         """`scheduler.add_noise` or `scale_noise`, where the pipeline calls it."""
@@ -267,7 +269,7 @@ class Loop:
             self.edits = Edits(self.noises)
         self._thinking = True  # drawing a particle's noise may come back here
         try:
-            return self.edits.noised(self.scheduler, name, args, kwargs, self._query, self._offset)
+            return self.edits.noised(self.scheduler, name, args, kwargs, self.query, self._offset)
         finally:
             self._thinking = False
 

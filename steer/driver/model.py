@@ -13,7 +13,7 @@ from torch import Tensor
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.decode import check, decode, returned, unfitted
 from steer.driver.decoding.previews import PreviewDecoder
-from steer.driver.facts import execution_device, makes_videos
+from steer.driver.facts import execution_device, jump_argument, makes_videos
 from steer.driver.freeze import check_resident, frozen
 
 
@@ -47,6 +47,11 @@ class Model:
     def videos(self) -> bool:
         """Whether its outputs are videos."""
         return makes_videos(self._pipe)
+
+    @property
+    def is_flow_map(self) -> bool:
+        """Whether its denoiser is told where a step leads, and answers for any such jump."""
+        return jump_argument(self._pipe) is not None
 
     def decode(
         self, latents: Tensor, grad: bool = False, by: PreviewDecoder | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from steer.core.errors import AGAIN, LaneWidthError, UnsupportedPipelineError
 from steer.core.seeds import row_seed
 from steer.core.types import Population
+from steer.driver.axes import in_loop_order
 from steer.driver.seeds import call_seeds
 from steer.driver.solver_state import Generators
 
@@ -58,8 +59,7 @@ class Source:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's `prepare_latents`, for the widened batch."""
         assert self.prepare is not None
-        signature = inspect.signature(self.prepare)
-        self._bound = signature.bind(*args, **kwargs)
+        self._bound = inspect.signature(self.prepare).bind(*args, **kwargs)
         if self.lane_width == 1:
             self._plain = self.prepare(*args, **kwargs)
             return self._plain
@@ -196,6 +196,7 @@ class Source:
             UnsupportedPipelineError: The loop steps latents of another shape.
         """
         assert self.lane is not None
+        drawn = in_loop_order(drawn, self._plain, self.lane)
         if drawn.shape[1:] == self.lane.shape[1:]:
             return drawn.to(self.lane)
         raise UnsupportedPipelineError(

@@ -25,14 +25,22 @@ class Opened:
     whole: bool
 
     @classmethod
-    def of(cls, output: Tensor, query: Query, sample: Tensor, evaluated: tuple[int, ...]) -> Opened:
+    def of(
+        cls,
+        output: Tensor,
+        query: Query,
+        sample: Tensor,
+        evaluated: tuple[int, ...],
+        elsewhere: bool = False,
+    ) -> Opened:
         """For the first query; `sample` are the pipeline's own latents.
 
-        `evaluated` are the slots of them that the call was asked; empty for all.
+        `evaluated` are the slots of them that the call was asked; empty for all. `elsewhere`: a
+        flow map was asked for another jump than the query's.
         """
         x = query.latents
         slots = query.slots or tuple(range(len(x)))
-        if query.step.index or query.grad or x.shape != sample.shape:
+        if query.step.index or query.grad or elsewhere or x.shape != sample.shape:
             return cls(output, slots, True)
         known = [slot for slot in slots if not evaluated or slot in evaluated]
         if x is not sample and not torch.equal(x[known], sample[known]):

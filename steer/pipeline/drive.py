@@ -12,6 +12,7 @@ from steer.driver.call import Call, check_callbacks, check_scheduler
 from steer.driver.counting import counting
 from steer.driver.decoding.nan import decoding_of
 from steer.driver.facts import edits_latents, is_interrupted, keeps_image
+from steer.driver.jumps import jumping
 from steer.driver.loop import Loop
 from steer.driver.metering import Metering, is_countable
 from steer.driver.narrow import Narrow, denoisers_of
@@ -39,6 +40,7 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
         stand_ins[run.source.prepare.__name__] = run.source
     if hasattr(pipe, "progress_bar"):
         stand_ins["progress_bar"] = run.progress_bar
+    loop.jump = run.jump
     models = nullcontext()
     if run.models is not None:
         loop.evaluations = run.evaluations
@@ -54,7 +56,8 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
         run.counted, metered = (lambda: metering.total), metering.installed()
     returned = decoding_of(pipe, when=lambda: loop.finished)
     stands = _standing_in(pipe, stand_ins)
-    with models, metered, narrow, counting(pipe), stands, returned as run.decoded:
+    jumps = jumping(pipe, lambda: None if loop.query is None else loop.jump(loop.query))
+    with models, metered, narrow, jumps, counting(pipe), stands, returned as run.decoded:
         try:
             output = call.run(run.lane_width)
         except Exception as error:

@@ -12,13 +12,14 @@ from steer.core.costs import ROWS, Unit
 from steer.core.ledger import Ledger
 from steer.core.meter import Meter
 from steer.core.trace import Trace
-from steer.core.types import Name, Population, Reward
+from steer.core.types import Name, Population, Query, Reward
 from steer.core.warn import warn
 from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import Decoded
 from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import uses_guidance
+from steer.driver.jumps import jump_of
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
 from steer.driver.narrow import Checked
@@ -149,6 +150,11 @@ class Run:
     def evaluations(self, index: int, steps: int) -> int:
         """Denoisers that answer one row at a step."""
         return 1 if self.models is None else self.models.rows(index, steps)
+
+    def jump(self, query: Query) -> float | None:
+        """The timestep that a flow map is asked to jump to, if not to where its pipeline asks."""
+        ctx = self.context
+        return None if ctx is None or not ctx.model.is_flow_map else jump_of(query.step, ctx.steps)
 
     def search(self, opening: Opening) -> Driven:
         """The method as the pipeline's loop runs it; returns the winners' latents."""

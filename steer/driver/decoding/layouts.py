@@ -180,6 +180,13 @@ def _in_sections(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
     raise unknown(pipe, "its videos are made in sections, one loop after the other")
 
 
+def _no_given_frames(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
+    """AnyFlow puts a given video over its first frames at the end."""
+    if asked.named("video") is not None or asked.named("video_latents") is not None:
+        raise unknown(pipe, "a given video replaces its first frames")
+    return latents
+
+
 def _plain_frames(pipe: Any, latents: Tensor, asked: Asked) -> Tensor:
     """ChronoEdit decodes its reasoning frames apart."""
     if asked.call.get("enable_temporal_reasoning") and latents.shape[2] > 2:
@@ -210,6 +217,8 @@ _ORDERS = {
 }
 
 _CUTS: dict[str, Callable[[Any, Tensor, Asked], Tensor]] = {
+    "AnyFlowFAR": _in_sections,
+    "AnyFlow": _no_given_frames,
     "Cosmos2_5_Transfer": _in_sections,
     "Helios": _in_sections,
     "HunyuanVideoFramepack": _in_sections,

@@ -144,14 +144,14 @@ class Beam(Method):
         """Branch, move, look ahead, keep; one denoiser call for all candidates at a time."""
         mover, beams = Mover.of(ctx, start, type(self).__name__, self.kernel, self.eta)
         plan = self._plan(ctx, mover)
-        output = yield from ctx.denoise(beams, ctx.steps[0])
+        output = yield from mover.ask(beams, ctx.steps[0])
         for step, turn in zip(ctx.steps, plan, strict=True):
             rows, beams = mover.branch(beams, turn.children, step)
             beams = yield from mover.step(step, beams, output[rows])
             if step.index + 1 == len(plan):
                 break
             following = ctx.steps[step.index + 1]
-            output = yield from ctx.denoise(beams, following)
+            output = yield from mover.ask(beams, following)
             if turn.children > 1:
                 clean = yield from look_ahead(ctx, beams, output, following, self.lookahead)
                 values = ctx.evaluate(clean, following)

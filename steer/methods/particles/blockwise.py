@@ -103,19 +103,19 @@ class Blockwise(Method):
         """Block after block, every one from the best of the last."""
         mover, now = Mover.of(ctx, start, type(self).__name__, self.kernel, self.eta)
         lines = deal_lines(now, ctx.images)
-        output = yield from ctx.denoise(now, ctx.steps[0])
+        output = yield from mover.ask(now, ctx.steps[0])
         for block in self._plan(ctx, mover):
             if block.first:
                 rows, now = mover.branch(now, block.n, ctx.steps[block.first])
                 lines, output = [lines[row] for row in rows], output[rows]
             for step in ctx.steps[block.first : block.end]:
                 if step.index > block.first:
-                    output = yield from ctx.denoise(now, step)
+                    output = yield from mover.ask(now, step)
                 now = yield from mover.step(step, now, output)
             last = block.end == len(ctx.steps)
             following = ctx.steps[-1 if last else block.end]
             if not last:
-                output = yield from ctx.denoise(now, following)
+                output = yield from mover.ask(now, following)
             if block.n > 1:
                 clean = now if last else now.at(following.x0(now.x, output))
                 rows, _ = best_of_lines(ctx, clean, lines, None if last else following)

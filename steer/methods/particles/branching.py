@@ -14,7 +14,13 @@ from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Name, Population, Step
 from steer.driver.solver import Solver
 from steer.search.context import Context
-from steer.search.kernels.choose import check_kernel, choose_kernel, is_silent, own_moves
+from steer.search.kernels.choose import (
+    aim,
+    check_kernel,
+    choose_kernel,
+    is_silent,
+    own_moves,
+)
 from steer.search.kernels.draws import Draw, Kernel, finish_move
 from steer.search.short_runs import Asking, short_grid
 
@@ -95,6 +101,10 @@ class Mover:
     def is_silent(self, steps: Sequence[Step]) -> bool:
         """Whether no noise is known to be drawn at any of the steps: copies would stay equal."""
         return all(is_silent(self.kernel, step) for step in steps)
+
+    def ask(self, population: Population, step: Step) -> Asking[Tensor]:
+        """The denoiser's output at a step, of a flow map for the jump that the law makes there."""
+        return (yield from self.ctx.denoise(population, aim(self.ctx, self.kernel, step)))
 
     def step(self, step: Step, population: Population, output: Tensor) -> Asking[Population]:
         """Every row at the step's next point, given the denoiser's output."""

@@ -144,7 +144,7 @@ class RBF(Method):
         check_absolute(ctx.reward, type(self).__name__)
         mover, start = Mover.of(ctx, start, type(self).__name__, self.kernel, self.eta, jumps=True)
         good = self._good_enough(ctx, mover)
-        lines = yield from _first(ctx, start)
+        lines = yield from _first(ctx, mover, start)
         for step in ctx.steps[:-1]:
             yield from self._advance(ctx, mover, lines, step, good)
         now = yield from mover.step(ctx.steps[-1], lines.now, lines.output)
@@ -198,10 +198,10 @@ class RBF(Method):
         lines.rest = left
 
 
-def _first(ctx: Context, start: Population) -> Asking[Lines]:
+def _first(ctx: Context, mover: Mover, start: Population) -> Asking[Lines]:
     """Every line at the noise whose preview is best."""
     step = ctx.steps[0]
-    output = yield from ctx.denoise(start, step)
+    output = yield from mover.ask(start, step)
     previews, lines = start.at(step.x0(start.x, output)), deal_lines(start, ctx.images)
     rows, values = best_of_lines(ctx, previews, lines, step)
     ctx.trace.tell_choice(start.ids, rows, step.index)
@@ -240,6 +240,6 @@ def _judged(
     """Every row moved, asked and judged at the next step."""
     moved = yield from mover.step(step, drawn, output)
     following = ctx.steps[step.index + 1]
-    answer = yield from ctx.denoise(moved, following)
+    answer = yield from mover.ask(moved, following)
     values = ctx.evaluate(moved.at(following.x0(moved.x, answer)), following).tolist()
     return [Proposal(*row) for row in zip(values, moved.ids, moved.x, answer, strict=True)]

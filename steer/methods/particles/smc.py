@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,6 +21,7 @@ from steer.driver.solver import Solver
 from steer.search.cloud import Cloud
 from steer.search.context import Context
 from steer.search.kernels.choose import (
+    aim,
     asks_further,
     check_kernel,
     choose_kernel,
@@ -28,6 +29,7 @@ from steer.search.kernels.choose import (
     own_moves,
 )
 from steer.search.kernels.draws import Draw, Kernel, ask_denoiser, draw_move
+from steer.search.maps import check_map, jump_to_clean
 from steer.search.method import Method
 
 
@@ -83,10 +85,14 @@ class SMC(Method):
             `Rho`, or any other `Kernel`.
         proposal: A `Kernel` to draw from instead.
         choose: Return the `"best"` final rewards, or `"sample"` from the final weights.
+        lookahead: What previews show. `"x0"`, the clean prediction; `"map"`, where a flow map
+            takes the latents in one jump (Sabour et al. 2025, FMTT, arXiv:2511.22688), at one
+            more denoiser row per preview.
 
     Raises:
         ValueError: Arguments of the wrong kind; when called: `when` holds at no step of the run.
         UnsupportedSchedulerError: When called: a kernel that the schedule does not have.
+        UnsupportedPipelineError: When called: `lookahead="map"` on a model that is no flow map.
     """
 
     n: int
@@ -102,6 +108,7 @@ class SMC(Method):
     proposal: Kernel | None = None
     choose: Literal["best", "sample"] = "best"
     damping: float = 0.0
+    lookahead: Literal["x0", "map"] = "x0"
 
     reorders: ClassVar[bool] = True
     """Rows change places between steps: caches of activations per row cannot follow."""
@@ -133,6 +140,7 @@ class SMC(Method):
                 "denoiser calls has no density to correct by; use inner=1, or no proposal"
             )
         one_of("choose", self.choose, ("best", "sample"))
+        one_of("lookahead", self.lookahead, ("x0", "map"))
 
     def cost(self, steps: int) -> int:
         """Denoiser-row equivalents per returned image; a row differentiated counts two more."""
@@ -140,10 +148,10 @@ class SMC(Method):
 
     def work(self, steps: int) -> Work:
         """Its rows, previews at every scoring, and a gradient per step where a kernel takes one."""
-        scored = sum(index + 1 < steps for index in self.when.indices(steps))
-        work = Work.best_of(steps, 1, scored if self.n > 1 else 0) * self.n
+        scored = self._scored(range(steps), steps)
+        work = Work.best_of(steps, 1, scored) * self.n
         further = sum(further_calls(self.kernel, index, steps) for index in range(steps))
-        work += Work(rows=further * self.n)
+        work += Work(rows=(further + (scored if self.lookahead == "map" else 0)) * self.n)
         if self._guides:
             work += Work(previews=steps, scores=steps, gradients=steps) * self.n
         if self._differentiates:  # the pipeline's own first call, unrecorded, comes on top
@@ -154,7 +162,13 @@ class SMC(Method):
         """Denoiser rows per returned image at some of the steps."""
         further = sum(further_calls(self.kernel, index, steps) for index in indices)
         once = 1 if self._differentiates and 0 in indices else 0
-        return self.n * (len(indices) + further + once)
+        jumps = self._scored(indices, steps) if self.lookahead == "map" else 0
+        return self.n * (len(indices) + further + once + jumps)
+
+    def _scored(self, indices: Iterable[int], steps: int) -> int:
+        """At how many of these steps previews are scored."""
+        scored = self.when.indices(steps) if self.n > 1 else ()
+        return sum(index in scored and index + 1 < steps for index in indices)
 
     @property
     def _guides(self) -> bool:
@@ -196,6 +210,8 @@ class SMC(Method):
         `cloud.log_evidence + log_mean_exp(cloud.log_weights)` estimates log E[exp(lam r)] per
         prompt; its exponential is unbiased where `standardise` is off.
         """
+        if self.lookahead == "map":
+            check_map(ctx, type(self).__name__)
         scored = self._scoring_steps(len(ctx.steps))
         cloud, solver = Cloud.of(start, ctx.starts.log_weights), ctx.solver(start)
         kernel = self._kernel(ctx, solver)
@@ -203,14 +219,17 @@ class SMC(Method):
             cloud.leave_plain(ctx)
         for step in ctx.steps:
             here, output = yield from ask_denoiser(
-                ctx, cloud.population, step, self._differentiates
+                ctx, cloud.population, aim(ctx, kernel, step), self._differentiates
             )
             draw, late = None, asks_further(kernel)
             if kernel is not None and not late:
                 draw = yield from draw_move(ctx, kernel, self.proposal, step, here, output)
             here, output = here.at(here.x.detach()), output.detach()
             if step.index in scored and cloud.size > 1:
-                self._weigh(ctx, cloud, here.at(step.x0(here.x, output)), step)
+                clean = here.at(step.x0(here.x, output))
+                if self.lookahead == "map":
+                    clean = yield from jump_to_clean(ctx, here, step)
+                self._weigh(ctx, cloud, clean, step)
                 rows = self._resample(ctx, cloud, step)
                 if rows is not None:
                     solver.gather(rows)

@@ -50,7 +50,7 @@ class Rollouts:
         starts = [self.points[node.depth - 1] for node in picks if node.depth]
         for step in self.ctx.steps[0 if noises else min(starts) :]:
             if now is not None:
-                output = yield from self.ctx.denoise(now, step)
+                output = yield from self.mover.ask(now, step)
             if step.index in self.points:
                 if now is not None:
                     self._pass(tips, now, output)

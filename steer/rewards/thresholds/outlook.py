@@ -16,6 +16,7 @@ from steer.rewards.thresholds.scores import Floats
 
 
 _FAR = 50.0  # normal scores, from which on nothing is expected
+_CERTAIN = 1e-9  # spreads below this share of the price are none
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Outlook:
             return math.inf
         centre, spread = self.belief.centre, self.belief.spread
         middle, beyond = self.scores.rewards([centre, centre + spread]).tolist()
-        if spread == 0:
+        if spread <= _CERTAIN * price:
             return middle - price
         low, high, step = middle - price, beyond, max(beyond - middle, price)
         while self.gain(low) < price:

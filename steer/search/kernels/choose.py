@@ -55,12 +55,14 @@ def choose_kernel(
         if solver.draws_noise(ctx.steps):
             _warn_of_renoising(solver, ctx, method)
             return None
-        _warn_of_few_steps(solver, ctx, method)
+        if not ctx.model.is_flow_map:  # fresh noise keeps its law in few steps, see `aim`
+            _warn_of_few_steps(solver, ctx, method)
         chosen: Kernel = own_moves(ctx, eta)
     else:
         chosen = _named(kernel, eta) if isinstance(kernel, str) else kernel
     if isinstance(chosen, Rho):
         chosen.check(ctx.steps, method)
+        _check_of_map(chosen, ctx, method)
     return chosen
 
 
@@ -83,6 +85,11 @@ def own_moves(ctx: Context, eta: float) -> Rho:
 def is_silent(kernel: Kernel | None, step: Step) -> bool:
     """Whether a kernel is known to draw no noise at a step."""
     return isinstance(kernel, Rho) and kernel.is_silent(step)
+
+
+def aim(ctx: Context, kernel: Kernel | None, step: Step) -> Step:
+    """The step to ask the denoiser at before a kernel moves: a flow map's jump, else as it is."""
+    return kernel.aim(step) if isinstance(kernel, Rho) and ctx.model.is_flow_map else step
 
 
 def asks_further(kernel: object) -> bool:
@@ -119,6 +126,15 @@ def _own_solver(ctx: Context, solver: Solver, method: str) -> None:
             f"use {other}"
         )
     _warn_of_renoising(solver, ctx, method)
+
+
+def _check_of_map(kernel: Rho, ctx: Context, method: str) -> None:
+    """Raise UnsupportedSchedulerError where a flow map would be asked between two jumps."""
+    if kernel.asks and ctx.model.is_flow_map:
+        raise UnsupportedSchedulerError(
+            f"{method}: kernel={kernel!r} asks for posterior means within a step, and the flow map "
+            f"of {ctx.model.name} answers with jumps, whose law is right with one call; use inner=1"
+        )
 
 
 def _warn_of_few_steps(solver: Solver, ctx: Context, method: str) -> None:

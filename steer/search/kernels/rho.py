@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -133,6 +133,21 @@ class Rho:
     def is_silent(self, step: Step) -> bool:
         """Whether no noise is drawn at a step, so that copies of a row stay equal."""
         return not self.law.everywhere and self.shares(step).fresh == 0
+
+    def aim(self, step: Step) -> Step:
+        """The jump to ask a flow map for: down to q, from where fresh noise leads up to s'.
+
+        q / (1 - q) = rho s' / (1 - s'), as in the gamma-sampling of consistency trajectory models
+        (Kim et al. 2024, arXiv:2310.02279). With the average velocity to q the step above is this
+        jump and the noise, which keeps an exact flow map's marginals in any number of steps.
+        """
+        kept, fresh = self.shares(step)
+        if fresh == 0 or not _is_flow(step):
+            return step
+        left = step.alpha_next + kept * step.sigma_next
+        return replace(
+            step, alpha_next=step.alpha_next / left, sigma_next=kept * step.sigma_next / left
+        )
 
     def _is_plain(self, step: Step) -> bool:
         """Whether a step is deterministic whatever the law: the first, the last, and idle ones."""

@@ -90,6 +90,7 @@ def test_karras_sigmas() -> None:
     ("name", "config"),
     [
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+        ("FlowMapEulerDiscreteScheduler", {"shift": 3.0}),
         ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0}),
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0}),
     ],

@@ -158,13 +158,13 @@ def test_the_flow_model_is_searched(flow: Any) -> None:
     out = guided(
         "a red circle",
         method=steer.SMC(3, when=steer.at(0.5)),
-        num_inference_steps=6,
+        num_inference_steps=9,
         guidance_scale=3.5,
         max_sequence_length=0,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     )
-    assert out.report.ledger.denoiser_rows == 18 and out.report.ledger.previews == 3
+    assert out.report.ledger.denoiser_rows == 27 and out.report.ledger.decodes >= 6
 
 
 def test_worlds_have_names() -> None:

@@ -79,6 +79,8 @@ def test_free_candidates_are_always_worth_it() -> None:
     assert KNOWN.reservation(0) == math.inf
     assert Outlook().reservation(0.1) == math.inf
     assert Outlook().after([0.2, 0.2, 0.2]).reservation(0.05) == pytest.approx(0.15)
+    nearly = Outlook().after([0.0, 7.7e-156, -1.0])  # whose upper half all but coincides
+    assert nearly.reservation(1.0) == pytest.approx(-1.0)
     assert LEARNED.gain(-math.inf) == math.inf
 
 
