@@ -35,7 +35,7 @@ def recorded(method: Method) -> str:
             return _noise_optimization(method)
         case Then():
             return f"Then(first={recorded(method.first)}, second={recorded(method.second)})"
-    return re.sub(r", (damping=0\.0|leash=None|block=None)", "", repr(method))
+    return re.sub(r", (damping=0\.0|leash=None|block=None|lookahead='x0')", "", repr(method))
 
 
 def _noise_optimization(method: NoiseOptimization) -> str:
