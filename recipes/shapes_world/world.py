@@ -215,6 +215,15 @@ def run_export(recipe: Recipe, folder: Path, device: str) -> None:
     for name in ("clip", "scorer", "tiny", "turbo"):
         shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
     export_flow(folder / "flow", target / "flow")
+    forget_paths(target)
+
+
+def forget_paths(folder: Path) -> None:
+    """Take where a model was loaded from out of its configuration."""
+    for path in folder.rglob("*.json"):
+        found = json.loads(path.read_text("utf-8"))
+        if isinstance(found, dict) and found.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 
 
 def export_flow(folder: Path, target: Path) -> None:

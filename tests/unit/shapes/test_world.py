@@ -52,6 +52,8 @@ def test_all_weights_are_safetensors_and_small() -> None:
     assert 0 < sum(path.stat().st_size for path in tiny) <= 0.3e6
     assert not [p for p in files if p.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}]
     assert (steer.shapes.weights_folder() / "README.md").exists()
+    configs = [path.read_text("utf-8") for path in files if path.suffix == ".json"]
+    assert not [text for text in configs if "_name_or_path" in text]
 
 
 def test_diffusers_loads_and_runs_the_folder_as_it_is() -> None:
