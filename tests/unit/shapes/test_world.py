@@ -13,6 +13,7 @@ from torch import Tensor
 
 import steer
 from recipes.shapes_world.scorer import within_caption_auc
+from steer.core.meter import FlopCounter
 
 
 CAPTIONS, IMAGES, STEPS = 16, 4, 12
@@ -153,6 +154,16 @@ def test_the_flow_model_knows_the_tokens_in_t5s_place(flow: Any) -> None:
         for more in ({"max_sequence_length": 0}, {})
     ]
     assert (scores[0].mean() - scores[1].mean()).abs() < 0.05
+
+
+@pytest.mark.parametrize(("tokens", "gflops"), [(0, 0.95), (256, 4.4)])
+def test_what_a_row_of_the_flow_model_costs(flow: Any, tokens: int, gflops: float) -> None:
+    totals = []
+    for steps in (1, 2):
+        with FlopCounter() as counter:
+            draw(flow, ["a red circle"], num_inference_steps=steps, max_sequence_length=tokens)
+        totals.append(counter.total)
+    assert (totals[1] - totals[0]) / 1e9 == pytest.approx(gflops, rel=0.02)
 
 
 def test_the_flow_model_is_searched(flow: Any) -> None:
