@@ -122,7 +122,7 @@ def test_drawing_all_noise_anew_in_many_steps_warns(name: str) -> None:
 
 
 def test_few_steps_of_a_flow_model_warn() -> None:
-    with pytest.warns(UserWarning, match=r"4 steps of FlowMatchEuler.*kernel='flow-sde' says"):
+    with pytest.warns(UserWarning, match=r"4 steps of FlowMatchEuler.*kernel='euler-ancestral' says"):
         guided(shared("sd3"), redness, method=SMC(2))(**arguments("sd3"))
 
 
@@ -130,7 +130,7 @@ def test_few_steps_of_a_flow_model_warn() -> None:
     ("method", "error", "says"),
     [
         (SMC(2, eta=0.5), ValueError, r"eta=0\.5 with kernel='auto' on a flow model"),
-        (SMC(2, kernel="solver"), UnsupportedSchedulerError, "draws no noise.*kernel='flow-sde'"),
+        (SMC(2, kernel="solver"), UnsupportedSchedulerError, "draws no noise.*kernel='euler-ancestral'"),
         (
             Beam(kernel=Rho(noise_window=(0.01, 0.02))),
             ValueError,
