@@ -1,4 +1,4 @@
-"""The site's first pages run as typed, and its API names everything public."""
+"""README and the site's first pages run as typed, and the API names everything public."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from families import build
 import steer
 
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["index.md", "start/install.md", "start/sdxl.md", "start/flux.md"]
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [
+    "README.md",
+    "docs/index.md",
+    "docs/start/install.md",
+    "docs/start/sdxl.md",
+    "docs/start/flux.md",
+]
 STAND_INS = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "stabilityai/sdxl-turbo": "sdxl",
@@ -63,7 +70,7 @@ def stand_in(family: type) -> Any:
 def test_a_page_runs_as_typed(page: str, offline: Path) -> None:
     """Its blocks one after the other, as a reader would type them."""
     names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
         exec(compile(block, page, "exec"), names)
     assert names["out"].rewards
     assert (offline / "best.png").stat().st_size > 0
