@@ -63,18 +63,25 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         diffusers.FluxPipeline, "enable_model_cpu_offload", lambda self, *_, **__: None
     )
-    monkeypatch.setattr(diffusers.WanPipeline, "__call__", small(diffusers.WanPipeline.__call__))
+    for family, size in SMALL.items():
+        monkeypatch.setattr(family, "__call__", small(family.__call__, size))
     monkeypatch.setattr(diffusers.utils, "export_to_video", lambda frames, path, fps: None)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def small(call: Any) -> Any:
-    """A video pipeline's call whose videos are small, whatever it is asked for."""
+SMALL: dict[Any, dict[str, int]] = {
+    diffusers.WanPipeline: {"height": 16, "width": 16, "num_frames": 5},
+    diffusers.StableDiffusionControlNetPipeline: {"height": 16, "width": 16},
+}
+
+
+def small(call: Any, size: dict[str, int]) -> Any:
+    """A pipeline's call whose images are small, whatever it is asked for."""
 
     @functools.wraps(call)
     def smaller(*args: Any, **more: Any) -> Any:
-        return call(*args, **{**more, "height": 16, "width": 16, "num_frames": 5})
+        return call(*args, **{**more, **size})
 
     return smaller
 
