@@ -32,6 +32,7 @@ FAMILIES = {
     "hpsv2.1-legacy": "clip-h/human",
     "imagereward": "blip/human",
     "incompressibility": "jpeg",
+    "ocr": "ocr",
     "pickscore": "clip-h/human",
     "shapes": "shapes",
     "shapes-clip": "shapes",

@@ -34,6 +34,7 @@ BUILT_IN = {
     "hpsv2.1": "steer.rewards.models.hpsv2:hpsv2_1",
     "imagereward": "steer.rewards.models.imagereward:imagereward",
     "incompressibility": "steer.rewards.models.compressibility:incompressibility",
+    "ocr": "steer.rewards.ocr.reward:ocr",
     "pickscore": "steer.rewards.models.pickscore:pickscore",
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
