@@ -35,6 +35,7 @@ BUILT_IN = {
     "imagereward": "steer.rewards.models.imagereward:imagereward",
     "incompressibility": "steer.rewards.models.compressibility:incompressibility",
     "ocr": "steer.rewards.ocr.reward:ocr",
+    "openai:*": "steer.rewards.remote.judge:openai",
     "pickscore": "steer.rewards.models.pickscore:pickscore",
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",

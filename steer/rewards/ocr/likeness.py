@@ -48,12 +48,13 @@ def gather(target: str, lines: Sequence[str], gap: str = "") -> tuple[float, lis
         lines: What was read, likewise.
         gap: What joins two lines.
     """
-    best, chosen = 0.0, []
+    best = 0.0
+    chosen: list[int] = []
     while True:
         free = [k for k in range(len(lines)) if k not in chosen]
         tries = [[*chosen[:at], k, *chosen[at:]] for k in free for at in range(len(chosen) + 1)]
         scored = ((likeness(target, gap.join(lines[k] for k in t)), t) for t in tries)
-        found, order = max(scored, key=lambda pair: pair[0], default=(0.0, []))
+        found, order = max(scored, key=lambda pair: pair[0], default=(0.0, chosen))
         if found <= best:
             return best, chosen
         best, chosen = found, order
