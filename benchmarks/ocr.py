@@ -68,7 +68,7 @@ def drawn(text: str, noise: np.random.Generator, size: int = 48) -> Image.Image:
     image = Image.new("RGB", (SIDE, SIDE), tuple(map(int, ground)))
     font = ImageFont.load_default(size)
     pen = ImageDraw.Draw(image)
-    width, height = pen.textbbox((0, 0), text, font=font)[2:]
+    width, height = map(int, pen.textbbox((0, 0), text, font=font)[2:])
     place = (int(noise.integers(8, SIDE - width - 8)), int(noise.integers(8, SIDE - height - 8)))
     pen.text(place, text, fill=tuple(map(int, ink)), font=font)
     return image

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -87,14 +88,14 @@ class Faulty:
     """A server that answers with the image's brightness as P(Yes), and with faults in between.
 
     Attributes:
-        faults: What the next requests get instead, in order.
+        faults: What the next requests get instead, in order; None is the usual answer.
         seen: Requests so far.
         most: Most requests at once so far.
         keys: The keys that came with them.
     """
 
     def __init__(self) -> None:
-        self.faults: list[Callable[[], Response | dict[str, Any]]] = []
+        self.faults: list[Callable[[], Response | dict[str, Any]] | None] = []
         self.always: Callable[[dict[str, Any]], Any] | None = None
         self.seen = self.most = self._now = 0
         self.bodies: list[dict[str, Any]] = []
@@ -117,11 +118,20 @@ class Faulty:
                 return fault()
             if self.always is not None:
                 return self.always(body)
-            bright = sum(picture_of(body).resize((1, 1)).getpixel((0, 0))) / 765  # pyright: ignore
-            return completion("Yes", {"Yes": 0.9 * bright + 1e-6, "No": 0.9 * (1 - bright) + 1e-6})
+            return sure(brightness(body))
         finally:
             with self._lock:
                 self._now -= 1
+
+
+def brightness(body: dict[str, Any]) -> float:
+    """Of a request's image, in [0, 1]."""
+    return float(np.asarray(picture_of(body)).mean()) / 255
+
+
+def sure(yes: float) -> dict[str, Any]:
+    """A chat completion with a probability of Yes."""
+    return completion("Yes", {"Yes": 0.9 * yes + 1e-6, "No": 0.9 * (1 - yes) + 1e-6})
 
 
 def failing(status: int, message: str = "out of order") -> Callable[[], Response]:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
-from urllib.parse import urlsplit
 
 import torch
 from PIL import Image
@@ -28,6 +27,7 @@ from steer.core.errors import RewardError
 from steer.core.warn import warn
 from steer.rewards.base import BaseReward
 from steer.rewards.inputs import as_pictures
+from steer.rewards.remote.addresses import is_address, is_open
 from steer.rewards.remote.answers import Answers, answer_key
 from steer.rewards.remote.replies import TOP, Reply, read_number, yes_probability
 
@@ -273,8 +273,7 @@ def openai(
     require_extra("remote", "openai")
     from steer.rewards.remote.chat import KEY, Chat
 
-    parts = urlsplit(url)
-    if os.environ.get(KEY) and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+    if os.environ.get(KEY) and is_open(url):
         warn(f"{url} is not encrypted, and the key in {KEY} travels to it: use https, or unset it")
     chat = Chat(model, url, timeout=timeout, retries=retries, request=request or {})
     return RemoteJudge(
@@ -288,10 +287,6 @@ def openai(
     )
 
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""Hosts that are this machine."""
-
-
 def read_target(target: str) -> tuple[str, str]:
     """Model and address of `<model>@<url>`; ValueError where it cannot be read."""
     model, _, url = target.rpartition("@http")
@@ -302,13 +297,3 @@ def read_target(target: str) -> tuple[str, str]:
             "openai:Qwen/Qwen3-VL-8B-Instruct@http://localhost:8000/v1, without user or password"
         )
     return model, url
-
-
-def is_address(url: str) -> bool:
-    """Whether this is an http(s) address with a host, and without user, password or query."""
-    try:
-        parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-    return known and parts.username is None and not parts.query and not parts.fragment
