@@ -12,6 +12,7 @@ from __future__ import annotations
 import string
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def main() -> None:
         {
             "study": "ocr",
             **common.provenance(),
+            "reader": {name: version(name) for name in ("rapidocr", "onnxruntime", "pillow")},
             "seed": args.seed,
             "side": SIDE,
             "distortions": found,

@@ -132,8 +132,9 @@ def _is_built_in(name: str) -> bool:
 def _source_of(made: Reward, options: Mapping[str, Any]) -> str:
     """Where the weights of a built-in reward come from, for errors."""
     given = {key: options[key] for key in ("checkpoint", "backbone") if options.get(key)}
-    if hasattr(made, "url"):
-        return str(getattr(made, "url"))  # noqa: B009
+    url: Any = getattr(made, "url", None)
+    if url:  # it computes there
+        return str(url)
     if given:
         return " and ".join(f"{key}={str(path)!r}" for key, path in given.items())
     file = FILES.get(made.name)

@@ -131,6 +131,11 @@ def test_other_machines_need_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(map(is_loopback, loopback)) == [True] * 4 + [False] * 3
 
 
+def test_names_of_rewards_elsewhere_show_how_they_are_written() -> None:
+    shown = CliRunner().invoke(app, ["rewards"]).stdout.split()
+    assert {"ocr", "http://<host>:<port>", "openai:<model>@<url>"} <= set(shown)
+
+
 def test_places_limits_and_rewards_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 

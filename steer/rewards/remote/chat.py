@@ -57,6 +57,8 @@ class Chat:
             {"type": "image_url", "image_url": {"url": _data_uri(image)}},
             {"type": "text", "text": question},
         ]
+        if "max_completion_tokens" in self.request:  # its newer name, where a model insists on it
+            fields.pop("max_tokens", None)
         asked: Any = {"messages": [{"role": "user", "content": content}], "temperature": 0.0}
         try:
             raw = self._client.chat.completions.with_raw_response.create(

@@ -84,6 +84,7 @@ class RemoteJudge(BaseReward):
 
     Attributes:
         spent: Requests and tokens so far.
+        url: Where the model is.
 
     Args:
         name: What the reward calls itself.
@@ -127,6 +128,7 @@ class RemoteJudge(BaseReward):
                     f"{option}={text!r} lacks {{prompt}}: write it where the text goes"
                 )
         self.name, self.chat, self.concurrency = name, chat, concurrency
+        self.url = chat.url
         self.form: Form = form
         self.spent = Spent()
         self._answers = Answers(cache)

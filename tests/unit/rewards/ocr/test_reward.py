@@ -11,6 +11,8 @@ from rendered import as_tensor, blurred, noisy, page
 
 import steer
 from steer.jobs.pipelines import load_pipeline
+from steer.jobs.sample_job import SampleJob
+from steer.jobs.sampling import Sampler
 from steer.rewards.frames import PerFrame
 from steer.rewards.ocr.reward import OcrReward
 
@@ -74,6 +76,8 @@ def test_a_prompt_without_quotes_is_refused_before_sampling(reward: OcrReward) -
     assert not calls
     with pytest.raises(ValueError, match="has none"):
         steer.drop_in(pipe, reward=reward, prompt="a cat")
+    with pytest.raises(ValueError, match="'a cat' has none"):  # the second prompt, at once
+        Sampler(SampleJob(('a "sign"', "a cat"), reward="ocr"), pipe)
 
 
 def test_frames_of_videos(reward: OcrReward) -> None:

@@ -76,7 +76,7 @@ def test_scores_keep_their_order_and_travel_at_once(faulty: Faulty, url: str) ->
 def test_by_name_it_is_seen_to_work_before_anything_is_drawn(faulty: Faulty, url: str) -> None:
     faulty.always = lambda body: completion("Yes", {"Yes": 0.4 if "red" in str(body) else 0.5})
     name = f"openai:m@{url}"
-    with pytest.raises(steer.SteerError, match="black picture and a red circle both score 1"):
+    with pytest.raises(steer.SteerError, match=f"weights of {url} .* both score 1: see"):
         steer.reward(name, retries=0)
     assert families_in(name) == {"vlm"}
 
@@ -198,8 +198,11 @@ def test_the_key_is_sent_and_shown_nowhere(
 
 
 def test_further_fields_and_questions_are_part_of_the_request(faulty: Faulty, url: str) -> None:
+    newer = {"seed": 3, "max_completion_tokens": 16}
     judge(url, request={"seed": 3}, question="Is it {prompt}?")(greys(0.5), "a {dog}")
-    (body,) = faulty.bodies
+    judge(url, request=newer)(greys(0.5), "a dog")
+    body, other = faulty.bodies
+    assert (body["max_tokens"], "max_tokens" in other) == (1, False)
     assert body["seed"] == 3 and body["temperature"] == 0 and body["top_logprobs"] == 20
     assert body["messages"][0]["content"][1]["text"] == "Is it a {dog}?"
 
