@@ -13,9 +13,17 @@ from steer.cli.convert import convert
 from steer.cli.exits import bad_input, end_as_interrupted
 from steer.cli.sample import sample
 from steer.cli.score import score
+from steer.cli.serve import serve
 from steer.cli.tune import tune
 from steer.cli.tuned import tuned
 
+
+_ARGUMENT = {
+    "http:*": "://<host>:<port>",
+    "https:*": "://<host>",
+    "openai:*": ":<model>@<url>",
+}
+"""What follows the name of a reward in another process."""
 
 app = typer.Typer(
     name="steer",
@@ -43,6 +51,7 @@ app.command()(sample)
 app.command()(calibrate)
 app.command()(score)
 app.command()(convert)
+app.command()(serve)
 app.command()(tuned)
 app.add_typer(tune, name="tune")
 app.command()(compare)
@@ -77,7 +86,7 @@ def rewards() -> None:
         from steer.rewards import available_rewards
 
         for name in available_rewards():
-            typer.echo(name.replace(":*", ":<model>[:<pretrained>]"))
+            typer.echo(name.replace(":*", _ARGUMENT.get(name, ":<model>[:<pretrained>]")))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ FAMILIES = {
     "hpsv2.1-legacy": "clip-h/human",
     "imagereward": "blip/human",
     "incompressibility": "jpeg",
+    "ocr": "ocr",
     "pickscore": "clip-h/human",
     "shapes": "shapes",
     "shapes-clip": "shapes",
@@ -49,7 +50,7 @@ def family_of(name: str) -> str:
     kind, _, model = name.partition(":")
     if kind == "clip":
         return f"{_backbone(model.partition(':')[0])}/captions"
-    return "vlm" if kind == "vqa" else FAMILIES.get(name, "")
+    return "vlm" if kind in ("openai", "vqa") else FAMILIES.get(name, "")
 
 
 def families_in(reward: Reward | str) -> set[str]:

@@ -65,7 +65,9 @@ def _same(a: float, b: float) -> bool:
 
 
 def _refuse(reward: Reward, source: str, why: str) -> None:
+    way = "download the file again, or pass another one"
+    if source.startswith("http"):
+        way = "see that the server runs the model that you mean"
     raise CheckpointError(
-        f"reward {reward.name!r}: the weights of {source} are dead or damaged, {why}: download the "
-        "file again, or pass another one"
+        f"reward {reward.name!r}: the weights of {source} are dead or damaged, {why}: {way}"
     )

@@ -32,8 +32,12 @@ BUILT_IN = {
     "hpsv2": "steer.rewards.models.hpsv2:hpsv2",
     "hpsv2.0": "steer.rewards.models.hpsv2:hpsv2_0",
     "hpsv2.1": "steer.rewards.models.hpsv2:hpsv2_1",
+    "http:*": "steer.rewards.remote.served:http",
+    "https:*": "steer.rewards.remote.served:https",
     "imagereward": "steer.rewards.models.imagereward:imagereward",
     "incompressibility": "steer.rewards.models.compressibility:incompressibility",
+    "ocr": "steer.rewards.ocr.reward:ocr",
+    "openai:*": "steer.rewards.remote.judge:openai",
     "pickscore": "steer.rewards.models.pickscore:pickscore",
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
@@ -128,6 +132,9 @@ def _is_built_in(name: str) -> bool:
 def _source_of(made: Reward, options: Mapping[str, Any]) -> str:
     """Where the weights of a built-in reward come from, for errors."""
     given = {key: options[key] for key in ("checkpoint", "backbone") if options.get(key)}
+    url: Any = getattr(made, "url", None)
+    if url:  # it computes there
+        return str(url)
     if given:
         return " and ".join(f"{key}={str(path)!r}" for key, path in given.items())
     file = FILES.get(made.name)

@@ -101,6 +101,19 @@ def rewards_in(reward: Reward) -> Mapping[str, Reward]:
     return inner if isinstance(inner, Mapping) else {}
 
 
+def check_prompts(reward: Reward, prompts: Sequence[str]) -> None:
+    """See that a reward and its parts can score these prompts, before anything is drawn for them.
+
+    A reward says what it needs of a prompt beside its being there by a method
+    `check_prompts(prompts)` that raises ValueError.
+    """
+    check: Any = getattr(reward, "check_prompts", None)
+    if callable(check):
+        check(prompts)
+    for part in rewards_in(reward).values():
+        check_prompts(part, prompts)
+
+
 def parts_of(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Parts:
     """The scores of a reward's parts, by name; a reward without parts is its own only part."""
     if isinstance(reward, Composed):
