@@ -37,7 +37,7 @@ BUILT_IN = {
     "pickscore": "steer.rewards.models.pickscore:pickscore",
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
-    "vqa:*": "steer.rewards.models.vqa:vqa",
+    "vqa:*": "steer.rewards.vlm.vqa:vqa",
 }
 PRESETS = {
     "carinox": "steer.rewards.combine.presets:carinox",
