@@ -49,7 +49,7 @@ def family_of(name: str) -> str:
     kind, _, model = name.partition(":")
     if kind == "clip":
         return f"{_backbone(model.partition(':')[0])}/captions"
-    return "vlm" if kind == "vqa" else FAMILIES.get(name, "")
+    return "vlm" if kind in ("vqa", "soft-tifa") else FAMILIES.get(name, "")
 
 
 def families_in(reward: Reward | str) -> set[str]:

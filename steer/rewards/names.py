@@ -37,6 +37,7 @@ BUILT_IN = {
     "pickscore": "steer.rewards.models.pickscore:pickscore",
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
+    "soft-tifa:*": "steer.rewards.vlm.soft_tifa:soft_tifa",
     "vqa:*": "steer.rewards.vlm.vqa:vqa",
 }
 PRESETS = {

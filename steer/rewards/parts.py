@@ -101,6 +101,18 @@ def rewards_in(reward: Reward) -> Mapping[str, Reward]:
     return inner if isinstance(inner, Mapping) else {}
 
 
+def check_prompts(reward: Reward, prompts: Sequence[str]) -> None:
+    """Raise ValueError for prompts that a reward, or one of its parts, declares it cannot score.
+
+    A reward declares it by a method `check_prompts(prompts)`, which a call asks before it samples.
+    """
+    check = getattr(reward, "check_prompts", None)
+    if callable(check):
+        check(prompts)
+    for part in rewards_in(reward).values():
+        check_prompts(part, prompts)
+
+
 def parts_of(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Parts:
     """The scores of a reward's parts, by name; a reward without parts is its own only part."""
     if isinstance(reward, Composed):

@@ -75,5 +75,5 @@ def test_processors_that_do_something_else_are_not_restated():
 
 
 def test_elongated_images_are_refused():
-    with pytest.raises(ValueError, match="2 x 500 pixels: .* at most 200 times"):
+    with pytest.raises(ValueError, match=r"2 x 500 pixels: .* at most 200 times"):
         Patches()(torch.zeros(1, 3, 2, 500))
