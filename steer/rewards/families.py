@@ -30,6 +30,7 @@ FAMILIES = {
     "hpsv2.0-legacy": "clip-h/human",
     "hpsv2.1": "clip-h/human",
     "hpsv2.1-legacy": "clip-h/human",
+    "hpsv3": "vlm/human",
     "imagereward": "blip/human",
     "incompressibility": "jpeg",
     "pickscore": "clip-h/human",

@@ -32,6 +32,7 @@ BUILT_IN = {
     "hpsv2": "steer.rewards.models.hpsv2:hpsv2",
     "hpsv2.0": "steer.rewards.models.hpsv2:hpsv2_0",
     "hpsv2.1": "steer.rewards.models.hpsv2:hpsv2_1",
+    "hpsv3": "steer.rewards.vlm.hpsv3:hpsv3",
     "imagereward": "steer.rewards.models.imagereward:imagereward",
     "incompressibility": "steer.rewards.models.compressibility:incompressibility",
     "pickscore": "steer.rewards.models.pickscore:pickscore",

@@ -118,6 +118,20 @@ FILES: dict[str, PublishedFile] = {
         3_511_950_624,
         "Apache-2.0",
     ),
+    "hpsv3": PublishedFile(
+        "MizzenAI/HPSv3",
+        "HPSv3.safetensors",
+        "4f81e3e09edd82fe3c5f636444c721b592a735ca",
+        16_500_000_000,
+        "Apache-2.0 (model card; the code is MIT)",
+    ),
+    "qwen2-vl-tokenizer": PublishedFile(
+        "Qwen/Qwen2-VL-7B-Instruct",
+        "tokenizer.json",
+        "eed13092ef92e448dd6875b2a00151bd3f7db0ac",
+        None,
+        "Apache-2.0",
+    ),
     "bert-base-uncased": PublishedFile(
         "google-bert/bert-base-uncased",
         "vocab.txt",
