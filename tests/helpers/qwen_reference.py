@@ -51,6 +51,9 @@ class Reference:
         config = Qwen2VLConfig(vision_config=VISION, text_config=text, **ids)
         self.model = Qwen2VLForConditionalGeneration(config).eval()
         self.head = head.eval()
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()  # whatever was drawn before
         with torch.no_grad():
             for parameter in (*self.model.parameters(), *head.parameters()):
                 parameter.add_(0.2 * torch.randn_like(parameter))

@@ -88,7 +88,7 @@ def test_other_sizes_are_resized_to_the_fixed_area(files, reference):
         reward(pictures, "a red circle"),
         expected(reference, pictures, ["a red circle"])[:, 0],
         rtol=0.02,
-        atol=2e-3,  # the processor rounds to 8 bits
+        atol=0.02,  # the processor rounds to 8 bits
     )
 
 
