@@ -36,6 +36,10 @@ FAMILIES = {
     "pickscore": "clip-h/human",
     "shapes": "shapes",
     "shapes-clip": "shapes",
+    "unifiedreward": "vlm/human",
+    "unifiedreward:alignment": "vlm/human",
+    "unifiedreward:coherence": "vlm/human",
+    "unifiedreward:style": "vlm/human",
 }
 """By the name of a reward. `human` are people's choices between generated images, `aesthetic` their
 ratings of looks, `cycle` comparisons by cycle consistency, `captions` images with their texts."""

@@ -39,6 +39,10 @@ BUILT_IN = {
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
     "soft-tifa:*": "steer.rewards.vlm.soft_tifa:soft_tifa",
+    "unifiedreward": "steer.rewards.vlm.unifiedreward:unifiedreward",
+    "unifiedreward:alignment": "steer.rewards.vlm.unifiedreward:unifiedreward_alignment",
+    "unifiedreward:coherence": "steer.rewards.vlm.unifiedreward:unifiedreward_coherence",
+    "unifiedreward:style": "steer.rewards.vlm.unifiedreward:unifiedreward_style",
     "vqa:*": "steer.rewards.vlm.vqa:vqa",
 }
 PRESETS = {

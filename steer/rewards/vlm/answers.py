@@ -175,6 +175,19 @@ class Answerer:
         ]
         return torch.stack(sums, 1)
 
+    @torch.no_grad()
+    def write(self, inputs: dict[str, Any], tokens: int) -> list[str]:
+        """What the model replies, greedily, at most so many tokens.
+
+        Args:
+            inputs: Padded on the left.
+            tokens: The bound.
+        """
+        plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        written = self.model.generate(**inputs, max_new_tokens=tokens, use_cache=True, **plain)
+        new = written[:, inputs["input_ids"].shape[1] :]
+        return self.tokenizer.batch_decode(new, skip_special_tokens=True)
+
     def _next(self, inputs: dict[str, Any], start: Tokens) -> Tensor:
         """`(B, V)` float32 log-probabilities of the token after `start`."""
         if self.two_stacks:
