@@ -40,6 +40,10 @@ FAMILIES = {
     "unifiedreward:alignment": "vlm/human",
     "unifiedreward:coherence": "vlm/human",
     "unifiedreward:style": "vlm/human",
+    "videoreward": "vlm/human",
+    "videoreward:mq": "vlm/human",
+    "videoreward:ta": "vlm/human",
+    "videoreward:vq": "vlm/human",
 }
 """By the name of a reward. `human` are people's choices between generated images, `aesthetic` their
 ratings of looks, `cycle` comparisons by cycle consistency, `captions` images with their texts."""

@@ -43,6 +43,10 @@ BUILT_IN = {
     "unifiedreward:alignment": "steer.rewards.vlm.unifiedreward:unifiedreward_alignment",
     "unifiedreward:coherence": "steer.rewards.vlm.unifiedreward:unifiedreward_coherence",
     "unifiedreward:style": "steer.rewards.vlm.unifiedreward:unifiedreward_style",
+    "videoreward": "steer.rewards.vlm.videoreward:videoreward",
+    "videoreward:mq": "steer.rewards.vlm.videoreward:videoreward_mq",
+    "videoreward:ta": "steer.rewards.vlm.videoreward:videoreward_ta",
+    "videoreward:vq": "steer.rewards.vlm.videoreward:videoreward_vq",
     "vqa:*": "steer.rewards.vlm.vqa:vqa",
 }
 PRESETS = {

@@ -132,6 +132,13 @@ FILES: dict[str, PublishedFile] = {
         None,
         "Apache-2.0",
     ),
+    "videoreward": PublishedFile(
+        "KlingTeam/VideoReward",
+        "checkpoint-11352/model.pth",
+        "b8e421fe21aec3dde5f61fdd1dc44e1d603b9727",
+        5_031_072_529,
+        "MIT",
+    ),
     "bert-base-uncased": PublishedFile(
         "google-bert/bert-base-uncased",
         "vocab.txt",
