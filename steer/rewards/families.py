@@ -33,6 +33,7 @@ FAMILIES = {
     "hpsv3": "vlm/human",
     "imagereward": "blip/human",
     "incompressibility": "jpeg",
+    "mps": "clip-h/human",
     "pickscore": "clip-h/human",
     "shapes": "shapes",
     "shapes-clip": "shapes",

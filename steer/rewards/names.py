@@ -35,6 +35,7 @@ BUILT_IN = {
     "hpsv3": "steer.rewards.vlm.hpsv3:hpsv3",
     "imagereward": "steer.rewards.models.imagereward:imagereward",
     "incompressibility": "steer.rewards.models.compressibility:incompressibility",
+    "mps": "steer.rewards.models.mps:mps",
     "pickscore": "steer.rewards.models.pickscore:pickscore",
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",

@@ -125,6 +125,13 @@ FILES: dict[str, PublishedFile] = {
         16_500_000_000,
         "Apache-2.0 (model card; the code is MIT)",
     ),
+    "mps": PublishedFile(
+        "RE-N-Y/mpsv1",
+        "model.safetensors",
+        "main",
+        None,
+        "not stated",
+    ),
     "qwen2-vl-tokenizer": PublishedFile(
         "Qwen/Qwen2-VL-7B-Instruct",
         "tokenizer.json",

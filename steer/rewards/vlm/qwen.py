@@ -221,7 +221,7 @@ def open_qwen(
     source = Source(weights, words, json.dumps(config, sort_keys=True), stamps, head)
     place = default_device(device)
     scorer, found = load_scorer(source, place, dtype)
-    vision = scorer.backbone.config.vision_config
+    vision: Any = scorer.backbone.config.vision_config
     sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     return Loaded(
         scorer,
@@ -270,9 +270,9 @@ def load_scorer(
         scorer = _empty(source, words)
         load_into(scorer.backbone, backbone, repr(source.weights), assign=True)
         load_into(scorer.head, head, repr(source.weights), assign=True)
-        stored = scorer.backbone.get_input_embeddings().weight.dtype
-        scorer = scorer.eval().requires_grad_(False).to(device, dtype or stored)
-        scorer.head.to(work_dtype(dtype or stored))
+        precision = dtype or backbone["language_model.embed_tokens.weight"].dtype
+        scorer = scorer.eval().requires_grad_(False).to(device, precision)
+        scorer.head.to(work_dtype(precision))
     return scorer, words
 
 
@@ -284,7 +284,7 @@ def _empty(source: Source, words: Tokenizer) -> QwenScorer:
         text["rope_scaling"] = text["rope_parameters"]  # its name in transformers 4
         vision = sizes["vision"] | config.get("vision", {})
         tokens = {"image_token_id": IMAGE, "video_token_id": VIDEO}
-        ids = {key: words.token_to_id(mark) for key, mark in tokens.items()}
+        ids: dict[str, Any] = {key: words.token_to_id(mark) for key, mark in tokens.items()}
         with init_empty_weights(include_buffers=False):
             return QwenScorer(
                 Qwen2VLConfig(text_config=text, vision_config=vision, **ids), source.head
