@@ -52,7 +52,7 @@ class SMC(Method):
 
     *Which law moves them.* The pipeline's own scheduler where it draws noise (ancestral, DDPM, LCM,
     sde-dpm++, DDIM called with eta). Under any deterministic one our own moves on the pipeline's
-    grid: DDIM with a share `eta` of fresh noise, on flow models the preset "flow-sde" of `Rho`.
+    grid: DDIM with a share `eta` of fresh noise, on flow models the "euler-ancestral" of `Rho`.
 
     *What `lam` means.* With `standardise`, rewards are divided by their standard deviation, the
     largest that the particles of the prompt have had at any scoring so far: so `lam=2` makes a

@@ -47,8 +47,15 @@ def choose_kernel(
     Raises:
         UnsupportedSchedulerError: `"solver"` where the scheduler draws no noise, or a kernel that
             this grid does not have.
-        ValueError: A `noise_window` in which no step lies, or an `eta` that nothing listens to.
+        ValueError: A run of one step, a `noise_window` in which no step lies, or an `eta` that
+            nothing listens to.
     """
+    if len(ctx.steps) == 1:
+        raise ValueError(
+            f"{method}: num_inference_steps gives 1 step, after which there is nothing to choose "
+            "between; run more steps, or search the first noise with BestOfN, NoiseSearch or "
+            "NoiseOptimization"
+        )
     if kernel == "solver":
         return _own_solver(ctx, solver, method)
     if kernel == "auto":

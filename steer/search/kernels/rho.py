@@ -17,7 +17,7 @@ from steer.search.kernels.glass import inner_flow
 from steer.search.kernels.laws import KEEP, LAWS, Law, Shares, noise_level
 
 
-FLOW_PRESET = "flow-sde"
+FLOW_PRESET = "euler-ancestral"
 """What moves particles on flow models whose scheduler draws no noise, under `kernel="auto"`."""
 
 _PURE = 1e-3  # alpha / sigma below which latents are taken for pure noise

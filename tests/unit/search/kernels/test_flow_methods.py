@@ -14,7 +14,7 @@ from families import arguments, build, redness, seeded, shared
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.when import at, every
 from steer.driver.solver_state import ignores_generator
-from steer.methods import SMC, Beam, Blockwise, Tree
+from steer.methods import RBF, SMC, Beam, Blockwise, Tree
 from steer.methods.text import parse_method
 from steer.pipeline.guided import guided
 from steer.search.kernels.rho import Rho
@@ -122,7 +122,7 @@ def test_drawing_all_noise_anew_in_many_steps_warns(name: str) -> None:
 
 
 def test_few_steps_of_a_flow_model_warn() -> None:
-    with pytest.warns(UserWarning, match=r"4 steps of FlowMatchEuler.*kernel='flow-sde' says"):
+    with pytest.warns(UserWarning, match="4 steps of FlowMatchEuler.*'euler-ancestral' says"):
         guided(shared("sd3"), redness, method=SMC(2))(**arguments("sd3"))
 
 
@@ -130,7 +130,11 @@ def test_few_steps_of_a_flow_model_warn() -> None:
     ("method", "error", "says"),
     [
         (SMC(2, eta=0.5), ValueError, r"eta=0\.5 with kernel='auto' on a flow model"),
-        (SMC(2, kernel="solver"), UnsupportedSchedulerError, "draws no noise.*kernel='flow-sde'"),
+        (
+            SMC(2, kernel="solver"),
+            UnsupportedSchedulerError,
+            "draws no noise.*kernel='euler-ancestral'",
+        ),
         (
             Beam(kernel=Rho(noise_window=(0.01, 0.02))),
             ValueError,
@@ -141,6 +145,13 @@ def test_few_steps_of_a_flow_model_warn() -> None:
 def test_refused_before_sampling(method: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         guided(shared("sd3"), redness, method=method)(**arguments("sd3"))
+
+
+@pytest.mark.parametrize("method", [Beam(), Blockwise(2), RBF(2), Tree(compute=4)])
+def test_one_step_has_nothing_to_choose_between(method: Any) -> None:
+    says = rf"{type(method).__name__}: num_inference_steps gives 1 step.*BestOfN"
+    with pytest.raises(ValueError, match=says):
+        guided(shared("sd3"), redness, method=method)(**arguments("sd3", num_inference_steps=1))
 
 
 def test_inner_calls_on_other_models_are_refused() -> None:
