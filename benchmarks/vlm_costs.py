@@ -157,7 +157,8 @@ def qwen(
 
 
 def tokens(text: str) -> int:
-    return len(open_clip.get_tokenizer("ViT-H-14").encode(text.replace("{prompt}", PROMPT)))
+    words: Any = open_clip.get_tokenizer("ViT-H-14")
+    return len(words.encode(text.replace("{prompt}", PROMPT)))
 
 
 def empty(kind: Any, config: Any) -> Any:
