@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Qwen2VLConfig, Qwen2VLModel
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
 
 from steer.core.errors import CheckpointError, first_line
 from steer.core.weights.hub import locate
@@ -147,7 +146,7 @@ class Loaded:
     """
 
     scorer: QwenScorer
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizerFast
     marks: Tensor
     patches: Patches
     video: bool
@@ -157,7 +156,7 @@ class Loaded:
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise ValueError for a prompt with one of the model's special tokens."""
-        special = [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         for prompt in prompts:
             found = next((token for token in special if token in prompt), None)
             if found:
@@ -181,7 +180,7 @@ class Loaded:
     def _ids(self, tokens: str, prompt: str) -> Tensor:
         text = self.text.replace("{prompt}", prompt)
         whole = f"{_BEFORE}{tokens}{_BETWEEN}{text}{_AFTER}"
-        return torch.tensor(self.tokenizer.encode(whole, add_special_tokens=False).ids)
+        return torch.tensor(self.tokenizer(whole, add_special_tokens=False).input_ids)
 
 
 def open_qwen(
@@ -226,7 +225,7 @@ def open_qwen(
     return Loaded(
         scorer,
         found,
-        torch.tensor([found.token_to_id(mark) for mark in head.marks], device=place),
+        torch.tensor(found.convert_tokens_to_ids(list(head.marks)), device=place),
         Patches(patches.least, patches.most, *sizes),
         video,
         text,
@@ -257,7 +256,7 @@ class Source:
 @functools.lru_cache(maxsize=2)
 def load_scorer(
     source: Source, device: torch.device, dtype: torch.dtype | None
-) -> tuple[QwenScorer, Tokenizer]:
+) -> tuple[QwenScorer, PreTrainedTokenizerFast]:
     """The network, frozen, and its tokenizer; once per process for equal arguments.
 
     Raises:
@@ -276,15 +275,17 @@ def load_scorer(
     return scorer, words
 
 
-def _empty(source: Source, words: Tokenizer) -> QwenScorer:
+def _empty(source: Source, words: PreTrainedTokenizerFast) -> QwenScorer:
     """The network without weights; buffers are computed."""
     config, sizes = json.loads(source.config), SIZES[source.head.size]
     try:
-        text = sizes["text"] | {"vocab_size": words.get_vocab_size()} | config.get("text", {})
+        text = sizes["text"] | {"vocab_size": len(words)} | config.get("text", {})
         text["rope_scaling"] = text["rope_parameters"]  # its name in transformers 4
         vision = sizes["vision"] | config.get("vision", {})
         tokens = {"image_token_id": IMAGE, "video_token_id": VIDEO}
-        ids: dict[str, Any] = {key: words.token_to_id(mark) for key, mark in tokens.items()}
+        ids: dict[str, Any] = {
+            key: words.convert_tokens_to_ids(mark) for key, mark in tokens.items()
+        }
         with init_empty_weights(include_buffers=False):
             return QwenScorer(
                 Qwen2VLConfig(text_config=text, vision_config=vision, **ids), source.head
@@ -296,17 +297,15 @@ def _empty(source: Source, words: Tokenizer) -> QwenScorer:
         ) from error
 
 
-def _tokenizer(path: str, marks: Sequence[str]) -> Tokenizer:
+def _tokenizer(path: str, marks: Sequence[str]) -> PreTrainedTokenizerFast:
     way_out = "pass the tokenizer.json of Qwen/Qwen2-VL-7B-Instruct"
     try:
-        tokenizer = Tokenizer.from_file(path)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=path)
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(
             f"tokenizer={path!r} cannot be read ({first_line(error)}): {way_out}"
         ) from error
-    if tokenizer.token_to_id(IMAGE) is None or tokenizer.token_to_id(VIDEO) is None:
+    if not {IMAGE, VIDEO} <= tokenizer.get_vocab().keys():
         raise CheckpointError(f"tokenizer={path!r} has no {IMAGE} or {VIDEO}: {way_out}")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
     return tokenizer
