@@ -96,7 +96,7 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
 
 
 def reward_texts(call: Call, rewards: list[Reward], given: str | Sequence[str] | None) -> list[str]:
-    """One text per prompt for the rewards, which they can score."""
+    """One text per prompt for the rewards; ValueError for one that they cannot score."""
     texts = _reward_texts(call, rewards, given)
     for reward in rewards:
         check_prompts(reward, texts)

@@ -42,6 +42,7 @@ class BaseReward(ABC):
             of memory.
         device: Where the reward computes; `None` is wherever the images are.
         version: Tells its weights from others under the same name; empty where it has none.
+        least_frames: Fewest frames of a video that it scores; above 1 it scores no images.
         family: Backbone and training data, as `"clip-h/human"`; see `steer.rewards.families`. Empty
             where nothing is known; a composition has those of its parts.
     """
@@ -53,6 +54,7 @@ class BaseReward(ABC):
     batch: int | None = 32
     device: torch.device | None = None
     version: str = ""
+    least_frames: int = 1
     family: str = ""
 
     @abstractmethod
@@ -74,7 +76,7 @@ class BaseReward(ABC):
             ValueError: Images or prompts that do not fit (the message says how to fix them).
             RewardError: The score has the wrong shape.
         """
-        batches = as_batches(images)
+        batches = self.batches(images)
         texts = as_prompts(prompts, sum(map(len, batches)))
         scores, start = [], 0
         for batch in batches:
@@ -85,6 +87,10 @@ class BaseReward(ABC):
                 scores.append(as_scores(self.name, self._score_in_memory(moved, part), chunk))
                 start += len(chunk)
         return torch.cat(scores)
+
+    def batches(self, images: Images) -> list[Tensor]:
+        """What a call is given as checked float batches `(b, 3, H, W)`; see `as_batches`."""
+        return as_batches(images)
 
     def _score_in_memory(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """`score`, in halves where memory is short; `batch` remembers what fits."""

@@ -91,9 +91,19 @@ def resolve(spec: Any, device: str | torch.device | None = None, *, videos: bool
         device: For names.
         videos: Whether videos `(B, F, 3, H, W)` are to be scored: a reward for images then becomes
             `PerFrame` with the mean.
+
+    Raises:
+        ValueError: As for `reward`; or a reward for videos where images are to be scored.
     """
     made = reward(spec, device=device)
-    return for_videos(made) if videos else made
+    if videos:
+        return for_videos(made)
+    if getattr(made, "least_frames", 1) > 1:
+        raise ValueError(
+            f"reward {made.name!r} judges the motion of videos, and images are to be scored: take "
+            "a reward for images"
+        )
+    return made
 
 
 def augmented(name: str, /, **options: Any) -> Augmented:
