@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from steer.rewards.combine.augmented import Augmented as Augmented
     from steer.rewards.combine.minimum import AtLeast as AtLeast
     from steer.rewards.frames import PerFrame as PerFrame
+    from steer.rewards.groupwise import Diversity as Diversity, Groupwise as Groupwise
     from steer.rewards.registry import (
         available_rewards as available_rewards,
         register_reward as register_reward,
@@ -29,6 +30,8 @@ _MODULES = {
     "Augmented": "steer.rewards.combine.augmented",
     "available_rewards": "steer.rewards.registry",
     "Calibration": "steer.rewards.thresholds.calibration",
+    "Diversity": "steer.rewards.groupwise",
+    "Groupwise": "steer.rewards.groupwise",
     "Hedge": "steer.rewards.thresholds.hedge",
     "hedge": "steer.rewards.thresholds.hedge",
     "PerFrame": "steer.rewards.frames",

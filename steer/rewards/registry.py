@@ -14,6 +14,7 @@ from steer.rewards.combine.minimum import AtLeast, parts_by_name
 from steer.rewards.combine.mixtures import mixture
 from steer.rewards.frames import for_videos
 from steer.rewards.function import FunctionReward
+from steer.rewards.groupwise import Diversity, whole_groups
 from steer.rewards.names import (
     PRESETS,
     available_rewards as available_rewards,
@@ -77,7 +78,7 @@ def reward(
         "clip_gradient": clip_gradient,
     }
     given = {key: value for key, value in shared.items() if value is not None}
-    made = _make(spec, given | options)
+    made = whole_groups(_make(spec, given | options))
     if minimum is None and penalty is None:
         return made
     return _with_minima(made, minimum or {}, penalty, device, dtype)
@@ -105,6 +106,17 @@ def augmented(name: str, /, **options: Any) -> Augmented:
     """
     own = {key: options.pop(key) for key in ("n", "shift", "brightness", "noise") if key in options}
     return Augmented(reward(name, **options), **own)
+
+
+def diversity(name: str, /, *, batch: int | None = 32, **options: Any) -> Diversity:
+    """`Diversity` of a named reward's image features; what `"diversity:<name>"` stands for.
+
+    Args:
+        name: Of the reward whose features are compared.
+        batch: Most images embedded at once.
+        **options: Of that reward.
+    """
+    return Diversity(reward(name, **options), batch=batch)
 
 
 def _make(spec: Any, options: dict[str, Any]) -> Reward:
