@@ -100,9 +100,8 @@ def make_named(name: str, options: dict[str, Any]) -> Reward:
     made = factory(*arguments, **options)
     if not isinstance(made, Reward):
         raise ValueError(f"reward {name!r}: its factory returned {made!r}, which is not a reward")
-    if (
-        _is_built_in(name) and getattr(made, "version", "") and not is_groupwise(made)
-    ):  # a version is one of weights
+    has_weights = bool(getattr(made, "version", ""))
+    if _is_built_in(name) and has_weights and not is_groupwise(made):
         check_alive(made, _source_of(made, options))
     return made
 

@@ -144,14 +144,13 @@ def is_reward(value: object) -> TypeGuard[Reward]:
 def identity(reward: str | Reward, version: str = "") -> tuple[str, str]:
     """Name and version of a reward; a reward that declares no `version` has the empty one.
 
-    The version of a composition is those of its parts, in order.
+    The version of a composition without one of its own is those of its parts, in order.
     """
     if isinstance(reward, str):
         return reward, version
-    inner = rewards_in(reward)
-    if inner and not version:
-        return reward.name, "+".join(filter(None, (identity(part)[1] for part in inner.values())))
-    return reward.name, version or str(getattr(reward, "version", None) or "")
+    own = version or str(getattr(reward, "version", None) or "")
+    inner = map(identity, rewards_in(reward).values())
+    return reward.name, own or "+".join(filter(None, (found for _, found in inner)))
 
 
 def rewards_in(reward: Reward) -> Mapping[str, Reward]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,9 @@ from steer.rewards.parts import is_reward
 from steer.rewards.text import is_mixture, names_in, read_mixture
 
 
+if TYPE_CHECKING:
+    from steer.rewards.thresholds.scale import Scale, Scales
+
 _MIXED = ("checkpoint", "device", "dtype", "combine", "clip_gradient")
 _SPECS = "pass a function (images, prompts) -> (B,), a dict of weights, a reward, or a name"
 
@@ -40,6 +43,7 @@ def reward(
     clip_gradient: float | None = None,
     minimum: Mapping[Any, float] | None = None,
     penalty: float | None = None,
+    scale: Scales | Scale | str | Path | None = None,
     **options: Any,
 ) -> Reward:
     """A reward from a name, a function, a dict of weights, or a reward.
@@ -61,6 +65,8 @@ def reward(
         clip_gradient: For weighted sums: largest norm of each part's image gradient; see
             `WeightedReward`.
         minimum, penalty: Scores that other rewards must keep, `{"aesthetic": 5.0}`; see `AtLeast`.
+        scale: Puts the reward, or every part of a weighted sum, on the scale of each prompt's own
+            plain images: `Scales`, or the file of some; see `Scaled`.
         **options: What the named reward (for example `batch=8`) or `FunctionReward` takes.
 
     Returns:
@@ -79,6 +85,10 @@ def reward(
     }
     given = {key: value for key, value in shared.items() if value is not None}
     made = whole_groups(_make(spec, given | options))
+    if scale is not None:
+        from steer.rewards.combine.scaled import on_scale  # scipy is slow to import
+
+        made = on_scale(made, scale)
     if minimum is None and penalty is None:
         return made
     return _with_minima(made, minimum or {}, penalty, device, dtype)
