@@ -43,6 +43,8 @@ class BaseReward(ABC):
         device: Where the reward computes; `None` is wherever the images are.
         version: Tells its weights from others under the same name; empty where it has none.
         least_frames: Fewest frames of a video that it scores; above 1 it scores no images.
+        groupwise: Whether it must be called with all candidates of a prompt at once; see
+            `steer.rewards.Groupwise`.
         family: Backbone and training data, as `"clip-h/human"`; see `steer.rewards.families`. Empty
             where nothing is known; a composition has those of its parts.
     """
@@ -55,6 +57,7 @@ class BaseReward(ABC):
     device: torch.device | None = None
     version: str = ""
     least_frames: int = 1
+    groupwise: bool = False
     family: str = ""
 
     @abstractmethod
@@ -97,7 +100,7 @@ class BaseReward(ABC):
         try:
             return self.score(images, prompts)
         except torch.OutOfMemoryError:
-            if len(images) == 1:
+            if len(images) == 1 or self.groupwise:
                 raise
         half = (len(images) + 1) // 2
         self.batch = min(half, self.batch or half)
@@ -226,7 +229,8 @@ class WeightedReward(Composite):
         self, parts: Mapping[str, Tensor], groups: Sequence[Hashable] | None = None
     ) -> Tensor:
         """The weighted sum of what `parts` returned, `(B,)`."""
-        total = torch.zeros_like(next(iter(parts.values())))
+        example = next(iter(parts.values()))
+        total = example.new_zeros(len(example))
         for name, weight in self.weights.items():
             if weight:
                 total = total + weight * self.score_part(name, parts, groups)

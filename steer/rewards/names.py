@@ -17,6 +17,7 @@ from steer.core.types import Reward
 from steer.core.weights.hub import FILES
 from steer.rewards.function import FunctionReward
 from steer.rewards.liveness import check_alive
+from steer.rewards.parts import is_groupwise
 
 
 BUILT_IN = {
@@ -29,6 +30,7 @@ BUILT_IN = {
     "cyclereward": "steer.rewards.models.cyclereward:cyclereward",
     "cyclereward:i2t": "steer.rewards.models.cyclereward:cyclereward_i2t",
     "cyclereward:t2i": "steer.rewards.models.cyclereward:cyclereward_t2i",
+    "diversity:*": "steer.rewards.registry:diversity",
     "hpsv2": "steer.rewards.models.hpsv2:hpsv2",
     "hpsv2.0": "steer.rewards.models.hpsv2:hpsv2_0",
     "hpsv2.1": "steer.rewards.models.hpsv2:hpsv2_1",
@@ -80,9 +82,9 @@ def register_reward(name: str, **declared: Any) -> Callable[[_T], _T]:
     """Decorator: make a function or a class available as `reward(name)`.
 
     A function `(images, prompts) -> (B,)` is wrapped in `FunctionReward` with what is declared
-    here (`differentiable`, `range`, `needs_prompt`, `batch`). A class is called with the options
-    given to `reward` (`checkpoint`, `device`, `dtype`, ...: only those the user passed), for a
-    family `"name:*"` after the argument. Registering a name again replaces it.
+    here (`differentiable`, `range`, `needs_prompt`, `groupwise`, `batch`). A class is called with
+    the options given to `reward` (`checkpoint`, `device`, `dtype`, ...: only those the user
+    passed), for a family `"name:*"` after the argument. Registering a name again replaces it.
 
     Raises:
         ValueError: The name is empty or built in, or the function does not take images and prompts.
@@ -117,7 +119,8 @@ def make_named(name: str, options: dict[str, Any]) -> Reward:
     made = factory(*arguments, **options)
     if not isinstance(made, Reward):
         raise ValueError(f"reward {name!r}: its factory returned {made!r}, which is not a reward")
-    if _is_built_in(name) and getattr(made, "version", ""):  # a version is one of weights
+    has_weights = bool(getattr(made, "version", ""))
+    if _is_built_in(name) and has_weights and not is_groupwise(made):
         check_alive(made, _source_of(made, options))
     return made
 
