@@ -99,6 +99,10 @@ class TuneConfig(Settings):
         siblings: Images of one prompt that stand together in a batch and share noise and timestep,
             as a pair's two do; for objectives of single images, a divisor of `batch`.
         text_dropout: Share of rows that are trained on the empty prompt, for CFG.
+        guidance_scale: The loss is of the guided prediction u + guidance_scale (c - u), of policy
+            and reference alike, with u from the empty (or negative) prompt of the dataset's calls;
+            None takes c alone.
+        guided_branch: What of it is trained: `both` (the default), or `conditional` (c alone).
         dtype: What the denoiser computes in: `float32`, or `float16` or `bfloat16` by autocast;
             trained weights are float32 in any case.
         base_dtype: Of the frozen weights under adapters, likewise.
@@ -127,6 +131,8 @@ class TuneConfig(Settings):
     ema: float = Field(default=0.0, ge=0, lt=1)
     siblings: int = Field(default=1, ge=1)
     text_dropout: float = Field(default=0.0, ge=0, le=1)
+    guidance_scale: float | None = None
+    guided_branch: Literal["both", "conditional"] | None = None
     dtype: Dtype = "float32"
     base_dtype: Dtype = "float32"
     gradient_checkpointing: bool = False
@@ -158,6 +164,26 @@ class TuneConfig(Settings):
         if self.batch % self.siblings:
             raise ValueError(
                 f"siblings={self.siblings}: must divide batch={self.batch} into whole groups"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> TuneConfig:
+        scale = self.guidance_scale
+        if scale is None and self.guided_branch is not None:
+            raise ValueError(
+                f"guided_branch={self.guided_branch!r} without guidance_scale: there is one branch "
+                "only; add the guidance_scale that images are sampled with"
+            )
+        if scale is not None and scale <= 1:
+            raise ValueError(
+                f"guidance_scale={scale:g}: pipelines guide above 1 only, and at 1 the guided "
+                "prediction is the conditional one at twice the price; leave the line out"
+            )
+        if scale is not None and self.text_dropout:
+            raise ValueError(
+                f"text_dropout={self.text_dropout!r} with guidance_scale={scale!r}: the loss has "
+                "the empty prompt in every row already; set text_dropout: 0"
             )
         return self
 

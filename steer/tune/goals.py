@@ -30,6 +30,8 @@ class Errors:
         reference: Those of the reference, at the same noise and timesteps; None without one.
         labels, weights: (B,), of labelled objectives.
         baseline: (), of Diffusion-KTO; None takes it from this batch.
+        change: (B,) mean squared difference of the policy's prediction from the reference's; None
+            where the objective does not ask for it.
     """
 
     policy: Tensor
@@ -37,6 +39,7 @@ class Errors:
     labels: Tensor | None = None
     weights: Tensor | None = None
     baseline: Tensor | None = None
+    change: Tensor | None = None
 
     def reward(self, beta: float) -> Tensor:
         """The implicit rewards, (B,); needs the reference."""
@@ -68,12 +71,16 @@ class Goal(Settings, ABC):
         pairs: Learns from pairs rather than from single images.
         reference: Needs the reference model's errors.
         labelled: Needs a label for every image.
+        change: Needs how far the policy's prediction is from the reference's.
+        on_policy: Its reference is the policy that drew the samples.
     """
 
     name: ClassVar[str] = ""
     pairs: ClassVar[bool] = False
     reference: ClassVar[bool] = True
     labelled: ClassVar[bool] = True
+    change: ClassVar[bool] = False
+    on_policy: ClassVar[bool] = False
 
     @abstractmethod
     def loss(self, errors: Errors) -> Outcome:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +17,12 @@ from steer.tune import checkpointing
 from steer.tune.checks import own_folder
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goals import CSFT, Errors, Outcome
+from steer.tune.goals import CSFT, Outcome
 from steer.tune.interrupts import Stopped, stop_requests
-from steer.tune.loader import Batch, Loader, to_device
+from steer.tune.loader import Batch, Loader
+from steer.tune.losses import Guidance, Losses
 from steer.tune.marked import marked_features
-from steer.tune.noising import Noising, nest, predict
-from steer.tune.objectives import squared_error
+from steer.tune.noising import Noising
 from steer.tune.policy import Policy
 from steer.tune.runfiles import TUNED, RunFiles
 from steer.tune.setup import (
@@ -94,6 +93,7 @@ class Trainer:
         draws = (config.seed, len(self.noising), config.text_dropout, config.siblings)
         if config.text_dropout:
             _ = self.data.uncond
+        self.losses.guidance = Guidance.of(config, self.data, self.policy.module)
         self.loader = Loader(self.data, order, draws, share, self.goal.pairs, self.labels, marked)
         self.files = RunFiles(self.out, self.accelerator.is_main_process)
         self._data_hash = checkpointing.fingerprint(self.data)
@@ -120,6 +120,7 @@ class Trainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(self.policy.module, optimizer)
         self.noising = self.noising.to(device)
+        self.losses = Losses(config, self.accelerator, self.policy, self.model, self.noising)
         self.ema = None
         if config.ema:
             self.ema = EMAModel(self.parameters, decay=config.ema, use_ema_warmup=True)
@@ -169,7 +170,7 @@ class Trainer:
         for part in parts:
             syncing = part is parts[-1]
             with nullcontext() if syncing else self.accelerator.no_sync(self.model):
-                outcome = self._outcome(batch.part(part))
+                outcome = self.losses(batch.part(part))
                 self.accelerator.backward(outcome.loss.sum() / len(batch))
             totals.append(_sums(outcome))
         row = self._means(totals, len(batch))
@@ -194,36 +195,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
-    def _outcome(self, batch: Batch) -> Outcome:
-        dtype = getattr(torch, self.config.base_dtype)
-        x0, text, noise, index = to_device(batch, self.accelerator.device, dtype)
-        noisy = self.noising.add_noise(x0, noise, index).to(dtype)
-        target = self.noising.target(x0, noise, index)
-        timesteps, conditions = self.noising.timesteps[index], nest(text)
-        reference = None
-        with self.accelerator.autocast():
-            if self.goal.reference:
-                with self.policy.reference() as model:
-                    reference = squared_error(predict(model, noisy, timesteps, conditions), target)
-            prediction = predict(self.model, noisy, timesteps, conditions)
-        policy = squared_error(prediction, target)
-        labels, weights = (
-            None if x is None else x.to(policy) for x in (batch.labels, batch.weights)
-        )
-        errors = Errors(policy, reference, labels, weights)
-        baseline = self.goal.baseline(errors)
-        if baseline is not None:
-            errors = replace(errors, baseline=self._mean(baseline))
-        return self.goal.loss(errors)
-
     def _means(self, totals: list[Tensor], rows: int) -> dict[str, float]:
         """Means over the batch and all processes; the one wait for the device in a step."""
-        mean = self._mean(torch.stack(totals).sum(0) / rows)
+        mean = self.losses.mean(torch.stack(totals).sum(0) / rows)
         return dict(zip(_SHOWN, mean.tolist(), strict=False))
-
-    def _mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes."""
-        return cast(Tensor, self.accelerator.reduce(values, reduction="mean"))
 
     def _fail(self, what: str, batch: Batch) -> None:
         raise NonFiniteError(what, self.step + 1, batch.ids, self._checkpoint)
@@ -236,7 +211,7 @@ class Trainer:
             return {}
         totals = [
             _sums(
-                self._outcome(self.loader.measurement(rows[start : start + self.config.batch], tag))
+                self.losses(self.loader.measurement(rows[start : start + self.config.batch], tag))
             )
             for tag, start in enumerate(range(0, len(rows), self.config.batch), EVALUATION)
         ]
