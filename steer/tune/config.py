@@ -10,10 +10,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from steer.core.errors import TuneError
 from steer.core.settings import Settings, Several, build, read_yaml
-from steer.tune.goals import GOALS, Goal
+from steer.tune.goals import GOALS, Goal, Labelled
 
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Targets = Literal["winners"]
 
 
 class LoraConfig(Settings):
@@ -99,6 +100,8 @@ class TuneConfig(Settings):
         siblings: Images of one prompt that stand together in a batch and share noise and timestep,
             as a pair's two do; for objectives of single images, a divisor of `batch`.
         text_dropout: Share of rows that are trained on the empty prompt, for CFG.
+        targets: `winners`: what a search found is good and plain samples are not, whatever their
+            scores; None leaves that to the objective.
         guidance_scale: The loss is of the guided prediction u + guidance_scale (c - u), of policy
             and reference alike, with u from the empty (or negative) prompt of the dataset's calls;
             None takes c alone.
@@ -130,6 +133,7 @@ class TuneConfig(Settings):
     lora: Annotated[LoraConfig | None, BeforeValidator(_adapters)] = LoraConfig()
     ema: float = Field(default=0.0, ge=0, lt=1)
     siblings: int = Field(default=1, ge=1)
+    targets: Targets | None = None
     text_dropout: float = Field(default=0.0, ge=0, le=1)
     guidance_scale: float | None = None
     guided_branch: Literal["both", "conditional"] | None = None
@@ -164,6 +168,16 @@ class TuneConfig(Settings):
         if self.batch % self.siblings:
             raise ValueError(
                 f"siblings={self.siblings}: must divide batch={self.batch} into whole groups"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> TuneConfig:
+        if self.targets is not None and not isinstance(self.objective, Labelled):
+            raise ValueError(
+                f"targets={self.targets!r} with objective={self.objective.name!r}: is for "
+                "objectives that label images (sft, csft, tgo, kto); for pairs of found and plain "
+                "samples make the data with pairs: {choose: winners}"
             )
         return self
 

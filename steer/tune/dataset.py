@@ -104,6 +104,20 @@ class Dataset:
         return values
 
     @property
+    def searched(self) -> NDArray[np.bool_]:
+        """(N,) whether a search found the image; False for plain samples.
+
+        Raises:
+            TuneError: The dataset was made without a search.
+        """
+        if "searched" not in self._index:
+            raise TuneError(
+                f"targets='winners': {str(self.folder)!r} was made without a search; make it with "
+                "search: {compute: 4}, or leave targets out"
+            )
+        return np.asarray(self._index["searched"], dtype=np.bool_)
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """Of one image's latents, as the denoiser sees them."""
         return self._latents.shapes[LATENTS]

@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from steer.core.settings import Settings
+from steer.tune.advantages import Spread
+from steer.tune.forward_rl import awm, nft
 from steer.tune.objectives import (
     CSFT_MARK,
     diffusion_kto,
@@ -28,7 +30,8 @@ class Errors:
     Attributes:
         policy: (B,) errors; for pairs (2 B,), all winners before all losers.
         reference: Those of the reference, at the same noise and timesteps; None without one.
-        labels, weights: (B,), of labelled objectives.
+        labels: (B,) 1 for good images, of labelled objectives.
+        weights: (B,), likewise; signed where they are advantages.
         baseline: (), of Diffusion-KTO; None takes it from this batch.
         change: (B,) mean squared difference of the policy's prediction from the reference's; None
             where the objective does not ask for it.
@@ -174,6 +177,67 @@ class CSFT(SFT):
     mark: str = CSFT_MARK
 
 
+class Advantaged(Goal):
+    """Objectives of single images, by how much better they are than others of their prompt.
+
+    Attributes:
+        advantage: `"standard"`, the score's distance from the prompt's mean in standard
+            deviations; or `"best_of_n"`, best-of-n's weights minus 1.
+        n: Of best-of-n.
+        spread: Of the standard deviation: `"global"`, or each `"prompt"`'s own.
+        clip: Standard advantages are clipped there, and divided by it.
+        score: The column of scores.
+    """
+
+    change: ClassVar[bool] = True
+    on_policy: ClassVar[bool] = True
+    advantage: Literal["standard", "best_of_n"] = "standard"
+    n: int = Field(default=4, ge=2)
+    spread: Spread = "global"
+    clip: float = Field(default=5.0, gt=0)
+    score: str = "score"
+
+    def loss(self, errors: Errors) -> Outcome:
+        assert errors.labels is not None and errors.weights is not None
+        assert errors.reference is not None and errors.change is not None
+        terms = (errors.policy, errors.reference, errors.change, errors.weights)
+        return _single(self.rows(*terms), errors.reward(1.0), errors.labels)
+
+    @abstractmethod
+    def rows(self, error: Tensor, old: Tensor, change: Tensor, advantage: Tensor) -> Tensor:
+        """The loss per row, (B,)."""
+
+
+class NFT(Advantaged):
+    """DiffusionNFT (arXiv:2509.16117).
+
+    Attributes:
+        beta: The optimum is 1 / beta times as far from the old policy.
+    """
+
+    name: ClassVar[str] = "nft"
+    beta: float = Field(default=1.0, gt=0)
+
+    def rows(self, error: Tensor, old: Tensor, change: Tensor, advantage: Tensor) -> Tensor:
+        return nft(error, old, change, advantage, self.beta)
+
+
+class AWM(Advantaged):
+    """Advantage-weighted matching (arXiv:2509.25050).
+
+    Attributes:
+        ratio_clip: How far the ratio of likelihoods may go from 1.
+        leash: Weight of the squared change of predictions.
+    """
+
+    name: ClassVar[str] = "awm"
+    ratio_clip: float = Field(default=1.0, gt=0)
+    leash: float = Field(default=1.0, ge=0)
+
+    def rows(self, error: Tensor, old: Tensor, change: Tensor, advantage: Tensor) -> Tensor:
+        return awm(error, old, change, advantage, self.ratio_clip, self.leash)
+
+
 class PolyDPO(Goal):
     """Poly-DPO (arXiv:2604.24953).
 
@@ -211,7 +275,9 @@ class DiffusionDPO(PolyDPO):
         return self
 
 
-GOALS: dict[str, type[Goal]] = {k.name: k for k in (TGO, KTO, SFT, CSFT, PolyDPO, DiffusionDPO)}
+GOALS: dict[str, type[Goal]] = {
+    k.name: k for k in (TGO, KTO, SFT, CSFT, PolyDPO, DiffusionDPO, NFT, AWM)
+}
 
 
 def _single(loss: Tensor, reward: Tensor, labels: Tensor) -> Outcome:

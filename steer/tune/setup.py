@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from steer.core.errors import TuneError
 from steer.tune.batches import Order
-from steer.tune.config import TuneConfig
+from steer.tune.config import Targets, TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goals import Goal, Labelled
-from steer.tune.labels import Labels, make_labels
+from steer.tune.goals import Advantaged, Goal, Labelled
+from steer.tune.labels import Labels, found_labels, make_advantages, make_labels
 from steer.tune.tables import Pairs, list_names
 
 
-def training_rows(goal: Goal, data: Dataset) -> tuple[NDArray[np.int64], Labels | None]:
+def training_rows(
+    goal: Goal, data: Dataset, targets: Targets | None = None
+) -> tuple[NDArray[np.int64], Labels | None]:
     """The rows (or pairs) that are trained on, and labels of all images where they are needed.
 
     Raises:
@@ -32,8 +34,13 @@ def training_rows(goal: Goal, data: Dataset) -> tuple[NDArray[np.int64], Labels 
             )
         _tell_unpaired(data, data.pairs)
         return np.flatnonzero(data.pairs.split == "train"), None
-    assert isinstance(goal, Labelled)
-    labels = make_labels(goal, data)
+    if targets == "winners":
+        labels = found_labels(data, both=goal.name != "sft")
+    elif isinstance(goal, Advantaged):
+        labels = make_advantages(goal, data)
+    else:
+        assert isinstance(goal, Labelled)
+        labels = make_labels(goal, data)
     used = data.split == "train"
     if goal.name == "sft":
         used &= labels.labels.numpy() == 1

@@ -76,7 +76,7 @@ class Trainer:
         RunFiles(self.out, True).check()
         self.progress, self.step = progress, 0
         self.data = Dataset.load(config.data)
-        rows, self.labels = training_rows(self.goal, self.data)
+        rows, self.labels = training_rows(self.goal, self.data, config.targets)
         order = make_order(config, rows, self.labels, self.data)
         self.accelerator = Accelerator(mixed_precision=_AUTOCAST[config.dtype], cpu=config.cpu)
         check_shares(config, self.accelerator.num_processes)

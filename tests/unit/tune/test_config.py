@@ -54,7 +54,7 @@ def test_a_configuration_comes_back_from_its_own_values(tmp_path: Path) -> None:
 
 
 def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
-    assert set(GOALS) == {"tgo", "kto", "sft", "csft", "poly_dpo", "dpo"}
+    assert set(GOALS) == {"tgo", "kto", "sft", "csft", "poly_dpo", "dpo", "nft", "awm"}
     for name, kind in (("dpo", DiffusionDPO), ("kto", KTO), ("csft", CSFT)):
         assert TuneConfig.from_dict({**LEAST, "objective": name}).objective == kind()
     poly = {"name": "poly_dpo", "alpha": 8}
