@@ -49,7 +49,7 @@ def _train(job: Any, progress: bool) -> Path:
     """Train; an interruption and a loss that is not finite end the command as they should."""
     from steer.core.errors import NonFiniteError
     from steer.tune.interrupts import Stopped
-    from steer.tune.trainer import tune as train
+    from steer.tune.run import tune as train
 
     try:
         return train(job, progress=progress)

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from steer.core.errors import TuneError
 from steer.core.settings import Settings, Several, build, read_yaml
 from steer.tune.goals import GOALS, Goal, Labelled
+from steer.tune.rounds.config import RoundsConfig, check_rounds
 
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -86,11 +87,11 @@ class TuneConfig(Settings):
     """A training run: equal configurations on equal data give equal weights.
 
     Attributes:
-        data: The dataset's folder.
+        data: The dataset's folder; not with `rounds`, which make their own.
         out: Where checkpoints, log, grids and the tuned weights go.
         objective: What is optimised, with its parameters.
         pipeline: `"shapes"`, a folder that `save_pretrained` wrote, or a hub id.
-        steps: Updates.
+        steps: Updates; with `rounds`, count x updates of theirs.
         batch: Images (or pairs) per update, over all processes.
         accumulate: Parts in which a process computes its share of the batch.
         lr, warmup, schedule: Learning rate; linear warm-up; then `constant`, `linear` or `cosine`.
@@ -115,9 +116,10 @@ class TuneConfig(Settings):
         seed: Of the order, the noise, the timesteps and the adapters' start.
         cpu: Do not use an accelerator.
         validation: What is looked at on the way.
+        rounds: Sample, score, train, and again, instead of training on `data`.
     """
 
-    data: str
+    data: str = ""
     out: str
     objective: Annotated[Goal, BeforeValidator(goal)]
     pipeline: str = "shapes"
@@ -146,6 +148,42 @@ class TuneConfig(Settings):
     seed: int = Field(default=0, ge=0)
     cpu: bool = False
     validation: ValidationConfig = ValidationConfig()
+    rounds: RoundsConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_steps(cls, data: Any) -> Any:
+        """The rounds' updates as `steps`."""
+        rounds = data.get("rounds") if isinstance(data, Mapping) else None
+        given = rounds.model_dump() if isinstance(rounds, RoundsConfig) else rounds
+        if not isinstance(given, Mapping):
+            return data
+        count, updates = given.get("count"), given.get("updates")
+        if not isinstance(count, int) or not isinstance(updates, int):
+            return data  # the field's own checks name it
+        steps = count * updates
+        if data.get("steps", steps) != steps:
+            raise ValueError(
+                f"steps={data['steps']!r} with rounds: these make count x updates = {count} x "
+                f"{updates} = {steps} updates; leave steps out"
+            )
+        return {**data, "steps": steps}
+
+    @model_validator(mode="after")
+    def _check_data(self) -> TuneConfig:
+        if self.rounds is None and not self.data:
+            raise ValueError("'data' is missing: add a line 'data: ...' (or rounds)")
+        if self.rounds is not None and self.data:
+            raise ValueError(
+                f"data={self.data!r} with rounds: rounds draw their own samples; give one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> TuneConfig:
+        if self.rounds is not None:
+            check_rounds(self.rounds, self.objective, self.guidance_scale, self.text_dropout)
+        return self
 
     @model_validator(mode="after")
     def _check_base(self) -> TuneConfig:

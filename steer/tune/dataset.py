@@ -104,13 +104,18 @@ class Dataset:
         return values
 
     @property
+    def has_search(self) -> bool:
+        """Whether it was made with a search."""
+        return "searched" in self._index
+
+    @property
     def searched(self) -> NDArray[np.bool_]:
         """(N,) whether a search found the image; False for plain samples.
 
         Raises:
             TuneError: The dataset was made without a search.
         """
-        if "searched" not in self._index:
+        if not self.has_search:
             raise TuneError(
                 f"targets='winners': {str(self.folder)!r} was made without a search; make it with "
                 "search: {compute: 4}, or leave targets out"

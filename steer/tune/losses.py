@@ -82,7 +82,7 @@ class Guidance:
             c = predict(model, noisy, timesteps, nest(text))
         else:
             both = {k: torch.cat([empty[k], v]) if k in empty else v for k, v in text.items()}
-            twice = (torch.cat([x, x]) for x in (noisy, timesteps))
+            twice = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps])
             u, c = predict(model, *twice, nest(both)).chunk(2)
         u, c = wide(u), wide(c)
         return u + self.scale * (c - u)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.optim import AdamW
 
 from steer.core.errors import TuneError
 from steer.tune.batches import Order
@@ -16,6 +20,43 @@ from steer.tune.dataset import Dataset
 from steer.tune.goals import Advantaged, Goal, Labelled
 from steer.tune.labels import Labels, found_labels, make_advantages, make_labels
 from steer.tune.tables import Pairs, list_names
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is trained on.
+
+    Attributes:
+        data: The images.
+        labels: Of all of them, where the objective needs labels.
+        order: The rows (or pairs) of every batch.
+    """
+
+    data: Dataset
+    labels: Labels | None
+    order: Order
+
+    @classmethod
+    def of(cls, config: TuneConfig, data: Dataset, start: int = 0, seed: int | None = None) -> Self:
+        """What a configuration makes of a dataset.
+
+        Args:
+            config: Of the run.
+            data: Scored, or with pairs.
+            start: The step that gets the first batch.
+            seed: Of the order; None takes the configuration's.
+
+        Raises:
+            TuneError: No pairs where they are needed, scores that no threshold separates, or fewer
+                rows than a batch.
+        """
+        rows, labels = training_rows(config.objective, data, config.targets)
+        share = getattr(config.objective, "positive_share", None)
+        known = None if labels is None else labels.labels.numpy()[rows]
+        prompts = None if config.objective.pairs else data.prompt_ids[rows]
+        own = config.seed if seed is None else seed
+        order = Order(rows, config.batch, own, known, share, config.siblings, prompts, start)
+        return cls(data, labels, order)
 
 
 def training_rows(
@@ -60,16 +101,6 @@ def _tell_unpaired(data: Dataset, pairs: Pairs) -> None:
         )
 
 
-def make_order(
-    config: TuneConfig, rows: NDArray[np.int64], labels: Labels | None, data: Dataset
-) -> Order:
-    """The rows of every batch; TuneError where there are fewer than one batch."""
-    share = getattr(config.objective, "positive_share", None)
-    known = None if labels is None else labels.labels.numpy()[rows]
-    prompts = None if config.objective.pairs else data.prompt_ids[rows]
-    return Order(rows, config.batch, config.seed, known, share, config.siblings, prompts)
-
-
 def check_shares(config: TuneConfig, processes: int) -> None:
     """Refuse a batch that does not divide evenly."""
     if config.batch % (processes * config.accumulate):
@@ -100,3 +131,19 @@ def load_pipeline(config: TuneConfig) -> Any:
     from steer.jobs.pipelines import load_pipeline as load
 
     return load(config.pipeline, "cpu", getattr(torch, config.base_dtype))
+
+
+def make_optimizer(config: TuneConfig, parameters: Sequence[nn.Parameter]) -> tuple[AdamW, Any]:
+    """AdamW, and the schedule of its learning rate."""
+    from diffusers.optimization import get_scheduler
+
+    optimizer = AdamW(
+        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    kind = config.schedule
+    if kind == "constant" and config.warmup:
+        kind = "constant_with_warmup"
+    schedule = get_scheduler(
+        kind, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
+    )
+    return optimizer, schedule
