@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from steer.core.errors import TuneError
 from steer.core.settings import Settings, Several, build, read_yaml
 from steer.tune.goals import GOALS, Goal, Labelled
-from steer.tune.rounds.config import RoundsConfig, check_rounds
+from steer.tune.rounds_config import RoundsConfig, check_rounds
 
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -159,7 +159,7 @@ class TuneConfig(Settings):
         if not isinstance(given, Mapping):
             return data
         count, updates = given.get("count"), given.get("updates")
-        if not isinstance(count, int) or not isinstance(updates, int):
+        if not isinstance(count, int) or not isinstance(updates, int) or min(count, updates) < 1:
             return data  # the field's own checks name it
         steps = count * updates
         if data.get("steps", steps) != steps:

@@ -80,6 +80,20 @@ class PairConfig(Settings):
     seed: Seed = 0
 
 
+def check_pairs(pairs: PairConfig, per_prompt: int, search: SearchConfig | None) -> None:
+    """Raise ValueError where no prompt can have a pair."""
+    plain = search is not None and search.plain
+    if per_prompt < 2 and not plain:
+        raise ValueError(
+            f"{per_prompt} sample of every prompt with pairs: a pair needs two samples of a prompt"
+        )
+    if pairs.choose == "winners" and not plain:
+        raise ValueError(
+            "pairs.choose='winners': needs samples of a search and plain ones; add search: "
+            "{compute: 4, plain: true}"
+        )
+
+
 class DataConfig(Settings):
     """A preference set: whose samples, of which prompts, scored by what, labelled how.
 
@@ -148,18 +162,8 @@ class DataConfig(Settings):
     def _check_seeds(self) -> DataConfig:
         if not isinstance(self.seeds, int) and len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)!r}: each once, equal ones draw one image")
-        if self.pairs is None or self.samples is not None:
-            return self
-        plain = self.search is not None and self.search.plain
-        if self.per_prompt < 2 and not plain:
-            raise ValueError(
-                f"seeds={self.seeds!r} with pairs: a pair needs two samples of a prompt"
-            )
-        if self.pairs.choose == "winners" and not plain:
-            raise ValueError(
-                "pairs.choose='winners': needs samples of a search and plain ones; add search: "
-                "{compute: 4, plain: true}"
-            )
+        if self.pairs is not None and self.samples is None:
+            check_pairs(self.pairs, self.per_prompt, self.search)
         return self
 
     @model_validator(mode="after")

@@ -100,7 +100,8 @@ def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pa
         check_scores(values, table.ids, f"reward {name!r}")
     rng = np.random.default_rng([config.seed, 43])
     least = _margins(table, config)
-    dropped: dict[str, int] = dict.fromkeys(_REASONS, 0)
+    known = (name for name in _REASONS if name != "search" or config.choose == "winners")
+    dropped = dict.fromkeys(known, 0)
     found: list[tuple[int, int]] = []
     for rows in table.groups():
         own = _of_prompt(table, rows, least, config, dropped)

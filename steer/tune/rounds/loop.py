@@ -28,9 +28,9 @@ from steer.tune.data.make import make
 from steer.tune.data.prompts import Prompt, read_prompts
 from steer.tune.dataset import Dataset
 from steer.tune.logs import save_state
-from steer.tune.rounds.config import RoundsConfig
 from steer.tune.rounds.looks import Look, Record, best_of, has_fallen
 from steer.tune.rounds.pool import pool
+from steer.tune.rounds_config import RoundsConfig
 from steer.tune.setup import Material
 from steer.tune.trainer import Trainer
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from steer.core.settings import Settings
-from steer.tune.data.config import Count, PairConfig, SearchConfig
+from steer.tune.data.config import Count, PairConfig, SearchConfig, check_pairs
 from steer.tune.goals import Advantaged, Goal
 
 
@@ -108,6 +108,8 @@ def check_rounds(
             f"rounds.pairs with objective={goal.name!r}: it learns from single images; leave pairs "
             "out, or use dpo or poly_dpo"
         )
+    if goal.pairs:
+        check_pairs(rounds.pairs or PairConfig(), rounds.images, rounds.search)
     images = rounds.images
     if isinstance(goal, Advantaged):
         least = goal.n if goal.advantage == "best_of_n" else 2
