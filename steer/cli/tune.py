@@ -29,7 +29,9 @@ def run(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Train a LoRA, or the whole denoiser, with TGO, Poly-DPO, DPO, KTO, SFT or CSFT.
+    """Train a LoRA, or the whole denoiser, with TGO, (Poly-)DPO, KTO, NFT, AWM, SFT or CSFT.
+
+    On a dataset, or in rounds that draw their own samples.
 
     Interrupt it at any time: the same command continues exactly.
 
