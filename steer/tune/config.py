@@ -103,6 +103,8 @@ class TuneConfig(Settings):
         text_dropout: Share of rows that are trained on the empty prompt, for CFG.
         targets: `winners`: what a search found is good and plain samples are not, whatever their
             scores; None leaves that to the objective.
+        noise_range: Which part of the timesteps is trained, as shares: (0.4, 1.0) are the noisiest
+            60%; None trains all.
         guidance_scale: The loss is of the guided prediction u + guidance_scale (c - u), of policy
             and reference alike, with u from the empty (or negative) prompt of the dataset's calls;
             None takes c alone.
@@ -137,6 +139,7 @@ class TuneConfig(Settings):
     siblings: int = Field(default=1, ge=1)
     targets: Targets | None = None
     text_dropout: float = Field(default=0.0, ge=0, le=1)
+    noise_range: Annotated[tuple[float, float] | None, Field(strict=False)] = None
     guidance_scale: float | None = None
     guided_branch: Literal["both", "conditional"] | None = None
     dtype: Dtype = "float32"
@@ -218,6 +221,16 @@ class TuneConfig(Settings):
                 "samples make the data with pairs: {choose: winners}"
             )
         return self
+
+    @field_validator("noise_range")
+    @classmethod
+    def _check_noise_range(cls, given: tuple[float, float] | None) -> tuple[float, float] | None:
+        if given is not None and not 0 <= given[0] < given[1] <= 1:
+            raise ValueError(
+                f"noise_range={list(given)!r}: two shares in [0, 1], the smaller first; the "
+                "noisiest 60% are [0.4, 1.0]"
+            )
+        return given
 
     @model_validator(mode="after")
     def _check_guidance(self) -> TuneConfig:

@@ -19,6 +19,7 @@ from steer.tune.config import Targets, TuneConfig
 from steer.tune.dataset import Dataset
 from steer.tune.goals import Advantaged, Goal, Labelled
 from steer.tune.labels import Labels, found_labels, make_advantages, make_labels
+from steer.tune.noising import Noising
 from steer.tune.tables import Pairs, list_names
 
 
@@ -120,10 +121,17 @@ def check_latents(data: Dataset, model: Any) -> None:
         )
 
 
-def timestep_scale(config: TuneConfig, data: Dataset) -> float | None:
-    """The configuration's, else the dataset's, else None."""
-    stated = data.manifest.get("timestep_scale")
-    return config.timestep_scale if config.timestep_scale is not None else stated
+def forward_process(config: TuneConfig, pipe: Any, data: Dataset | None) -> Noising:
+    """The timesteps that are trained; their scale is the configuration's, else the dataset's.
+
+    Raises:
+        TuneError: A denoiser or scheduler that is not known, or an empty range.
+    """
+    scale = config.timestep_scale
+    if scale is None and data is not None:
+        scale = data.manifest.get("timestep_scale")
+    noising = Noising.of(pipe, scale)
+    return noising if config.noise_range is None else noising.between(*config.noise_range)
 
 
 def load_pipeline(config: TuneConfig) -> Any:

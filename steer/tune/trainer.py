@@ -23,16 +23,15 @@ from steer.tune.labels import Labels
 from steer.tune.loader import Batch, Loader
 from steer.tune.losses import Guidance, Losses
 from steer.tune.marked import marked_features
-from steer.tune.noising import Noising
 from steer.tune.policy import Policy
 from steer.tune.runfiles import TUNED, RunFiles
 from steer.tune.setup import (
     Material,
     check_latents,
     check_shares,
+    forward_process,
     load_pipeline,
     make_optimizer,
-    timestep_scale,
 )
 from steer.tune.validation import EVALUATION, draw_column, test_rows, write_grid
 
@@ -66,8 +65,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=_AUTOCAST[config.dtype], cpu=config.cpu)
         check_shares(config, self.accelerator.num_processes)
         self.pipe = pipe if pipe is not None else load_pipeline(config)
-        scale = config.timestep_scale if material is None else timestep_scale(config, material.data)
-        self.noising = Noising.of(self.pipe, scale)
+        self.noising = forward_process(config, self.pipe, material and material.data)
         set_seed(config.seed)  # the adapters' start; everything later has its own generators
         marked = {} if material is None else self._marked(material)
         self.policy = Policy(self.pipe, config.lora, self.goal.reference)

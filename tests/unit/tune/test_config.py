@@ -94,6 +94,8 @@ def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
         ({"guided_branch": "both"}, r"guided_branch='both' without guidance_scale"),
         ({"guidance_scale": 3.5, "guided_branch": "empty"}, r"guided_branch='empty': one of both"),
         ({"guidance_scale": 3.5, "text_dropout": 0.1}, r"text_dropout=0\.1 with guidance_scale"),
+        ({"noise_range": [0.6, 0.4]}, r"noise_range=\[0\.6, 0\.4\]: two shares"),
+        ({"noise_range": 0.4}, "noise_range"),
         ({"schedule": "step"}, "schedule='step': one of constant"),
         ({"dtype": "int8"}, "dtype='int8': one of float32"),
         ({"base_dtype": "bfloat16", "lora": False}, "base_dtype='bfloat16' with lora: false"),
@@ -128,6 +130,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_the_example_is_valid() -> None:
     config = TuneConfig.load(EXAMPLES / "tune_shapes.yaml")
     assert config.pipeline == "shapes" and config.lora is not None
+
+
+def test_the_example_in_rounds_is_valid_and_trains_whole_groups() -> None:
+    config = TuneConfig.load(EXAMPLES / "tune_shapes_rounds.yaml")
+    rounds = config.rounds
+    assert rounds is not None and config.steps == rounds.count * rounds.updates
+    assert rounds.guidance(config.guidance_scale) == config.guidance_scale == 3.5
+    assert config.siblings == rounds.images
+    assert config.batch == rounds.images * (rounds.prompts_per_round or 0)
+    path = config.to_dict()
+    assert TuneConfig.from_dict(path) == config
 
 
 def test_the_command_trains_continues_and_says_where_the_weights_are(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from families import build, redness, seeded
+from families import arguments, build, redness, seeded
 from safetensors.torch import load_file
 from tiny_sets import equal, rows
 from torch import Tensor
@@ -298,3 +298,24 @@ def test_batches_larger_than_a_round_and_the_reward_as_its_own_judge_are_refused
         made(configured(tmp_path / "run"), rewards=[REWARDS[0], REWARDS[0]])
     with pytest.warns(UserWarning, match=r"rounds\.guidance_scale=3 and guidance_scale=None"):
         Rounds(configured(tmp_path / "run", {"guidance_scale": 3.0}), build("sd"), rewards=REWARDS)
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("sd", {"dtype": "bfloat16", "gradient_checkpointing": True, "guidance_scale": 3.0}),
+        ("sd3", {"guidance_scale": 3.0, "guided_branch": "conditional"}),
+        ("flux", {"ema": 0.9}),
+    ],
+)
+def test_rounds_run_in_other_precisions_and_families(
+    family: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    call = {name: arguments(family)[name] for name in ("height", "width")}
+    if family == "flux":
+        call["max_sequence_length"] = 8
+    config = configured(tmp_path / "run", {"count": 2, "call": call}, **more)
+    folder = made(config, build(family))
+    assert load_file(folder / LORA)
+    log = rows(tmp_path / "run")
+    assert log[0]["loss"] == 0 and log[0]["grad_norm"] > 0 and log[2]["loss"] == 0
