@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from steer.core.errors import TuneError
 from steer.core.settings import Settings, Several, build, read_yaml
-from steer.tune.goals import GOALS, Goal, Labelled
+from steer.tune.goal import Goal
+from steer.tune.goals import GOALS, Labelled
 from steer.tune.rounds_config import RoundsConfig, check_rounds
 
 

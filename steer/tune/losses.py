@@ -13,7 +13,7 @@ from steer.core.errors import TuneError
 from steer.core.types import wide
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goals import Errors, Goal, Outcome
+from steer.tune.goal import Errors, Goal, Outcome
 from steer.tune.loader import Batch, to_device
 from steer.tune.noising import Noising, nest, predict
 from steer.tune.objectives import squared_error
@@ -142,7 +142,11 @@ class Losses:
         change = None
         if old is not None and self._goal.change:
             change = squared_error(prediction, old)
-        return Errors(error, reference, labels, weights, change=change)
+        product = None
+        if self._goal.product:
+            winner, loser = wide(prediction - target).flatten(1).detach().chunk(2)
+            product = (winner * loser).mean(1)
+        return Errors(error, reference, labels, weights, change=change, product=product)
 
     def _predict(
         self, model: Any, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor]

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from steer.core.settings import Settings
 from steer.tune.data.config import Count, PairConfig, SearchConfig, check_pairs
-from steer.tune.goals import Advantaged, Goal
+from steer.tune.goal import Goal
+from steer.tune.goals import Advantaged
 
 
 class RoundsConfig(Settings):

@@ -17,7 +17,8 @@ from steer.core.errors import TuneError
 from steer.tune.batches import Order
 from steer.tune.config import Targets, TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goals import Advantaged, Goal, Labelled
+from steer.tune.goal import Goal
+from steer.tune.goals import Advantaged, Labelled
 from steer.tune.labels import Labels, found_labels, make_advantages, make_labels
 from steer.tune.noising import Noising
 from steer.tune.tables import Pairs, list_names

@@ -17,7 +17,8 @@ from steer.tune import checkpointing
 from steer.tune.checks import own_folder
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goals import CSFT, Outcome
+from steer.tune.goal import Outcome
+from steer.tune.goals import CSFT
 from steer.tune.interrupts import Stopped, stop_requests
 from steer.tune.labels import Labels
 from steer.tune.loader import Batch, Loader

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from steer.cli.app import app
 from steer.tune import TuneConfig, TuneError, trainer
-from steer.tune.goals import CSFT, GOALS, KTO, TGO, DiffusionDPO, PolyDPO
+from steer.tune.goals import CSFT, GOALS, KTO, TGO
+from steer.tune.pair_goals import DiffusionDPO, PolyDPO
 
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -54,7 +55,11 @@ def test_a_configuration_comes_back_from_its_own_values(tmp_path: Path) -> None:
 
 
 def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
-    assert set(GOALS) == {"tgo", "kto", "sft", "csft", "poly_dpo", "dpo", "nft", "awm"}
+    assert set(GOALS) == {"tgo", "kto", "sft", "csft", "poly_dpo", "dpo", "nft", "awm"} | {
+        "dmpo",
+        "rdpo",
+        "mapo",
+    }
     for name, kind in (("dpo", DiffusionDPO), ("kto", KTO), ("csft", CSFT)):
         assert TuneConfig.from_dict({**LEAST, "objective": name}).objective == kind()
     poly = {"name": "poly_dpo", "alpha": 8}

@@ -13,7 +13,8 @@ from torch import Tensor
 from steer.core.types import Step
 from steer.tune import TuneError
 from steer.tune.forward_rl import awm, nft
-from steer.tune.goals import AWM, GOALS, NFT, Errors, Goal
+from steer.tune.goal import Errors, Goal
+from steer.tune.goals import AWM, GOALS, NFT
 from steer.tune.noising import Noising
 from steer.tune.objectives import squared_error
 
@@ -120,6 +121,8 @@ def test_at_the_start_all_objectives_pull_along_the_rows_own_error(name: str) ->
     torch.testing.assert_close(slope, factor[:, None] * 2 * (v0 - u) / 8, rtol=1e-9, atol=1e-12)
     if name in ("nft", "awm"):
         torch.testing.assert_close(factor, advantages, rtol=1e-12, atol=1e-14)
+    elif name == "mapo":  # which begins at the errors themselves: here both pairs are won
+        assert factor.tolist() == pytest.approx([1, 1, 0, 0], abs=1e-6)
     elif name in ("sft", "csft"):
         assert factor.tolist() == pytest.approx([1] * 4)
     else:
