@@ -10,7 +10,7 @@ UV := .venv-uv/bin/uv
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -n auto --dist loadfile
 
-.PHONY: demo test test-fast campaign lint format lock test-locked test-newest test-lowest clean
+.PHONY: demo docs test test-fast campaign lint format lock test-locked test-newest test-lowest clean
 
 demo: $(READY)
 	$(BIN)/python -m steer.cli.demo --out demo
@@ -38,6 +38,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	PYTHONPATH=. $(BIN)/lint-imports
+
+# The site, in build/site; a dead link is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

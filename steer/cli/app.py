@@ -61,6 +61,15 @@ def report(
     typer.echo(path)
 
 
+@app.command("env")
+def environment() -> None:
+    """Print versions and devices, for a report of a fault."""
+    from steer.core.files.environment import environment as look
+
+    for name, value in look().items():
+        typer.echo(f"{name}: {value}")
+
+
 @app.command()
 def rewards() -> None:
     """List the rewards that --reward and --judge know by name."""
