@@ -124,4 +124,5 @@ class MaPO(Goal):
     scale: float = Field(default=0.5, gt=0)
 
     def loss(self, errors: Errors) -> Outcome:
-        return Outcome(mapo(*errors.policy.chunk(2), self.beta, self.scale))
+        winner, loser = errors.policy.chunk(2)
+        return Outcome(mapo(winner, loser, self.beta, self.scale))

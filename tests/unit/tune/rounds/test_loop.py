@@ -225,6 +225,11 @@ def test_a_judge_that_falls_ends_the_run_with_the_best_judged_weights(tmp_path: 
     ups = [value for name, value in weights.items() if "lora_B" in name or ".lora.up." in name]
     assert ups and not any(value.any() for value in ups)  # as adapters begin
     assert len(rows(tmp_path / "run")) == 4
+    (tmp_path / "run" / "tuned" / LORA).unlink()
+    with pytest.warns(UserWarning, match="stopped after round 3"):  # and not continued
+        made(config, rewards=rewards)
+    assert equal(weights, load_file(tmp_path / "run" / "tuned" / LORA))
+    assert len(rows(tmp_path / "run")) == 4 and len(calls) == 6
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_continues(
