@@ -16,8 +16,8 @@ from fastapi import Response
 import steer
 from steer.core.errors import RewardError
 from steer.rewards.families import families_in
-from steer.rewards.models.vqa import vqa
 from steer.rewards.remote.judge import RemoteJudge, openai, read_target
+from steer.rewards.vlm.vqa import vqa
 
 
 PROMPTS = ["a red circle", "a blue square", "a circle left of a square"]
