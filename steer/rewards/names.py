@@ -17,6 +17,7 @@ from steer.core.types import Reward
 from steer.core.weights.hub import FILES
 from steer.rewards.function import FunctionReward
 from steer.rewards.liveness import check_alive
+from steer.rewards.text import as_text
 
 
 BUILT_IN = {
@@ -37,13 +38,17 @@ BUILT_IN = {
     "pickscore": "steer.rewards.models.pickscore:pickscore",
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
+    "shapes-vqa": "steer.rewards.models.shapes_vqa:shapes_vqa",
     "vqa:*": "steer.rewards.models.vqa:vqa",
 }
 PRESETS = {
     "carinox": "steer.rewards.combine.presets:carinox",
     "reno": "steer.rewards.combine.presets:reno",
+    "trio": "steer.rewards.combine.presets:trio",
+    "trio:light": "steer.rewards.combine.presets:trio_light",
+    "trio:standardise": "steer.rewards.combine.presets:trio_standardise",
 }
-"""Names that stand for a weighted sum; their functions return its weights by name."""
+"""Names that stand for a mixture; their functions return a sum's weights by name, or the text."""
 
 ENTRY_POINTS = "steer.rewards"
 
@@ -103,10 +108,10 @@ def make_named(name: str, options: dict[str, Any]) -> Reward:
     return made
 
 
-def preset_weights(
+def preset_mixture(
     name: str, options: Mapping[str, Any], elsewhere: Sequence[str] = ()
-) -> dict[str, float]:
-    """The weights by name that a preset stands for.
+) -> dict[str, float] | str:
+    """What a preset stands for: the weights of a sum by name, or a mixture as text.
 
     Args:
         name: In `PRESETS`.
@@ -119,6 +124,12 @@ def preset_weights(
     factory = _load(PRESETS[name])
     _check_options(name, factory, (), options, elsewhere)
     return factory(**options)
+
+
+def expanded(text: str) -> str:
+    """The text of a reward; where it is a preset's name alone, that of what it stands for."""
+    name = text.strip()
+    return as_text(preset_mixture(name, {})) if name in PRESETS else text
 
 
 def _is_built_in(name: str) -> bool:
