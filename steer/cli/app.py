@@ -13,9 +13,17 @@ from steer.cli.convert import convert
 from steer.cli.exits import bad_input, end_as_interrupted
 from steer.cli.sample import sample
 from steer.cli.score import score
+from steer.cli.serve import serve
 from steer.cli.tune import tune
 from steer.cli.tuned import tuned
 
+
+_ARGUMENT = {
+    "http:*": "://<host>:<port>",
+    "https:*": "://<host>",
+    "openai:*": ":<model>@<url>",
+}
+"""What follows the name of a reward in another process."""
 
 app = typer.Typer(
     name="steer",
@@ -43,6 +51,7 @@ app.command()(sample)
 app.command()(calibrate)
 app.command()(score)
 app.command()(convert)
+app.command()(serve)
 app.command()(tuned)
 app.add_typer(tune, name="tune")
 app.command()(compare)
@@ -61,6 +70,15 @@ def report(
     typer.echo(path)
 
 
+@app.command("env")
+def environment() -> None:
+    """Print versions and devices, for a report of a fault."""
+    from steer.core.files.environment import environment as look
+
+    for name, value in look().items():
+        typer.echo(f"{name}: {value}")
+
+
 @app.command()
 def rewards() -> None:
     """List the rewards that --reward and --judge know by name."""
@@ -68,7 +86,7 @@ def rewards() -> None:
         from steer.rewards import available_rewards
 
         for name in available_rewards():
-            typer.echo(name.replace(":*", ":<model>[:<pretrained>]"))
+            typer.echo(name.replace(":*", _ARGUMENT.get(name, ":<model>[:<pretrained>]")))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def run(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Train a LoRA, or the whole denoiser, with TGO, Poly-DPO, DPO, KTO, SFT or CSFT.
+    """Train a LoRA, or the whole denoiser, with TGO, (Poly-)DPO, KTO, NFT, AWM, SFT or CSFT.
+
+    On a dataset, or in rounds that draw their own samples.
 
     Interrupt it at any time: the same command continues exactly.
 
@@ -49,7 +51,7 @@ def _train(job: Any, progress: bool) -> Path:
     """Train; an interruption and a loss that is not finite end the command as they should."""
     from steer.core.errors import NonFiniteError
     from steer.tune.interrupts import Stopped
-    from steer.tune.trainer import tune as train
+    from steer.tune.run import tune as train
 
     try:
         return train(job, progress=progress)

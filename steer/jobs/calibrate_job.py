@@ -94,11 +94,14 @@ def run_calibration(job: CalibrateJob, folder: Path, tell: Callable[[str], None]
     from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
     from steer.pipeline.guided import guided
     from steer.pipeline.planning.calibrate import calibrate
+    from steer.rewards.parts import check_prompts
 
     device = usable_device(job.device)
     rewards = RewardLoader(device)
     reward = rewards.load(job.reward)
     judge = None if job.judge is None else rewards.load(job.judge)
+    for given in (reward,) if judge is None else (reward, judge):
+        check_prompts(given, job.prompts)
     pipe = load_pipeline(job.pipeline, device, dtype_of(job.dtype, device, job.pipeline))
     call: dict[str, Any] = {"num_inference_steps": job.steps or default_steps(pipe, job.pipeline)}
     if job.guidance_scale is not None:

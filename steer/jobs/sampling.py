@@ -29,7 +29,7 @@ from steer.jobs.sample_job import SampleJob
 from steer.methods.text import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.report.call import Report
-from steer.rewards.parts import is_relative, scores_of
+from steer.rewards.parts import check_prompts, is_relative, scores_of
 from steer.shapes import oracle
 from steer.shapes.worlds import NAMES
 
@@ -59,6 +59,8 @@ class Sampler:
         rewards = RewardLoader(self.device)
         self.reward = rewards.load(job.reward)
         self.judges = [rewards.load(text) for text in job.judges]
+        for reward in (self.reward, *self.judges):
+            check_prompts(reward, job.prompts)
         self.pipe = (
             pipe if pipe is not None else load_pipeline(job.pipeline, self.device, self.dtype)
         )

@@ -114,7 +114,7 @@ def make_score_job(
     if prompt is not None and prompts_file is not None:
         raise ValueError("--prompt and --prompts-file: give one of them, not both")
     names = check_rewards(rewards)
-    weights = _checkpoints(checkpoints, names)
+    weights = read_checkpoints(checkpoints, names)
     images, unused = find_images(paths, leave_out), 0
     prompts: Sequence[str | None] = [prompt] * len(images)
     if prompts_file is not None:
@@ -148,7 +148,7 @@ def check_rewards(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _checkpoints(pairs: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def read_checkpoints(pairs: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     if not pairs:
         return {}
     used = [part for name in names for part in reward_parts(name)]

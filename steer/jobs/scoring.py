@@ -24,7 +24,7 @@ from steer.jobs.image_files import reason
 from steer.jobs.image_prompts import without_prompt
 from steer.jobs.reward_loader import RewardLoader
 from steer.jobs.score_job import IMAGES_PER_BATCH, ScoreJob
-from steer.rewards.parts import is_relative, scores_of
+from steer.rewards.parts import check_prompts, is_relative, scores_of
 
 
 _AHEAD = 2
@@ -72,6 +72,9 @@ class Scorer:
         lost = without_prompt(job.images, job.prompts)
         if lost is not None and readers:
             raise ValueError(f"{', '.join(readers)}: {lost}")
+        for name, reward in self.rewards.items():
+            wanted = (k for k, names in self.missing.items() if name in names)
+            check_prompts(reward, list(dict.fromkeys(job.prompts[k] or "" for k in wanted)))
 
     def score(self) -> Iterator[int]:
         """Score what is missing, each batch into the job's log at once; yields their sizes.

@@ -17,6 +17,7 @@ from steer.driver.facts import makes_videos, named_device
 from steer.methods.default import for_compute
 from steer.pipeline.planning.plans import as_plans
 from steer.rewards.judges import with_auto
+from steer.rewards.parts import check_prompts
 from steer.rewards.registry import resolve
 from steer.search.method import Method
 from steer.search.picks.base import check_pick
@@ -96,7 +97,16 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
 
 
 def reward_texts(call: Call, rewards: list[Reward], given: str | Sequence[str] | None) -> list[str]:
-    """One text per prompt for the rewards."""
+    """One text per prompt for the rewards; ValueError for one that they cannot score."""
+    texts = _reward_texts(call, rewards, given)
+    for reward in rewards:
+        check_prompts(reward, texts)
+    return texts
+
+
+def _reward_texts(
+    call: Call, rewards: list[Reward], given: str | Sequence[str] | None
+) -> list[str]:
     if given is not None:
         several = isinstance(given, list | tuple) and all(isinstance(text, str) for text in given)
         if not isinstance(given, str) and not several:

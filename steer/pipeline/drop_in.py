@@ -16,6 +16,7 @@ from steer.driver.seeds import call_seeds
 from steer.methods.default import for_compute
 from steer.pipeline.arguments import COMPUTE, check_effort, resolve_reward
 from steer.pipeline.run import Run
+from steer.rewards.parts import check_prompts
 from steer.search.method import Method
 
 
@@ -48,6 +49,7 @@ def drop_in(
     check_effort(method, compute)
     judge = resolve_reward(reward, pipe)
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    check_prompts(judge, texts)
 
     def search(opening: Opening) -> Driven:
         images, rest = divmod(len(opening.latents), len(texts))

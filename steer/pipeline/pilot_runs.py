@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,7 @@ def pilots(
             only ranks candidates.
     """
     check_absolute(guided.reward, "a threshold")
-    if isinstance(prompts, str) or not prompts:
-        raise ValueError(f"prompts={prompts!r}: must be a list of texts, one per pilot")
-    if type(batch) is not int or batch < 1:
-        raise ValueError(f"batch={batch!r}: prompts per call, at least 1")
-    taken = {"prompt", "generator", "method", "compute", "num_images_per_prompt"} & set(call)
-    if taken:
-        raise ValueError(
-            f"{', '.join(sorted(taken))}: set by the pilots themselves (one plain image per "
-            "prompt, seeded by seed=); leave it out"
-        )
+    check_pilots(prompts, batch, call)
     method = Previews(tuple(at))
     rows: list[list[float]] = []
     grid: dict[str, Any] = {}
@@ -145,6 +136,20 @@ def model_name(pipe: Any) -> str:
     if name and Path(name).exists():
         return Path(name).resolve().name
     return name or type(pipe).__name__
+
+
+def check_pilots(prompts: Sequence[str], batch: int, call: Mapping[str, Any]) -> None:
+    """Raise ValueError for prompts that are no list of texts, or arguments that pilots set."""
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts={prompts!r}: must be a list of texts, one per pilot")
+    if type(batch) is not int or batch < 1:
+        raise ValueError(f"batch={batch!r}: prompts per call, at least 1")
+    taken = {"prompt", "generator", "method", "compute", "num_images_per_prompt"} & set(call)
+    if taken:
+        raise ValueError(
+            f"{', '.join(sorted(taken))}: set by the pilots themselves (plain images, seeded by "
+            "seed=); leave it out"
+        )
 
 
 def _row(events: list[dict[str, Any]]) -> list[float]:

@@ -10,7 +10,9 @@ from steer.core.lazy import lazy_names
 if TYPE_CHECKING:
     from steer.rewards.combine.augmented import Augmented as Augmented
     from steer.rewards.combine.minimum import AtLeast as AtLeast
+    from steer.rewards.combine.scaled import Scaled as Scaled
     from steer.rewards.frames import PerFrame as PerFrame
+    from steer.rewards.groupwise import Diversity as Diversity, Groupwise as Groupwise
     from steer.rewards.registry import (
         available_rewards as available_rewards,
         register_reward as register_reward,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from steer.rewards.thresholds.hedge import Hedge as Hedge, hedge as hedge
     from steer.rewards.thresholds.pilots import Pilots as Pilots
     from steer.rewards.thresholds.prior import Prior as Prior
+    from steer.rewards.thresholds.scale import Scale as Scale, Scales as Scales
     from steer.rewards.thresholds.scores import Scores as Scores
     from steer.rewards.thresholds.threshold import Threshold as Threshold
 
@@ -29,6 +32,8 @@ _MODULES = {
     "Augmented": "steer.rewards.combine.augmented",
     "available_rewards": "steer.rewards.registry",
     "Calibration": "steer.rewards.thresholds.calibration",
+    "Diversity": "steer.rewards.groupwise",
+    "Groupwise": "steer.rewards.groupwise",
     "Hedge": "steer.rewards.thresholds.hedge",
     "hedge": "steer.rewards.thresholds.hedge",
     "PerFrame": "steer.rewards.frames",
@@ -37,6 +42,9 @@ _MODULES = {
     "register_reward": "steer.rewards.registry",
     "resolve": "steer.rewards.registry",
     "reward": "steer.rewards.registry",
+    "Scale": "steer.rewards.thresholds.scale",
+    "Scaled": "steer.rewards.combine.scaled",
+    "Scales": "steer.rewards.thresholds.scale",
     "Scores": "steer.rewards.thresholds.scores",
     "Threshold": "steer.rewards.thresholds.threshold",
 }

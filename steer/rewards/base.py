@@ -42,6 +42,9 @@ class BaseReward(ABC):
             of memory.
         device: Where the reward computes; `None` is wherever the images are.
         version: Tells its weights from others under the same name; empty where it has none.
+        least_frames: Fewest frames of a video that it scores; above 1 it scores no images.
+        groupwise: Whether it must be called with all candidates of a prompt at once; see
+            `steer.rewards.Groupwise`.
         family: Backbone and training data, as `"clip-h/human"`; see `steer.rewards.families`. Empty
             where nothing is known; a composition has those of its parts.
     """
@@ -53,6 +56,8 @@ class BaseReward(ABC):
     batch: int | None = 32
     device: torch.device | None = None
     version: str = ""
+    least_frames: int = 1
+    groupwise: bool = False
     family: str = ""
 
     @abstractmethod
@@ -74,7 +79,7 @@ class BaseReward(ABC):
             ValueError: Images or prompts that do not fit (the message says how to fix them).
             RewardError: The score has the wrong shape.
         """
-        batches = as_batches(images)
+        batches = self.batches(images)
         texts = as_prompts(prompts, sum(map(len, batches)))
         scores, start = [], 0
         for batch in batches:
@@ -86,12 +91,16 @@ class BaseReward(ABC):
                 start += len(chunk)
         return torch.cat(scores)
 
+    def batches(self, images: Images) -> list[Tensor]:
+        """What a call is given as checked float batches `(b, 3, H, W)`; see `as_batches`."""
+        return as_batches(images)
+
     def _score_in_memory(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """`score`, in halves where memory is short; `batch` remembers what fits."""
         try:
             return self.score(images, prompts)
         except torch.OutOfMemoryError:
-            if len(images) == 1:
+            if len(images) == 1 or self.groupwise:
                 raise
         half = (len(images) + 1) // 2
         self.batch = min(half, self.batch or half)
@@ -220,7 +229,8 @@ class WeightedReward(Composite):
         self, parts: Mapping[str, Tensor], groups: Sequence[Hashable] | None = None
     ) -> Tensor:
         """The weighted sum of what `parts` returned, `(B,)`."""
-        total = torch.zeros_like(next(iter(parts.values())))
+        example = next(iter(parts.values()))
+        total = example.new_zeros(len(example))
         for name, weight in self.weights.items():
             if weight:
                 total = total + weight * self.score_part(name, parts, groups)

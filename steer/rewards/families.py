@@ -31,12 +31,27 @@ FAMILIES = {
     "hpsv2.0-legacy": "clip-h/human",
     "hpsv2.1": "clip-h/human",
     "hpsv2.1-legacy": "clip-h/human",
+    "hpsv3": "vlm/human",
     "imagereward": "blip/human",
     "incompressibility": "jpeg",
+    "librehps": "vlm/human",
+    "librehps:alignment": "vlm/human",
+    "librehps:coherence": "vlm/human",
+    "librehps:style": "vlm/human",
+    "mps": "clip-h/human",
+    "ocr": "ocr",
     "pickscore": "clip-h/human",
     "shapes": "shapes-vit/shapes-votes",
     "shapes-clip": "shapes-vit/shapes-captions",
     "shapes-vqa": "shapes-resnet/shapes-readings",
+    "unifiedreward": "vlm/human",
+    "unifiedreward:alignment": "vlm/human",
+    "unifiedreward:coherence": "vlm/human",
+    "unifiedreward:style": "vlm/human",
+    "videoreward": "vlm/human",
+    "videoreward:mq": "vlm/human",
+    "videoreward:ta": "vlm/human",
+    "videoreward:vq": "vlm/human",
 }
 """By the name of a reward. `human` are people's choices between generated images, `aesthetic` their
 ratings of looks, `cycle` comparisons by cycle consistency, `captions` images with their texts. In
@@ -53,7 +68,7 @@ def family_of(name: str) -> str:
     kind, _, model = name.partition(":")
     if kind == "clip":
         return f"{_backbone(model.partition(':')[0])}/captions"
-    return "vlm" if kind == "vqa" else FAMILIES.get(name, "")
+    return "vlm" if kind in ("openai", "vqa", "soft-tifa") else FAMILIES.get(name, "")
 
 
 def families_in(reward: Reward | str) -> set[str]:

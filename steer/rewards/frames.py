@@ -15,6 +15,7 @@ from steer.rewards.base import Composite
 from steer.rewards.inputs import Images, as_batches, as_prompts
 from steer.rewards.parts import (
     Parts,
+    check_pointwise,
     check_reward,
     combine_parts,
     is_relative,
@@ -53,6 +54,7 @@ class PerFrame(Composite):
 
     def __init__(self, reward: Reward, aggregate: Aggregate = "mean", *, every: int = 1) -> None:
         check_reward(reward)
+        check_pointwise(reward, "frames")
         if aggregate not in _CHOICES:
             raise ValueError(f"aggregate={aggregate!r}: one of {', '.join(map(repr, _CHOICES))}")
         if type(every) is not int or every < 1:

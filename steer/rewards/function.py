@@ -31,6 +31,8 @@ class FunctionReward(BaseReward):
         differentiable: Whether gradients reach the images.
         range: Smallest and largest possible score.
         needs_prompt: Whether the score depends on the prompt.
+        groupwise: Whether it must see all candidates of a prompt in one call; `steer.reward` then
+            makes `WholeGroups` of it.
         batch: Most images per call; default all of them.
 
     Raises:
@@ -45,11 +47,17 @@ class FunctionReward(BaseReward):
         differentiable: bool | None = None,
         range: tuple[float, float] | None = None,
         needs_prompt: bool | None = None,
+        groupwise: bool | None = None,
         batch: int | None = None,
     ) -> None:
         _check_signature(function)
         self.function = function
-        given = {"differentiable": differentiable, "range": range, "needs_prompt": needs_prompt}
+        given = {
+            "differentiable": differentiable,
+            "range": range,
+            "needs_prompt": needs_prompt,
+            "groupwise": groupwise,
+        }
         for attribute, value in given.items():
             declared = getattr(function, attribute, getattr(type(self), attribute))
             setattr(self, attribute, declared if value is None else value)

@@ -65,6 +65,12 @@ def as_batches(images: Images) -> list[Tensor]:
     return [torch.cat(singles)] if same else singles
 
 
+def as_pictures(images: Tensor) -> list[Image.Image]:
+    """Checked floats `(B, 3, H, W)` in [0, 1] as 8-bit RGB images, rounded, in one transfer."""
+    levels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
 def as_prompts(prompts: str | Sequence[str], count: int) -> list[str]:
     """One prompt per image; a single string serves all of them.
 

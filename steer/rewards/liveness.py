@@ -15,6 +15,7 @@ from steer.rewards.parts import identity
 
 PROMPTS = ("a red circle", "a blue square")
 SIDE = 64
+FRAMES = 4
 NEAR = 1e-6
 """Scores that are this close, as a share of the larger, are the same."""
 
@@ -28,7 +29,7 @@ def check_alive(reward: Reward, source: str) -> None:
     left out where the reward does not read them.
 
     Args:
-        reward: For images.
+        reward: For images, or for videos, which are stills then.
         source: Where its weights come from, for the error.
 
     Raises:
@@ -39,8 +40,11 @@ def check_alive(reward: Reward, source: str) -> None:
         return
     black, circle = pictures()
     rows = [(black, 0), (circle, 0), (circle, 1)][: 3 if reward.needs_prompt else 2]
+    shown = torch.stack([x for x, _ in rows])
+    if getattr(reward, "least_frames", 1) > 1:
+        shown = shown[:, None].expand(-1, FRAMES, -1, -1, -1)
     with torch.no_grad():
-        found = reward(torch.stack([x for x, _ in rows]), [PROMPTS[i] for _, i in rows])
+        found = reward(shown, [PROMPTS[i] for _, i in rows])
     scores = found.tolist()
     if not found.isfinite().any():
         _refuse(reward, source, f"there is no finite score among {scores}")
@@ -65,7 +69,9 @@ def _same(a: float, b: float) -> bool:
 
 
 def _refuse(reward: Reward, source: str, why: str) -> None:
+    way = "download the file again, or pass another one"
+    if source.startswith("http"):
+        way = "see that the server runs the model that you mean"
     raise CheckpointError(
-        f"reward {reward.name!r}: the weights of {source} are dead or damaged, {why}: download the "
-        "file again, or pass another one"
+        f"reward {reward.name!r}: the weights of {source} are dead or damaged, {why}: {way}"
     )

@@ -17,6 +17,7 @@ from steer.core.types import Reward
 from steer.core.weights.hub import FILES
 from steer.rewards.function import FunctionReward
 from steer.rewards.liveness import check_alive
+from steer.rewards.parts import is_groupwise
 from steer.rewards.text import as_text
 
 
@@ -30,16 +31,36 @@ BUILT_IN = {
     "cyclereward": "steer.rewards.models.cyclereward:cyclereward",
     "cyclereward:i2t": "steer.rewards.models.cyclereward:cyclereward_i2t",
     "cyclereward:t2i": "steer.rewards.models.cyclereward:cyclereward_t2i",
+    "diversity:*": "steer.rewards.registry:diversity",
     "hpsv2": "steer.rewards.models.hpsv2:hpsv2",
     "hpsv2.0": "steer.rewards.models.hpsv2:hpsv2_0",
     "hpsv2.1": "steer.rewards.models.hpsv2:hpsv2_1",
+    "hpsv3": "steer.rewards.vlm.hpsv3:hpsv3",
+    "http:*": "steer.rewards.remote.served:http",
+    "https:*": "steer.rewards.remote.served:https",
     "imagereward": "steer.rewards.models.imagereward:imagereward",
     "incompressibility": "steer.rewards.models.compressibility:incompressibility",
+    "librehps": "steer.rewards.vlm.librehps:librehps",
+    "librehps:alignment": "steer.rewards.vlm.librehps:librehps_alignment",
+    "librehps:coherence": "steer.rewards.vlm.librehps:librehps_coherence",
+    "librehps:style": "steer.rewards.vlm.librehps:librehps_style",
+    "mps": "steer.rewards.models.mps:mps",
+    "ocr": "steer.rewards.ocr.reward:ocr",
+    "openai:*": "steer.rewards.remote.judge:openai",
     "pickscore": "steer.rewards.models.pickscore:pickscore",
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
     "shapes-vqa": "steer.rewards.models.shapes_vqa:shapes_vqa",
-    "vqa:*": "steer.rewards.models.vqa:vqa",
+    "soft-tifa:*": "steer.rewards.vlm.soft_tifa:soft_tifa",
+    "unifiedreward": "steer.rewards.vlm.unifiedreward:unifiedreward",
+    "unifiedreward:alignment": "steer.rewards.vlm.unifiedreward:unifiedreward_alignment",
+    "unifiedreward:coherence": "steer.rewards.vlm.unifiedreward:unifiedreward_coherence",
+    "unifiedreward:style": "steer.rewards.vlm.unifiedreward:unifiedreward_style",
+    "videoreward": "steer.rewards.vlm.videoreward:videoreward",
+    "videoreward:mq": "steer.rewards.vlm.videoreward:videoreward_mq",
+    "videoreward:ta": "steer.rewards.vlm.videoreward:videoreward_ta",
+    "videoreward:vq": "steer.rewards.vlm.videoreward:videoreward_vq",
+    "vqa:*": "steer.rewards.vlm.vqa:vqa",
 }
 PRESETS = {
     "carinox": "steer.rewards.combine.presets:carinox",
@@ -66,9 +87,9 @@ def register_reward(name: str, **declared: Any) -> Callable[[_T], _T]:
     """Decorator: make a function or a class available as `reward(name)`.
 
     A function `(images, prompts) -> (B,)` is wrapped in `FunctionReward` with what is declared
-    here (`differentiable`, `range`, `needs_prompt`, `batch`). A class is called with the options
-    given to `reward` (`checkpoint`, `device`, `dtype`, ...: only those the user passed), for a
-    family `"name:*"` after the argument. Registering a name again replaces it.
+    here (`differentiable`, `range`, `needs_prompt`, `groupwise`, `batch`). A class is called with
+    the options given to `reward` (`checkpoint`, `device`, `dtype`, ...: only those the user
+    passed), for a family `"name:*"` after the argument. Registering a name again replaces it.
 
     Raises:
         ValueError: The name is empty or built in, or the function does not take images and prompts.
@@ -103,7 +124,8 @@ def make_named(name: str, options: dict[str, Any]) -> Reward:
     made = factory(*arguments, **options)
     if not isinstance(made, Reward):
         raise ValueError(f"reward {name!r}: its factory returned {made!r}, which is not a reward")
-    if _is_built_in(name) and getattr(made, "version", ""):  # a version is one of weights
+    has_weights = bool(getattr(made, "version", ""))
+    if _is_built_in(name) and has_weights and not is_groupwise(made):
         check_alive(made, _source_of(made, options))
     return made
 
@@ -139,6 +161,9 @@ def _is_built_in(name: str) -> bool:
 def _source_of(made: Reward, options: Mapping[str, Any]) -> str:
     """Where the weights of a built-in reward come from, for errors."""
     given = {key: options[key] for key in ("checkpoint", "backbone") if options.get(key)}
+    url: Any = getattr(made, "url", None)
+    if url:  # it computes there
+        return str(url)
     if given:
         return " and ".join(f"{key}={str(path)!r}" for key, path in given.items())
     file = FILES.get(made.name)

@@ -11,9 +11,11 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from types import FunctionType
-from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from steer.core.errors import RewardError
@@ -24,7 +26,19 @@ from steer.rewards.sharing import sharing
 
 
 Parts: TypeAlias = dict[str, Tensor]
-"""Scores `(B,)` by part."""
+"""Scores `(B,)` by part; what a groupwise reward sees of each image, `(B, ...)`."""
+
+
+class Group(NamedTuple):
+    """The candidates of one prompt of a call, for rewards that compare them.
+
+    Attributes:
+        prompt: Its text.
+        number: Its place in the call: prompts of equal text are groups of their own.
+    """
+
+    prompt: str
+    number: int
 
 
 @runtime_checkable
@@ -43,7 +57,7 @@ class Composed(Protocol):
     relative: bool
 
     def parts(self, images: Images, prompts: str | Sequence[str]) -> Parts:
-        """Every part's own scores `(B,)`, by name."""
+        """Every part's own scores `(B,)`, by name; see `Parts`."""
         ...
 
     def combine(
@@ -58,8 +72,51 @@ def is_relative(reward: Reward) -> bool:
     return isinstance(reward, Composed) and bool(reward.relative)
 
 
+def is_groupwise(reward: Reward) -> bool:
+    """Whether a reward, or a part of it, sees all candidates of a prompt at once."""
+    own = bool(getattr(reward, "groupwise", False))
+    return own or any(map(is_groupwise, rewards_in(reward).values()))
+
+
+def check_pointwise(reward: Reward, what: str) -> None:
+    """Raise ValueError if `reward` is groupwise, so that `what` cannot be made of it."""
+    if is_groupwise(reward):
+        raise ValueError(
+            f"{what} of reward {reward.name!r}, which compares the images of a prompt: there is "
+            "nothing to average; use a reward that scores images one by one"
+        )
+
+
+def text_of(group: Hashable) -> str:
+    """The prompt of a group: that of a `Group`, or the key itself where it is a text."""
+    if isinstance(group, Group):
+        return group.prompt
+    return group if isinstance(group, str) else ""
+
+
+def rows_by_group(groups: Sequence[Hashable] | None, count: int) -> list[NDArray[np.intp]]:
+    """Row indices of every group, in order of appearance; all rows where `groups` is None.
+
+    Raises:
+        ValueError: Not one key per row.
+    """
+    if groups is None:
+        return [np.arange(count)]
+    if len(groups) != count:
+        raise ValueError(f"len(groups)={len(groups)} for {count} images: pass one key per image")
+    rows: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(groups):
+        rows.setdefault(key, []).append(row)
+    return [np.array(found) for found in rows.values()]
+
+
 def check_absolute(reward: Reward, what: str) -> None:
     """Raise ValueError if `reward` is relative, so that `what` cannot be asked of it."""
+    if is_relative(reward) and is_groupwise(reward):
+        raise ValueError(
+            f"{what} cannot be held against reward {reward.name!r}, which scores all candidates of "
+            "a prompt together: use a reward that scores images one by one"
+        )
     if is_relative(reward):
         raise ValueError(
             f"{what} cannot be held against reward {reward.name!r}, whose scores only rank the "
@@ -72,6 +129,8 @@ def check_reward(reward: object) -> None:
     """Raise ValueError unless `reward` is a reward object: no name, no class, no plain function."""
     if not is_reward(reward):
         raise ValueError(f"{reward!r} is not a reward: wrap it with steer.reward(...)")
+    if is_groupwise(reward) and not isinstance(reward, Composed):
+        raise ValueError(f"{reward!r} is groupwise: wrap it with steer.reward(...)")
 
 
 def is_reward(value: object) -> TypeGuard[Reward]:
@@ -85,20 +144,32 @@ def is_reward(value: object) -> TypeGuard[Reward]:
 def identity(reward: str | Reward, version: str = "") -> tuple[str, str]:
     """Name and version of a reward; a reward that declares no `version` has the empty one.
 
-    The version of a composition is those of its parts, in order.
+    The version of a composition without one of its own is those of its parts, in order.
     """
     if isinstance(reward, str):
         return reward, version
-    inner = rewards_in(reward)
-    if inner and not version:
-        return reward.name, "+".join(filter(None, (identity(part)[1] for part in inner.values())))
-    return reward.name, version or str(getattr(reward, "version", None) or "")
+    own = version or str(getattr(reward, "version", None) or "")
+    inner = map(identity, rewards_in(reward).values())
+    return reward.name, own or "+".join(filter(None, (found for _, found in inner)))
 
 
 def rewards_in(reward: Reward) -> Mapping[str, Reward]:
     """The rewards that a reward declares to be made of, by name; empty where it is a single one."""
     inner: Any = getattr(reward, "rewards", None)
     return inner if isinstance(inner, Mapping) else {}
+
+
+def check_prompts(reward: Reward, prompts: Sequence[str]) -> None:
+    """See that a reward and its parts can score these prompts, before anything is drawn for them.
+
+    A reward says what it needs of a prompt beside its being there by a method
+    `check_prompts(prompts)` that raises ValueError.
+    """
+    check: Any = getattr(reward, "check_prompts", None)
+    if callable(check):
+        check(prompts)
+    for part in rewards_in(reward).values():
+        check_prompts(part, prompts)
 
 
 def parts_of(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,7 @@ from steer.rewards.combine.minimum import AtLeast, parts_by_name
 from steer.rewards.combine.mixtures import mixture
 from steer.rewards.frames import for_videos
 from steer.rewards.function import FunctionReward
+from steer.rewards.groupwise import Diversity, whole_groups
 from steer.rewards.names import (
     PRESETS,
     available_rewards as available_rewards,
@@ -24,6 +25,9 @@ from steer.rewards.names import (
 from steer.rewards.parts import is_reward
 from steer.rewards.text import is_mixture, names_in, read_mixture
 
+
+if TYPE_CHECKING:
+    from steer.rewards.thresholds.scale import Scale, Scales
 
 _MIXED = ("checkpoint", "device", "dtype", "combine", "clip_gradient")
 _SPECS = "pass a function (images, prompts) -> (B,), a dict of weights, a reward, or a name"
@@ -39,6 +43,7 @@ def reward(
     clip_gradient: float | None = None,
     minimum: Mapping[Any, float] | None = None,
     penalty: float | None = None,
+    scale: Scales | Scale | str | Path | None = None,
     **options: Any,
 ) -> Reward:
     """A reward from a name, a function, a dict of weights, or a reward.
@@ -60,6 +65,8 @@ def reward(
         clip_gradient: For weighted sums: largest norm of each part's image gradient; see
             `WeightedReward`.
         minimum, penalty: Scores that other rewards must keep, `{"aesthetic": 5.0}`; see `AtLeast`.
+        scale: Puts the reward, or every part of a weighted sum, on the scale of each prompt's own
+            plain images: `Scales`, or the file of some; see `Scaled`.
         **options: What the named reward (for example `batch=8`) or `FunctionReward` takes.
 
     Returns:
@@ -77,7 +84,11 @@ def reward(
         "clip_gradient": clip_gradient,
     }
     given = {key: value for key, value in shared.items() if value is not None}
-    made = _make(spec, given | options)
+    made = whole_groups(_make(spec, given | options))
+    if scale is not None:
+        from steer.rewards.combine.scaled import on_scale  # scipy is slow to import
+
+        made = on_scale(made, scale)
     if minimum is None and penalty is None:
         return made
     return _with_minima(made, minimum or {}, penalty, device, dtype)
@@ -91,9 +102,19 @@ def resolve(spec: Any, device: str | torch.device | None = None, *, videos: bool
         device: For names.
         videos: Whether videos `(B, F, 3, H, W)` are to be scored: a reward for images then becomes
             `PerFrame` with the mean.
+
+    Raises:
+        ValueError: As for `reward`; or a reward for videos where images are to be scored.
     """
     made = reward(spec, device=device)
-    return for_videos(made) if videos else made
+    if videos:
+        return for_videos(made)
+    if getattr(made, "least_frames", 1) > 1:
+        raise ValueError(
+            f"reward {made.name!r} judges the motion of videos, and images are to be scored: take "
+            "a reward for images"
+        )
+    return made
 
 
 def augmented(name: str, /, **options: Any) -> Augmented:
@@ -105,6 +126,17 @@ def augmented(name: str, /, **options: Any) -> Augmented:
     """
     own = {key: options.pop(key) for key in ("n", "shift", "brightness", "noise") if key in options}
     return Augmented(reward(name, **options), **own)
+
+
+def diversity(name: str, /, *, batch: int | None = 32, **options: Any) -> Diversity:
+    """`Diversity` of a named reward's image features; what `"diversity:<name>"` stands for.
+
+    Args:
+        name: Of the reward whose features are compared.
+        batch: Most images embedded at once.
+        **options: Of that reward.
+    """
+    return Diversity(reward(name, **options), batch=batch)
 
 
 def _make(spec: Any, options: dict[str, Any]) -> Reward:

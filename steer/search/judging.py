@@ -20,7 +20,8 @@ from steer.core.types import Name, Population, Reward, Step
 from steer.driver.decoding.nan import nan_rows, without_nan
 from steer.driver.safety import Check
 from steer.rewards.frames import count_images
-from steer.rewards.parts import Parts, combine_parts, is_relative, parts_of
+from steer.rewards.parts import Group, Parts, combine_parts, is_relative, parts_of
+from steer.search.finished import Finished
 from steer.search.glimpses import Glimpses
 from steer.search.picks.picking import Picking
 from steer.search.picks.ranks import Best
@@ -66,7 +67,7 @@ class Judging:
     glimpses: Glimpses = field(default_factory=Glimpses)
     picking: Picking = field(default_factory=Picking)
     _watchers: list[Callable[[Population, Tensor], None]] = field(default_factory=list)
-    _finished: dict[Name, dict[str, float]] = field(default_factory=dict)
+    _finished: Finished = field(default_factory=Finished)
 
     def score(self, images: Tensor, ids: Sequence[Name], reward: Reward | None = None) -> Tensor:
         """The reward of images for their particles' prompts, `(rows,)` float32."""
@@ -100,11 +101,12 @@ class Judging:
             RewardError: A reward that is not finite; prompt and particle are named.
         """
         reward = self.reward if reward is None else reward
-        with self._noting(reward, ids):
-            scores = combine_parts(reward, parts, [prompt for prompt, _ in ids]).float()
+        groups = [Group(self.prompts[prompt], prompt) for prompt, _ in ids]
+        with self.ledger.clock("reward"), self._noting(reward, ids):
+            scores = combine_parts(reward, parts, groups).float()
         for row, value in enumerate(scores.detach().tolist()):
             if not math.isfinite(value):
-                broken = [k for k, part in parts.items() if not math.isfinite(float(part[row]))]
+                broken = [k for k, part in parts.items() if not bool(part[row].isfinite().all())]
                 part = f" (its part {broken[0]!r})" if len(parts) > 1 and broken else ""
                 raise RewardError(
                     f"reward {reward.name!r}{part} returned {value} for {self._particle(ids[row])}"
@@ -232,7 +234,8 @@ class Judging:
         values = scores.tolist()
         if step is None:
             self.finals.update(zip(ids, values, strict=True))
-        shown = {"parts": {k: part.tolist() for k, part in parts.items()}} if len(parts) > 1 else {}
+        lists = {k: part.tolist() for k, part in parts.items() if part.ndim == 1}
+        shown = {"parts": lists} if len(parts) > 1 and lists else {}
         for prompt, rows in rows_by_prompt(ids).items():
             self.trace.log(
                 "score",
@@ -250,17 +253,14 @@ class Judging:
 
     def _among_all(self, ids: Sequence[Name], parts: Parts) -> Tensor:
         """Rewards of `ids` among all finished particles of their prompts, those updated too."""
-        lists = {name: part.tolist() for name, part in parts.items()}
-        for row, name in enumerate(ids):
-            self._finished[name] = {key: values[row] for key, values in lists.items()}
+        device = next(iter(parts.values())).device
         prompts = {prompt for prompt, _ in ids}
-        names = sorted(name for name in self._finished if name[0] in prompts)
-        whole = {key: torch.tensor([self._finished[n][key] for n in names]) for key in lists}
+        self._finished.add(ids, parts)
+        names, whole = self._finished.of(prompts, device)
         self.finals.update(zip(names, self.combine(whole, names).tolist(), strict=True))
         for row in self.trace.of("score"):
             if not row["preview"] and row["prompt"] in prompts:
                 row["reward"] = [self.finals[row["prompt"], k] for k in row["particle"]]
-        device = next(iter(parts.values())).device
         return torch.tensor([self.finals[name] for name in ids], device=device)
 
     def _keep(self, images: Tensor, ids: Sequence[Name], step: Step | None) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from steer.core.errors import NonFiniteError as NonFiniteError, TuneError as TuneError
     from steer.tune.config import TuneConfig as TuneConfig
     from steer.tune.dataset import Dataset as Dataset
-    from steer.tune.trainer import tune as tune
+    from steer.tune.run import tune as tune
 
 require_extra("train", "pyarrow")
 
@@ -21,7 +21,7 @@ _MODULES = {
     "NonFiniteError": "steer.core.errors",
     "TuneConfig": "steer.tune.config",
     "TuneError": "steer.core.errors",
-    "tune": "steer.tune.trainer",
+    "tune": "steer.tune.run",
 }
 
 __all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -89,6 +89,7 @@ class Order:
         labels: (M,) 0 or 1, where a share of good ones is wanted.
         positive_share: That share; None takes rows as they come.
         siblings: How many images of one prompt stand together; then with `prompts` (M,).
+        start: The step that gets the first batch.
 
     Raises:
         TuneError: Fewer rows than a batch, or a label without rows.
@@ -103,7 +104,9 @@ class Order:
         positive_share: float | None = None,
         siblings: int = 1,
         prompts: NDArray[np.int64] | None = None,
+        start: int = 0,
     ) -> None:
+        self._start = start
         if len(rows) < batch:
             raise TuneError(
                 f"batch={batch}: the dataset has only {len(rows)} rows to train on; use a smaller "
@@ -127,8 +130,9 @@ class Order:
         ]
 
     def at(self, step: int) -> NDArray[np.int64]:
-        """(batch,) the rows of step 0, 1, ..."""
-        return np.concatenate([stream.take(step * n, n) for stream, n in self._parts])
+        """(batch,) the rows of a step, `start` or later."""
+        place = step - self._start
+        return np.concatenate([stream.take(place * n, n) for stream, n in self._parts])
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from steer.core.errors import TuneError
 from steer.core.settings import Settings, Several, build, read_yaml
-from steer.tune.goals import GOALS, Goal
+from steer.tune.goal import Goal
+from steer.tune.goals import GOALS, Labelled
+from steer.tune.rounds_config import RoundsConfig, check_rounds
 
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Targets = Literal["winners"]
 
 
 class LoraConfig(Settings):
@@ -85,11 +88,11 @@ class TuneConfig(Settings):
     """A training run: equal configurations on equal data give equal weights.
 
     Attributes:
-        data: The dataset's folder.
+        data: The dataset's folder; not with `rounds`, which make their own.
         out: Where checkpoints, log, grids and the tuned weights go.
         objective: What is optimised, with its parameters.
         pipeline: `"shapes"`, a folder that `save_pretrained` wrote, or a hub id.
-        steps: Updates.
+        steps: Updates; with `rounds`, count x updates of theirs.
         batch: Images (or pairs) per update, over all processes.
         accumulate: Parts in which a process computes its share of the batch.
         lr, warmup, schedule: Learning rate; linear warm-up; then `constant`, `linear` or `cosine`.
@@ -99,6 +102,14 @@ class TuneConfig(Settings):
         siblings: Images of one prompt that stand together in a batch and share noise and timestep,
             as a pair's two do; for objectives of single images, a divisor of `batch`.
         text_dropout: Share of rows that are trained on the empty prompt, for CFG.
+        targets: `winners`: what a search found is good and plain samples are not, whatever their
+            scores; None leaves that to the objective.
+        noise_range: Which part of the timesteps is trained, as shares: (0.4, 1.0) are the noisiest
+            60%; None trains all.
+        guidance_scale: The loss is of the guided prediction u + guidance_scale (c - u), of policy
+            and reference alike, with u from the empty (or negative) prompt of the dataset's calls;
+            None takes c alone.
+        guided_branch: What of it is trained: `both` (the default), or `conditional` (c alone).
         dtype: What the denoiser computes in: `float32`, or `float16` or `bfloat16` by autocast;
             trained weights are float32 in any case.
         base_dtype: Of the frozen weights under adapters, likewise.
@@ -108,9 +119,10 @@ class TuneConfig(Settings):
         seed: Of the order, the noise, the timesteps and the adapters' start.
         cpu: Do not use an accelerator.
         validation: What is looked at on the way.
+        rounds: Sample, score, train, and again, instead of training on `data`.
     """
 
-    data: str
+    data: str = ""
     out: str
     objective: Annotated[Goal, BeforeValidator(goal)]
     pipeline: str = "shapes"
@@ -126,7 +138,11 @@ class TuneConfig(Settings):
     lora: Annotated[LoraConfig | None, BeforeValidator(_adapters)] = LoraConfig()
     ema: float = Field(default=0.0, ge=0, lt=1)
     siblings: int = Field(default=1, ge=1)
+    targets: Targets | None = None
     text_dropout: float = Field(default=0.0, ge=0, le=1)
+    noise_range: Annotated[tuple[float, float] | None, Field(strict=False)] = None
+    guidance_scale: float | None = None
+    guided_branch: Literal["both", "conditional"] | None = None
     dtype: Dtype = "float32"
     base_dtype: Dtype = "float32"
     gradient_checkpointing: bool = False
@@ -136,6 +152,42 @@ class TuneConfig(Settings):
     seed: int = Field(default=0, ge=0)
     cpu: bool = False
     validation: ValidationConfig = ValidationConfig()
+    rounds: RoundsConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_steps(cls, data: Any) -> Any:
+        """The rounds' updates as `steps`."""
+        rounds = data.get("rounds") if isinstance(data, Mapping) else None
+        given = rounds.model_dump() if isinstance(rounds, RoundsConfig) else rounds
+        if not isinstance(given, Mapping):
+            return data
+        count, updates = given.get("count"), given.get("updates")
+        if not isinstance(count, int) or not isinstance(updates, int) or min(count, updates) < 1:
+            return data  # the field's own checks name it
+        steps = count * updates
+        if data.get("steps", steps) != steps:
+            raise ValueError(
+                f"steps={data['steps']!r} with rounds: these make count x updates = {count} x "
+                f"{updates} = {steps} updates; leave steps out"
+            )
+        return {**data, "steps": steps}
+
+    @model_validator(mode="after")
+    def _check_data(self) -> TuneConfig:
+        if self.rounds is None and not self.data:
+            raise ValueError("'data' is missing: add a line 'data: ...' (or rounds)")
+        if self.rounds is not None and self.data:
+            raise ValueError(
+                f"data={self.data!r} with rounds: rounds draw their own samples; give one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> TuneConfig:
+        if self.rounds is not None:
+            check_rounds(self.rounds, self.objective, self.guidance_scale, self.text_dropout)
+        return self
 
     @model_validator(mode="after")
     def _check_base(self) -> TuneConfig:
@@ -158,6 +210,46 @@ class TuneConfig(Settings):
         if self.batch % self.siblings:
             raise ValueError(
                 f"siblings={self.siblings}: must divide batch={self.batch} into whole groups"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> TuneConfig:
+        if self.targets is not None and not isinstance(self.objective, Labelled):
+            raise ValueError(
+                f"targets={self.targets!r} with objective={self.objective.name!r}: is for "
+                "objectives that label images (sft, csft, tgo, kto); for pairs of found and plain "
+                "samples make the data with pairs: {choose: winners}"
+            )
+        return self
+
+    @field_validator("noise_range")
+    @classmethod
+    def _check_noise_range(cls, given: tuple[float, float] | None) -> tuple[float, float] | None:
+        if given is not None and not 0 <= given[0] < given[1] <= 1:
+            raise ValueError(
+                f"noise_range={list(given)!r}: two shares in [0, 1], the smaller first; the "
+                "noisiest 60% are [0.4, 1.0]"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> TuneConfig:
+        scale = self.guidance_scale
+        if scale is None and self.guided_branch is not None:
+            raise ValueError(
+                f"guided_branch={self.guided_branch!r} without guidance_scale: there is one branch "
+                "only; add the guidance_scale that images are sampled with"
+            )
+        if scale is not None and scale <= 1:
+            raise ValueError(
+                f"guidance_scale={scale:g}: pipelines guide above 1 only, and at 1 the guided "
+                "prediction is the conditional one at twice the price; leave the line out"
+            )
+        if scale is not None and self.text_dropout:
+            raise ValueError(
+                f"text_dropout={self.text_dropout!r} with guidance_scale={scale!r}: the loss has "
+                "the empty prompt in every row already; set text_dropout: 0"
             )
         return self
 

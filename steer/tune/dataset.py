@@ -104,6 +104,25 @@ class Dataset:
         return values
 
     @property
+    def has_search(self) -> bool:
+        """Whether it was made with a search."""
+        return "searched" in self._index
+
+    @property
+    def searched(self) -> NDArray[np.bool_]:
+        """(N,) whether a search found the image; False for plain samples.
+
+        Raises:
+            TuneError: The dataset was made without a search.
+        """
+        if not self.has_search:
+            raise TuneError(
+                f"targets='winners': {str(self.folder)!r} was made without a search; make it with "
+                "search: {compute: 4}, or leave targets out"
+            )
+        return np.asarray(self._index["searched"], dtype=np.bool_)
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """Of one image's latents, as the denoiser sees them."""
         return self._latents.shapes[LATENTS]

@@ -1,4 +1,4 @@
-"""Which images are good: labels and weights from a threshold on the training scores."""
+"""Which images are good, and how much that counts: by a threshold, advantages, or a search."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from steer.core.errors import TuneError
 from steer.rewards.thresholds.threshold import Threshold
+from steer.tune.advantages import best_of_n_advantages, group_advantages
 from steer.tune.checks import histogram
 from steer.tune.dataset import Dataset
-from steer.tune.goals import TGO, Labelled
+from steer.tune.goals import TGO, Advantaged, Labelled
 from steer.tune.objectives import tgo_targets
 from steer.tune.tables import list_names
 
@@ -24,14 +25,53 @@ class Labels:
     """Of every image of a dataset, in the order of its index.
 
     Attributes:
-        labels: (N,) float32, 1 where the score reaches the threshold.
-        weights: (N,) float32, at least 1.
-        threshold: What was used.
+        labels: (N,) float32, 1 for good ones.
+        weights: (N,) float32, at least 1; or advantages of either sign.
+        threshold: What decided; None where none did.
     """
 
     labels: Tensor
     weights: Tensor
-    threshold: Threshold
+    threshold: Threshold | None = None
+
+
+def make_advantages(goal: Advantaged, data: Dataset) -> Labels:
+    """Advantages within every prompt, as weights; labels are 1 where they are positive.
+
+    Raises:
+        TuneError: Scores that are all equal (with their histogram), or prompts with too few images.
+    """
+    scores = data.score(goal.score)
+    if np.ptp(scores) == 0:
+        raise TuneError(
+            f"{goal.score}: all {len(scores)} scores are equal ({histogram(scores)}), so no image "
+            "is better than another; use another reward, or images that differ"
+        )
+    if goal.advantage == "best_of_n":
+        found = best_of_n_advantages(scores, data.prompt_ids, goal.n)
+    else:
+        found = group_advantages(scores, data.prompt_ids, goal.spread, goal.clip)
+    known = torch.from_numpy(found).float()
+    return Labels((known > 0).float(), known)
+
+
+def found_labels(data: Dataset, both: bool) -> Labels:
+    """Label 1 for what a search found, 0 for plain samples; all weights are 1.
+
+    Args:
+        data: Made with `search`.
+        both: Whether plain samples are needed, too.
+
+    Raises:
+        TuneError: The dataset does not say what was found, or has no plain samples.
+    """
+    labels = torch.from_numpy(data.searched.astype(np.float32))
+    if both and bool(labels.all()):
+        raise TuneError(
+            f"targets='winners': {str(data.folder)!r} has no plain samples beside those of the "
+            "search; make it with search: {plain: true, ...}, or use sft"
+        )
+    return Labels(labels, torch.ones_like(labels))
 
 
 def make_labels(goal: Labelled, data: Dataset) -> Labels:

@@ -87,6 +87,21 @@ class Noising:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def between(self, low: float, high: float) -> Noising:
+        """The part of the grid between two shares of it: 0 is the least noise, 1 the most.
+
+        Raises:
+            TuneError: Nothing lies between.
+        """
+        order = (self.sigma / self.alpha.clamp(min=1e-12)).argsort()
+        kept = order[round(low * len(order)) : round(high * len(order))].sort().values
+        if not len(kept):
+            raise TuneError(
+                f"noise_range=[{low:g}, {high:g}]: holds none of {len(order)} timesteps; widen it"
+            )
+        parts = (x[kept] for x in (self.alpha, self.sigma, self.timesteps))
+        return Noising(self.prediction, *parts)
+
     def to(self, device: torch.device | str) -> Noising:
         """The same on a device."""
         moved = (x.to(device) for x in (self.alpha, self.sigma, self.timesteps))

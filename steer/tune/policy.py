@@ -39,6 +39,7 @@ class Policy:
         self.name, self.module = denoiser(pipe)
         self._pipeline, self._lora = type(pipe), lora
         self._copy: nn.Module | None = None
+        self._moved: Mapping[str, Tensor] | None = None
         self.module.eval()
         if lora is None:
             if reference:
@@ -90,11 +91,47 @@ class Policy:
                 assert self._copy is not None
                 yield self._copy
                 return
+            if self._moved is not None:
+                with self.holding(self._moved):
+                    yield self.module
+                return
             self.module.disable_adapters()
             try:
                 yield self.module
             finally:
                 self.module.enable_adapters()
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """With these values in the trained parameters for a while; not to be trained meanwhile."""
+        own = self.parameters()
+        before = {name: parameter.data for name, parameter in own.items()}
+        torch.clear_autocast_cache()
+        for name, parameter in own.items():
+            parameter.data = weights[name]
+        try:
+            yield
+        finally:
+            for name, parameter in own.items():
+                parameter.data = before[name]
+            torch.clear_autocast_cache()
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the trained parameters, where they are."""
+        return {name: p.detach().clone() for name, p in self.parameters().items()}
+
+    def move_reference(self, weights: Mapping[str, Tensor]) -> None:
+        """From now on the reference is the denoiser with these trained parameters.
+
+        Args:
+            weights: As `weights` gives them, on the denoiser's device; kept, not copied.
+        """
+        if self._copy is None:
+            self._moved = weights
+            return
+        with torch.no_grad():
+            for name, parameter in self._copy.named_parameters():
+                parameter.copy_(weights[name])
 
     def to(self, device: torch.device) -> None:
         """Move the reference's copy along."""

@@ -62,7 +62,7 @@ class RunFiles:
         values = json.loads(json.dumps(config.to_dict()))
         text = yaml.safe_dump(values, sort_keys=False)
         write_atomic(self.out / CONFIG, _MARK + text.encode())
-        if labels is not None:
+        if labels is not None and labels.threshold is not None:
             labels.threshold.save(self.out / THRESHOLD)
         trim_log(self.out / LOG, step)
 
@@ -90,12 +90,13 @@ class RunFiles:
 
 
 def _describe(labels: Labels | None) -> dict[str, Any] | None:
-    """What the threshold came to."""
+    """What labels came to, and the threshold behind them, where there is one."""
     if labels is None:
         return None
+    threshold = labels.threshold
     return {
-        "tau": labels.threshold.tau,
-        "levels": len(labels.threshold.prompts),
+        "tau": None if threshold is None else threshold.tau,
+        "levels": 0 if threshold is None else len(threshold.prompts),
         "positive": float(labels.labels.mean()),
         "mean_weight": float(labels.weights.mean()),
     }

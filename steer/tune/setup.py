@@ -3,22 +3,67 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.optim import AdamW
 
 from steer.core.errors import TuneError
 from steer.tune.batches import Order
-from steer.tune.config import TuneConfig
+from steer.tune.config import Targets, TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goals import Goal, Labelled
-from steer.tune.labels import Labels, make_labels
+from steer.tune.goal import Goal
+from steer.tune.goals import Advantaged, Labelled
+from steer.tune.labels import Labels, found_labels, make_advantages, make_labels
+from steer.tune.noising import Noising
 from steer.tune.tables import Pairs, list_names
 
 
-def training_rows(goal: Goal, data: Dataset) -> tuple[NDArray[np.int64], Labels | None]:
+@dataclass(frozen=True)
+class Material:
+    """What is trained on.
+
+    Attributes:
+        data: The images.
+        labels: Of all of them, where the objective needs labels.
+        order: The rows (or pairs) of every batch.
+    """
+
+    data: Dataset
+    labels: Labels | None
+    order: Order
+
+    @classmethod
+    def of(cls, config: TuneConfig, data: Dataset, start: int = 0, seed: int | None = None) -> Self:
+        """What a configuration makes of a dataset.
+
+        Args:
+            config: Of the run.
+            data: Scored, or with pairs.
+            start: The step that gets the first batch.
+            seed: Of the order; None takes the configuration's.
+
+        Raises:
+            TuneError: No pairs where they are needed, scores that no threshold separates, or fewer
+                rows than a batch.
+        """
+        rows, labels = training_rows(config.objective, data, config.targets)
+        share = getattr(config.objective, "positive_share", None)
+        known = None if labels is None else labels.labels.numpy()[rows]
+        prompts = None if config.objective.pairs else data.prompt_ids[rows]
+        own = config.seed if seed is None else seed
+        order = Order(rows, config.batch, own, known, share, config.siblings, prompts, start)
+        return cls(data, labels, order)
+
+
+def training_rows(
+    goal: Goal, data: Dataset, targets: Targets | None = None
+) -> tuple[NDArray[np.int64], Labels | None]:
     """The rows (or pairs) that are trained on, and labels of all images where they are needed.
 
     Raises:
@@ -32,8 +77,13 @@ def training_rows(goal: Goal, data: Dataset) -> tuple[NDArray[np.int64], Labels 
             )
         _tell_unpaired(data, data.pairs)
         return np.flatnonzero(data.pairs.split == "train"), None
-    assert isinstance(goal, Labelled)
-    labels = make_labels(goal, data)
+    if targets == "winners":
+        labels = found_labels(data, both=goal.name != "sft")
+    elif isinstance(goal, Advantaged):
+        labels = make_advantages(goal, data)
+    else:
+        assert isinstance(goal, Labelled)
+        labels = make_labels(goal, data)
     used = data.split == "train"
     if goal.name == "sft":
         used &= labels.labels.numpy() == 1
@@ -51,16 +101,6 @@ def _tell_unpaired(data: Dataset, pairs: Pairs) -> None:
             f"images and are not trained on: {list_names(list(lost))}",
             stacklevel=2,
         )
-
-
-def make_order(
-    config: TuneConfig, rows: NDArray[np.int64], labels: Labels | None, data: Dataset
-) -> Order:
-    """The rows of every batch; TuneError where there are fewer than one batch."""
-    share = getattr(config.objective, "positive_share", None)
-    known = None if labels is None else labels.labels.numpy()[rows]
-    prompts = None if config.objective.pairs else data.prompt_ids[rows]
-    return Order(rows, config.batch, config.seed, known, share, config.siblings, prompts)
 
 
 def check_shares(config: TuneConfig, processes: int) -> None:
@@ -82,10 +122,17 @@ def check_latents(data: Dataset, model: Any) -> None:
         )
 
 
-def timestep_scale(config: TuneConfig, data: Dataset) -> float | None:
-    """The configuration's, else the dataset's, else None."""
-    stated = data.manifest.get("timestep_scale")
-    return config.timestep_scale if config.timestep_scale is not None else stated
+def forward_process(config: TuneConfig, pipe: Any, data: Dataset | None) -> Noising:
+    """The timesteps that are trained; their scale is the configuration's, else the dataset's.
+
+    Raises:
+        TuneError: A denoiser or scheduler that is not known, or an empty range.
+    """
+    scale = config.timestep_scale
+    if scale is None and data is not None:
+        scale = data.manifest.get("timestep_scale")
+    noising = Noising.of(pipe, scale)
+    return noising if config.noise_range is None else noising.between(*config.noise_range)
 
 
 def load_pipeline(config: TuneConfig) -> Any:
@@ -93,3 +140,19 @@ def load_pipeline(config: TuneConfig) -> Any:
     from steer.jobs.pipelines import load_pipeline as load
 
     return load(config.pipeline, "cpu", getattr(torch, config.base_dtype))
+
+
+def make_optimizer(config: TuneConfig, parameters: Sequence[nn.Parameter]) -> tuple[AdamW, Any]:
+    """AdamW, and the schedule of its learning rate."""
+    from diffusers.optimization import get_scheduler
+
+    optimizer = AdamW(
+        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    kind = config.schedule
+    if kind == "constant" and config.warmup:
+        kind = "constant_with_warmup"
+    schedule = get_scheduler(
+        kind, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
+    )
+    return optimizer, schedule

@@ -1,12 +1,11 @@
-"""The training loop: a dataset folder and a configuration in, tuned weights out."""
+"""The training loop: scored samples and a configuration in, tuned weights out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,56 +17,43 @@ from steer.tune import checkpointing
 from steer.tune.checks import own_folder
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goals import CSFT, Errors, Outcome
+from steer.tune.goal import Outcome
+from steer.tune.goals import CSFT
 from steer.tune.interrupts import Stopped, stop_requests
-from steer.tune.loader import Batch, Loader, to_device
+from steer.tune.labels import Labels
+from steer.tune.loader import Batch, Loader
+from steer.tune.losses import Guidance, Losses
 from steer.tune.marked import marked_features
-from steer.tune.noising import Noising, nest, predict
-from steer.tune.objectives import squared_error
 from steer.tune.policy import Policy
 from steer.tune.runfiles import TUNED, RunFiles
 from steer.tune.setup import (
+    Material,
     check_latents,
     check_shares,
+    forward_process,
     load_pipeline,
-    make_order,
-    timestep_scale,
-    training_rows,
+    make_optimizer,
 )
 from steer.tune.validation import EVALUATION, draw_column, test_rows, write_grid
 
 
-def tune(config: TuneConfig, pipe: Any = None, progress: bool = False) -> Path:
-    """Train, continuing what is in `config.out`, and return the folder of the tuned weights.
+class Trainer:
+    """One run. `steer.tune.tune` is the way in; this class is for those who look at single steps.
 
     Args:
-        config: What to do.
+        config: What to do; with `rounds`, there is nothing to train on until `use` is called.
         pipe: The pipeline to tune, in place; loaded by `config.pipeline` when left out.
         progress: Show a bar on stderr.
-
-    Returns:
-        `out/tuned`: `pytorch_lora_weights.safetensors`, or `unet/` (`transformer/`); and
-        `tune.json`, what it was made from.
-
-    Raises:
-        TuneError: The configuration, the dataset or a checkpoint cannot be used.
-        NonFiniteError: The loss became NaN or infinite; the last good checkpoint is kept.
-        Stopped: Interrupted (SIGINT, SIGTERM); a checkpoint was written.
-    """
-    trainer = Trainer(config, pipe, progress)
-    try:
-        return trainer.run()
-    finally:
-        trainer.loader.close()
-
-
-class Trainer:
-    """One run. `tune` is the way in; this class is for those who look at single steps.
 
     Attributes:
         step: Updates made.
         policy: The denoiser that is trained.
+        data: What it is trained on.
+        old: Trained parameters of the policy that draws samples, where rounds keep one.
     """
+
+    data: Dataset
+    loader: Loader
 
     def __init__(self, config: TuneConfig, pipe: Any = None, progress: bool = False) -> None:
         from accelerate import Accelerator
@@ -76,31 +62,56 @@ class Trainer:
         self.config, self.goal, self.out = config, config.objective, Path(config.out)
         RunFiles(self.out, True).check()
         self.progress, self.step = progress, 0
-        self.data = Dataset.load(config.data)
-        rows, self.labels = training_rows(self.goal, self.data)
-        order = make_order(config, rows, self.labels, self.data)
+        material = None if config.rounds else Material.of(config, Dataset.load(config.data))
         self.accelerator = Accelerator(mixed_precision=_AUTOCAST[config.dtype], cpu=config.cpu)
         check_shares(config, self.accelerator.num_processes)
         self.pipe = pipe if pipe is not None else load_pipeline(config)
-        self.noising = Noising.of(self.pipe, timestep_scale(config, self.data))
+        self.noising = forward_process(config, self.pipe, material and material.data)
         set_seed(config.seed)  # the adapters' start; everything later has its own generators
-        marked = {}
-        if isinstance(self.goal, CSFT) and self.labels is not None:
-            marked = marked_features(self.pipe, self.data, self.labels, self.goal.mark)
+        marked = {} if material is None else self._marked(material)
         self.policy = Policy(self.pipe, config.lora, self.goal.reference)
-        check_latents(self.data, self.policy.module)
         self._prepare()
+        self.files = RunFiles(self.out, self.accelerator.is_main_process)
+        self._checkpoint: Path | None = None
+        self.labels: Labels | None = None
+        self.old: Mapping[str, Tensor] | None = None
+        if material is not None:
+            self.use(material, marked)
+
+    def _marked(self, material: Material) -> dict[int, dict[str, Tensor]]:
+        if not isinstance(self.goal, CSFT) or material.labels is None:
+            return {}
+        return marked_features(self.pipe, material.data, material.labels, self.goal.mark)
+
+    def use(
+        self, material: Material, marked: Mapping[int, Mapping[str, Tensor]] | None = None
+    ) -> None:
+        """Train on this from now on; `marked` are the features of marked prompts, where known.
+
+        Raises:
+            TuneError: It is of another denoiser, or has no features of the empty prompt.
+        """
+        config, data = self.config, material.data
+        check_latents(data, self.policy.module)
+        marked = self._marked(material) if marked is None else marked
+        self.close()
+        self.data, self.labels = data, material.labels
         share = (self.accelerator.process_index, self.accelerator.num_processes)
         draws = (config.seed, len(self.noising), config.text_dropout, config.siblings)
         if config.text_dropout:
-            _ = self.data.uncond
-        self.loader = Loader(self.data, order, draws, share, self.goal.pairs, self.labels, marked)
-        self.files = RunFiles(self.out, self.accelerator.is_main_process)
-        self._data_hash = checkpointing.fingerprint(self.data)
-        self._checkpoint: Path | None = None
+            _ = data.uncond
+        self.losses.guidance = Guidance.of(config, data, self.policy.module)
+        self.loader = Loader(
+            data, material.order, draws, share, self.goal.pairs, material.labels, marked
+        )
+        self._data_hash = checkpointing.fingerprint(data)
+
+    def close(self) -> None:
+        """Stop reading."""
+        if hasattr(self, "loader"):
+            self.loader.close()
 
     def _prepare(self) -> None:
-        from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
         config, device = self.config, self.accelerator.device
@@ -109,17 +120,10 @@ class Trainer:
         self.policy.module.to(device)
         self.policy.to(device)
         self.parameters = list(self.policy.parameters().values())
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-        )
-        kind = config.schedule
-        if kind == "constant" and config.warmup:
-            kind = "constant_with_warmup"
-        self.schedule = get_scheduler(
-            kind, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
-        )
+        optimizer, self.schedule = make_optimizer(config, self.parameters)
         self.model, self.optimizer = self.accelerator.prepare(self.policy.module, optimizer)
         self.noising = self.noising.to(device)
+        self.losses = Losses(config, self.accelerator, self.policy, self.model, self.noising)
         self.ema = None
         if config.ema:
             self.ema = EMAModel(self.parameters, decay=config.ema, use_ema_warmup=True)
@@ -130,31 +134,40 @@ class Trainer:
             return self._run()
 
     def _run(self) -> Path:
-        self._resume()
+        self.resume()
         self.files.begin(self.config, self.labels, self.step)
+        self.train(self.config.steps)
+        return self.export()
+
+    def train(self, until: int) -> None:
+        """Train up to a step, and write a checkpoint there.
+
+        Raises:
+            NonFiniteError: The loss or the gradient is not finite.
+            Stopped: Interrupted; a checkpoint was written.
+        """
         look = self.config.validation.every
         bar = tqdm(
             initial=self.step,
-            total=self.config.steps,
+            total=until,
             desc=self.goal.name,
             disable=not (self.progress and self.accelerator.is_main_process),
         )
         with stop_requests() as stop, bar:
             if look and self.step == 0:
                 self._look()
-            while self.step < self.config.steps:
+            while self.step < until:
                 row = self.advance()
                 bar.update()
                 bar.set_postfix({k: f"{v:.4g}" for k, v in row.items() if k in _SHOWN})
                 last = self.step == self.config.steps
                 if look and (self.step % look == 0 or last):
                     self._look()
-                if last or self.step % self.config.checkpoint_every == 0 or stop:
+                if stop or self.step == until or self.step % self.config.checkpoint_every == 0:
                     self.save()
                 if stop and not last:
                     assert self._checkpoint is not None
                     raise Stopped(self.step, self._checkpoint)
-        return self.export()
 
     def advance(self) -> dict[str, float]:
         """One update, logged: the loss, implicit accuracy, reward margin, gradient norm.
@@ -169,7 +182,7 @@ class Trainer:
         for part in parts:
             syncing = part is parts[-1]
             with nullcontext() if syncing else self.accelerator.no_sync(self.model):
-                outcome = self._outcome(batch.part(part))
+                outcome = self.losses(batch.part(part))
                 self.accelerator.backward(outcome.loss.sum() / len(batch))
             totals.append(_sums(outcome))
         row = self._means(totals, len(batch))
@@ -185,8 +198,7 @@ class Trainer:
         return row
 
     def _update(self, batch: Batch) -> float:
-        limit = self.config.clip or float("inf")
-        norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
         value = 0.0 if norm is None else float(norm)
         if not np.isfinite(value) and self.accelerator.scaler is None:
             self._fail(f"the gradient's norm is {value}", batch)
@@ -194,36 +206,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
-    def _outcome(self, batch: Batch) -> Outcome:
-        dtype = getattr(torch, self.config.base_dtype)
-        x0, text, noise, index = to_device(batch, self.accelerator.device, dtype)
-        noisy = self.noising.add_noise(x0, noise, index).to(dtype)
-        target = self.noising.target(x0, noise, index)
-        timesteps, conditions = self.noising.timesteps[index], nest(text)
-        reference = None
-        with self.accelerator.autocast():
-            if self.goal.reference:
-                with self.policy.reference() as model:
-                    reference = squared_error(predict(model, noisy, timesteps, conditions), target)
-            prediction = predict(self.model, noisy, timesteps, conditions)
-        policy = squared_error(prediction, target)
-        labels, weights = (
-            None if x is None else x.to(policy) for x in (batch.labels, batch.weights)
-        )
-        errors = Errors(policy, reference, labels, weights)
-        baseline = self.goal.baseline(errors)
-        if baseline is not None:
-            errors = replace(errors, baseline=self._mean(baseline))
-        return self.goal.loss(errors)
-
     def _means(self, totals: list[Tensor], rows: int) -> dict[str, float]:
         """Means over the batch and all processes; the one wait for the device in a step."""
-        mean = self._mean(torch.stack(totals).sum(0) / rows)
+        mean = self.losses.mean(torch.stack(totals).sum(0) / rows)
         return dict(zip(_SHOWN, mean.tolist(), strict=False))
-
-    def _mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes."""
-        return cast(Tensor, self.accelerator.reduce(values, reduction="mean"))
 
     def _fail(self, what: str, batch: Batch) -> None:
         raise NonFiniteError(what, self.step + 1, batch.ids, self._checkpoint)
@@ -236,7 +222,7 @@ class Trainer:
             return {}
         totals = [
             _sums(
-                self._outcome(self.loader.measurement(rows[start : start + self.config.batch], tag))
+                self.losses(self.loader.measurement(rows[start : start + self.config.batch], tag))
             )
             for tag, start in enumerate(range(0, len(rows), self.config.batch), EVALUATION)
         ]
@@ -271,7 +257,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
-                "weights": {k: v.detach().cpu() for k, v in self.policy.parameters().items()},
+                "weights": _on_cpu(self.policy.parameters()),
+                "old": None if self.old is None else _on_cpu(self.old),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
@@ -282,7 +269,12 @@ class Trainer:
             )
         return self._checkpoint
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Go on from the last checkpoint, where there is one.
+
+        Raises:
+            TuneError: It is damaged, or of another configuration or dataset.
+        """
         known = checkpointing.checkpoints(self.out)
         if not known:
             return
@@ -296,6 +288,9 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.accelerator.device)
+        if state.get("old") is not None:
+            device = self.accelerator.device
+            self.old = {name: value.to(device) for name, value in state["old"].items()}
         self.step = state["step"]
 
     def export(self) -> Path:
@@ -312,6 +307,10 @@ class Trainer:
 _AUTOCAST = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 """accelerate's names."""
 _SHOWN = ("loss", "accuracy", "margin")
+
+
+def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in weights.items()}
 
 
 def _sums(outcome: Outcome) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tiny random vision-language models of four kinds, saved as transformers saves them."""
+"""Tiny random vision-language models of six kinds, saved as transformers saves them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ from transformers import (
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     SiglipImageProcessor,
 )
 
@@ -116,36 +123,61 @@ def llava() -> tuple[Any, Any]:
     return LlavaForConditionalGeneration(config), processor
 
 
-def qwen2_vl() -> tuple[Any, Any]:
-    """A chat template, rotary positions in three axes, image tokens by the image's size."""
+def _qwen(patch: int = 8, **images: Any) -> tuple[Values, Values, list[Any]]:
+    """Text settings, token ids and the parts of a processor that Qwen's models share."""
     pixels: Values = {"min_pixels": 16 * 16, "max_pixels": 64 * 64}
-    patches: Values = {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
-    vision: Values = {
-        "depth": 1,
-        "embed_dim": 32,
-        "hidden_size": 32,
-        "num_heads": 2,
-        "mlp_ratio": 2,
-    }
-    vision |= {"patch_size": 8, "temporal_patch_size": 2, "spatial_merge_size": 2}
+    patches: Values = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
     rope: Values = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
     text: Values = {**TEXT, "vocab_size": len(tokenizer()), "rope_parameters": rope}
     text["rope_scaling"] = rope  # its name in transformers 4
     marks: Values = {
         "image_token_id": token("<|image_pad|>"),
         "video_token_id": token("<|video_pad|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+        "vision_end_token_id": token("<|vision_end|>"),
     }
-    marks |= {"vision_start_token_id": token("<|vision_start|>")}
-    marks |= {"vision_end_token_id": token("<|vision_end|>")}
     old = transformers.__version__.startswith("4.")  # which takes no other class
+    words = tokenizer(transformers.Qwen2TokenizerFast if old else None)
+    videos = Qwen3VLVideoProcessor if images else Qwen2VLVideoProcessor
+    parts = [Qwen2VLImageProcessor(**pixels, **patches, **images), words, videos(**patches)]
+    return text, marks, parts
+
+
+QWEN_TEMPLATE = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+
+
+def qwen2_vl() -> tuple[Any, Any]:
+    """A chat template, rotary positions in three axes, image tokens by the image's size."""
+    text, marks, parts = _qwen()
+    vision: Values = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2}
+    vision |= {"mlp_ratio": 2, "patch_size": 8, "temporal_patch_size": 2, "spatial_merge_size": 2}
     config = Qwen2VLConfig(vision_config=vision, text_config=text, **marks)
-    processor = Qwen2VLProcessor(
-        Qwen2VLImageProcessor(**pixels, **patches),
-        tokenizer(transformers.Qwen2TokenizerFast if old else None),
-        Qwen2VLVideoProcessor(**patches),
-        chat_template=TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
-    )
+    processor = Qwen2VLProcessor(*parts, chat_template=QWEN_TEMPLATE)
     return Qwen2VLForConditionalGeneration(config), processor
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    """As Qwen2-VL, with attention in windows in the vision tower."""
+    text, marks, parts = _qwen()
+    vision: Values = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    vision |= {"out_hidden_size": 32, "patch_size": 8, "window_size": 32}
+    vision |= {"fullatt_block_indexes": [1], "spatial_merge_size": 2, "temporal_patch_size": 2}
+    config = Qwen2_5_VLConfig(vision_config=vision, text_config=text, **marks)
+    processor = Qwen2_5_VLProcessor(*parts, chat_template=QWEN_TEMPLATE)
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    """As Qwen2-VL, with another normalisation, and features of several depths of the tower."""
+    half: Values = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    text, marks, parts = _qwen(**half)
+    vision: Values = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    vision |= {"out_hidden_size": 32, "patch_size": 8, "spatial_merge_size": 2}
+    vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    text |= {"head_dim": 16}
+    config = Qwen3VLConfig(vision_config=vision, text_config=text, **marks)
+    processor = Qwen3VLProcessor(*parts, chat_template=QWEN_TEMPLATE)
+    return Qwen3VLForConditionalGeneration(config), processor
 
 
 def paligemma() -> tuple[Any, Any]:
@@ -205,6 +237,8 @@ def blip2() -> tuple[Any, Any]:
 KINDS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": llava,
     "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
     "paligemma": paligemma,
     "blip2": blip2,
 }

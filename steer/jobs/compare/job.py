@@ -21,6 +21,7 @@ from steer.jobs.compare.scoring import (
 )
 from steer.jobs.compare.store import Store, Unit
 from steer.rewards.families import warn_of_kin
+from steer.rewards.parts import check_prompts
 
 
 class CompareJob:
@@ -77,6 +78,7 @@ class CompareJob:
             return
         studio = Studio(self.comparison, self.processes.device, self._pipe)
         reported_rewards(self.comparison, studio.reward)
+        check_prompts(studio.reward, self.prompts.texts)
         wanted = [arm for arm in self.comparison.arms if missing[arm.name]]
         for position, arm in enumerate(wanted):
             studio.keep_only(wanted[position:])

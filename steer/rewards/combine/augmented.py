@@ -13,7 +13,14 @@ from steer.core.types import Reward
 from steer.rewards.base import Composite
 from steer.rewards.frames import as_videos, takes_videos
 from steer.rewards.inputs import Images, as_batches, as_prompts
-from steer.rewards.parts import Parts, check_reward, combine_parts, is_relative, parts_of
+from steer.rewards.parts import (
+    Parts,
+    check_pointwise,
+    check_reward,
+    combine_parts,
+    is_relative,
+    parts_of,
+)
 from steer.rewards.sharing import once
 from steer.rewards.weights import is_finite
 
@@ -56,6 +63,7 @@ class Augmented(Composite):
         noise: float = 0.02,
     ) -> None:
         check_reward(reward)
+        check_pointwise(reward, "augmentations")
         whole("n", n, "Augmented(reward, n=8)")
         self.reward, self.n = reward, n
         self.shift = _between("shift", shift, 0.5)

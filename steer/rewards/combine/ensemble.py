@@ -17,7 +17,7 @@ from torch import Tensor
 from steer.core.checks import positive
 from steer.rewards.base import Composite
 from steer.rewards.inputs import Images
-from steer.rewards.parts import Parts
+from steer.rewards.parts import Parts, rows_by_group
 from steer.rewards.text import Kind, write_mixture
 from steer.rewards.weights import Term, name_terms
 
@@ -197,19 +197,3 @@ def _weighted_sum(scaled: Floats, weights: Floats, norm: float = 1.0) -> Floats:
     for part, weight in zip(scaled, weights, strict=True):
         total += weight * part / norm
     return total
-
-
-def rows_by_group(groups: Sequence[Hashable] | None, count: int) -> list[NDArray[np.intp]]:
-    """Row indices of every group, in order of appearance; all rows where `groups` is None.
-
-    Raises:
-        ValueError: Not one key per row.
-    """
-    if groups is None:
-        return [np.arange(count)]
-    if len(groups) != count:
-        raise ValueError(f"len(groups)={len(groups)} for {count} images: pass one key per image")
-    rows: dict[Hashable, list[int]] = {}
-    for row, key in enumerate(groups):
-        rows.setdefault(key, []).append(row)
-    return [np.array(found) for found in rows.values()]

@@ -105,7 +105,8 @@ class AtLeast(Composite):
 
     def shortfall(self, parts: Mapping[str, Tensor]) -> Tensor:
         """How far each image falls short of the minima, in all, `(B,)`; 0 where it does not."""
-        total = torch.zeros_like(next(iter(parts.values())))
+        example = next(iter(parts.values()))
+        total = example.new_zeros(len(example))
         for name, minimum in self.minimum.items():
             total = total + (minimum - parts[name]).clamp(min=0)
         return total

@@ -45,9 +45,8 @@ def carinox(*, category: str = "none", vqa: str = VQA) -> dict[str, float]:
     Kasaei et al. 2025 (arXiv:2509.17458), base weights and rescalings of its code; the additive
     constant 2.5 is left out. Its fourth part, the decompositional alignment score (weight 5), is
     left out too: it needs a language model that takes the prompt apart, and no public checkpoint
-    stands for it. The VQA model is the caller's choice; the paper used CLIP-FlanT5. The `vqa:`
-    rewards have no gradient, so neither has this mixture: search with it, or optimise
-    `{"hpsv2.1": 10.0, "imagereward": 5 / 6}`.
+    stands for it. The VQA model is the caller's choice; the paper used CLIP-FlanT5 and P("Yes")
+    alone. With a model of Qwen's the mixture has a gradient; with another it has none.
 
     Args:
         category: Kind of prompts, whose multipliers apply: one of `CATEGORIES`.

@@ -60,6 +60,11 @@ class ShapesVqaReward(BaseReward):
         self.model, self.device, self.version = model, device, fingerprint(model)
         self.batch = check_batch(batch)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ValueError for a caption that is not in the world's grammar."""
+        for prompt in prompts:
+            _parsed(prompt)
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         seen = self.model(images.float())
         scores = images.new_zeros(len(images), dtype=torch.float32)

@@ -58,6 +58,16 @@ class Belief:
         """The scale of that distribution; for more than no freedom."""
         return math.sqrt(self.scale * (1 + 1 / self.weight) / self.shape)
 
+    @property
+    def sd(self) -> float:
+        """The root of the expected variance; for more than two degrees of freedom."""
+        return math.sqrt(self.scale / (self.shape - 1))
+
+    def below(self, values: Sequence[float] | Floats) -> Floats:
+        """`P(next value < v)` for every v, float64 in [0, 1]; for more than no freedom."""
+        away = np.asarray(values, dtype=np.float64) - self.centre
+        return stdtr(self.freedom, away / self.spread)
+
     def gain(self, levels: Sequence[float] | Floats) -> Floats:
         """`E max(v - level, 0)` of the next value v, for every level, float64.
 

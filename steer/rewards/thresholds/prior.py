@@ -133,7 +133,7 @@ class Prior:
         scale = NormalScores.fit(found.all(), _KNOTS)
         scored = [upper_half(scale.of(own)) for own in groups]
         return cls(
-            *_most_likely(scored),
+            *most_likely(scored),
             knots=scale.knots,
             spread=unit if scale.knots else None,
             reward=found.reward,
@@ -182,8 +182,11 @@ def pooled_sd(groups: Sequence[Floats]) -> float:
     return math.sqrt(squares / freedom) if freedom else math.nan
 
 
-def _most_likely(groups: Sequence[Floats]) -> tuple[float, float, float, float]:
-    """Mean, sd, weight and freedom of values in groups; computed in units of their spread."""
+def most_likely(groups: Sequence[Floats]) -> tuple[float, float, float, float]:
+    """Mean, sd, weight and freedom of values in groups, as `Prior.fit` finds them.
+
+    Computed in units of their spread, which must not be 0: some group has two values that differ.
+    """
     counts = np.array([len(own) for own in groups], dtype=np.float64)
     means = np.array([own.mean() for own in groups])
     squares = np.array([((own - own.mean()) ** 2).sum() for own in groups])

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from steer.core.errors import TuneError
 from steer.core.settings import Settings, Several, build, read_yaml
+from steer.methods.text import is_bare, method_class, parse_method
 from steer.shapes.worlds import NAMES, STEPS
 
 
@@ -21,12 +22,48 @@ Seed = Annotated[int, Field(ge=0)]
 Margin = Annotated[float, Field(ge=0)]
 
 
+class SearchConfig(Settings):
+    """How samples are searched for, in place of plain calls.
+
+    Attributes:
+        method: As `--method` has it: `"Prune"`, `"BestOfN(8)"`, or a name with its arguments
+            below it; None leaves the choice to `compute`.
+        compute: Plain calls' worth of it; with a bare name, or alone.
+        plain: Also draw the plain sample of every seed, as a counterpart.
+    """
+
+    method: str | Mapping[str, Any] | None = None
+    compute: float | None = Field(default=None, ge=1)
+    plain: bool = False
+
+    @model_validator(mode="after")
+    def _check_method(self) -> SearchConfig:
+        if self.method is None and self.compute is None:
+            raise ValueError("search: name a method, such as BestOfN(4), or a compute, such as 4")
+        self.effort()
+        return self
+
+    def effort(self) -> dict[str, Any]:
+        """The arguments `method` and `compute` of `guided`."""
+        if self.method is None:
+            return {"compute": self.compute}
+        if isinstance(self.method, str) and is_bare(self.method):
+            return {"method": method_class(self.method), "compute": self.compute}
+        if self.compute is not None:
+            raise ValueError(
+                f"search.compute={self.compute:g} beside method={self.method!r}: the method sets "
+                "its own cost; give one"
+            )
+        return {"method": parse_method(self.method)}
+
+
 class PairConfig(Settings):
     """How samples of one prompt become pairs.
 
     Attributes:
         per_prompt: Most pairs of a prompt; None keeps all.
-        choose: Which ones: the `"widest"` margins, or `"random"` ones.
+        choose: Which ones: the `"widest"` margins, `"random"` ones, or `"winners"`: the widest of
+            those where what a search found beats a plain sample.
         margin: Smallest difference of scores: a number for the main reward, or one by reward.
         unit: Of `margin`: `"raw"` scores, or the `"spread"` of each reward within a prompt.
         consensus: Keep a pair only where every reward prefers the same image.
@@ -35,12 +72,26 @@ class PairConfig(Settings):
     """
 
     per_prompt: Count | None = 1
-    choose: Literal["widest", "random"] = "widest"
+    choose: Literal["widest", "random", "winners"] = "widest"
     margin: Margin | Mapping[str, Margin] = 0.0
     unit: Literal["raw", "spread"] = "raw"
     consensus: bool = True
     count: Count | None = None
     seed: Seed = 0
+
+
+def check_pairs(pairs: PairConfig, per_prompt: int, search: SearchConfig | None) -> None:
+    """Raise ValueError where no prompt can have a pair."""
+    plain = search is not None and search.plain
+    if per_prompt < 2 and not plain:
+        raise ValueError(
+            f"{per_prompt} sample of every prompt with pairs: a pair needs two samples of a prompt"
+        )
+    if pairs.choose == "winners" and not plain:
+        raise ValueError(
+            "pairs.choose='winners': needs samples of a search and plain ones; add search: "
+            "{compute: 4, plain: true}"
+        )
 
 
 class DataConfig(Settings):
@@ -59,6 +110,7 @@ class DataConfig(Settings):
         steps, guidance_scale: Of the pipeline's call; None is its own default.
         negative_prompt: For classifier-free guidance; empty is the pipeline's own.
         call: Further arguments of the pipeline, such as `height`.
+        search: How samples are searched for; None makes plain calls.
         batch: Samples per pipeline call.
         shard: Samples per file, and per step that an interruption can lose; whole prompts.
         stored_dtype: Of the stored latents and text features.
@@ -82,6 +134,7 @@ class DataConfig(Settings):
     guidance_scale: float | None = None
     negative_prompt: str = ""
     call: Mapping[str, Any] = Field(default_factory=dict)
+    search: SearchConfig | None = None
     batch: Count = 16
     shard: Count = 512
     stored_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -109,10 +162,8 @@ class DataConfig(Settings):
     def _check_seeds(self) -> DataConfig:
         if not isinstance(self.seeds, int) and len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)!r}: each once, equal ones draw one image")
-        if self.pairs is not None and self.samples is None and self.per_prompt < 2:
-            raise ValueError(
-                f"seeds={self.seeds!r} with pairs: a pair needs two samples of a prompt"
-            )
+        if self.pairs is not None and self.samples is None:
+            check_pairs(self.pairs, self.per_prompt, self.search)
         return self
 
     @model_validator(mode="after")

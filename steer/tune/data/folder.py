@@ -119,9 +119,9 @@ class Folder:
         with self._full_disk():
             write_json(self.path / name, value)
 
-    def adopt(self, source: Path, name: str) -> None:
-        """A file of another folder: a hard link where that can be, else a copy."""
-        target = self.path / name
+    def adopt(self, source: Path, name: str, to: str | None = None) -> None:
+        """A file of another folder, called `to` here: a hard link where it can be, else a copy."""
+        target = self.path / (to or name)
         if target.exists():
             return
         with self._full_disk():

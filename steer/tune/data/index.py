@@ -71,6 +71,9 @@ def finish(
 
 def read_table(table: pa.Table, named: Mapping[str, str]) -> Table:
     """The samples' table as arrays; `named` gives the column of every reward."""
+    searched = None
+    if "searched" in table.column_names:
+        searched = table.column("searched").to_numpy(zero_copy_only=False)
     return Table(
         table.column("id").to_pylist(),
         table.column("prompt_id").to_numpy(),
@@ -78,6 +81,7 @@ def read_table(table: pa.Table, named: Mapping[str, str]) -> Table:
         table.column("content").to_pylist(),
         table.column("split").to_pylist(),
         table.column("category").to_pylist(),
+        searched,
     )
 
 

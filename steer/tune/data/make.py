@@ -196,6 +196,8 @@ class _Maker:
         }
         for name, column in columns(self.config.rewards).items():
             table[column] = [v for part in parts for v in part.scores[name].tolist()]
+        if self.config.search is not None:
+            table["searched"] = [bool(s.searched) for s in samples]
         table |= {
             "split": [self.split[s.prompt_id] for s in samples],
             "category": [self.prompts[s.prompt_id].category for s in samples],

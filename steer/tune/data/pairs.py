@@ -21,6 +21,7 @@ Ints = NDArray[np.int64]
 _REASONS = {
     "ties": "ties",
     "margin": "within the margin",
+    "search": "that are not of a search's result over a plain sample",
     "disagreement": "where rewards disagree",
     "identical": "of identical images",
     "prompts": "prompts without a counterpart (all samples tie or fail)",
@@ -38,6 +39,7 @@ class Table:
         content: Equal for equal images.
         split: `"train"` or `"test"`.
         category: May be empty.
+        searched: (N,) whether a search found the image; None without searches.
     """
 
     ids: list[str]
@@ -46,6 +48,7 @@ class Table:
     content: list[str]
     split: list[str]
     category: list[str]
+    searched: NDArray[np.bool_] | None = None
 
     @property
     def main(self) -> Floats:
@@ -97,7 +100,8 @@ def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pa
         check_scores(values, table.ids, f"reward {name!r}")
     rng = np.random.default_rng([config.seed, 43])
     least = _margins(table, config)
-    dropped: dict[str, int] = dict.fromkeys(_REASONS, 0)
+    known = (name for name in _REASONS if name != "search" or config.choose == "winners")
+    dropped = dict.fromkeys(known, 0)
     found: list[tuple[int, int]] = []
     for rows in table.groups():
         own = _of_prompt(table, rows, least, config, dropped)
@@ -186,6 +190,8 @@ def _of_prompt(
         "margin": np.zeros(len(a), dtype=bool),
         "disagreement": np.zeros(len(a), dtype=bool),
     }
+    if config.choose == "winners":
+        reasons["search"] = ~_found(table, winner, loser)
     for name, values in table.scores.items():
         if config.consensus:
             reasons["disagreement"] |= values[winner] <= values[loser]
@@ -199,6 +205,16 @@ def _of_prompt(
     kept = np.flatnonzero(open_)
     kept = kept[np.argsort(-gap[kept], kind="stable")]
     return [(int(winner[i]), int(loser[i])) for i in kept]
+
+
+def _found(table: Table, winner: Ints, loser: Ints) -> NDArray[np.bool_]:
+    """Where a search found the winner and not the loser."""
+    if table.searched is None:
+        raise TuneError(
+            "pairs.choose='winners': the samples were made without a search; make them with "
+            "search: {compute: 4, plain: true}"
+        )
+    return table.searched[winner] & ~table.searched[loser]
 
 
 def _count_reasons(dropped: Mapping[str, int]) -> str:

@@ -24,26 +24,35 @@ from steer.tune.data.prompts import Prompt
 
 @dataclass(frozen=True)
 class Sample:
-    """One image to be: prompt `prompt_id`, its `number`-th, from `seed`."""
+    """One image to be: prompt `prompt_id`, its `number`-th, from `seed`.
+
+    `searched` is None in sets without a search, else whether a search finds this one.
+    """
 
     prompt_id: int
     number: int
     seed: int
+    searched: bool | None = None
 
     @property
     def id(self) -> str:
         """A name that is unique in its set."""
-        return f"p{self.prompt_id:05d}-s{self.number:03d}"
+        name = f"p{self.prompt_id:05d}-s{self.number:03d}"
+        return f"{name}-plain" if self.searched is False else name
 
 
 def plan(config: DataConfig, prompts: Sequence[Prompt]) -> list[list[Sample]]:
     """The samples of every shard, prompt by prompt; a prompt is wholly in one shard."""
-    size = max(1, config.shard // config.per_prompt)
+    kinds: tuple[bool | None, ...] = (None,)
+    if config.search is not None:
+        kinds = (True, False) if config.search.plain else (True,)
+    size = max(1, config.shard // (config.per_prompt * len(kinds)))
     numbers, rows = range(config.per_prompt), range(len(prompts))
     return [
         [
-            Sample(i, k, _seed(config, prompts[i].text, k))
+            Sample(i, k, _seed(config, prompts[i].text, k), kind)
             for i in rows[j : j + size]
+            for kind in kinds
             for k in numbers
         ]
         for j in range(0, len(prompts), size)
@@ -73,10 +82,11 @@ class ScoredLatents:
 
 
 class LatentSampler:
-    """Draws and scores samples with plain calls of a pipeline.
+    """Draws and scores samples with plain calls of a pipeline, or with a search.
 
-    A sample is what the pipeline gives for its prompt from `torch.Generator().manual_seed(seed)`;
-    which others share its batch decides no more than the last bits.
+    A sample is what the pipeline gives for its prompt from `torch.Generator().manual_seed(seed)`,
+    or what a search finds from there; which others share its batch decides no more than the last
+    bits.
 
     Args:
         pipe: A diffusers pipeline.
@@ -96,9 +106,13 @@ class LatentSampler:
                 )
         self.names = tuple(config.rewards)
         self.arguments = config.arguments()
-        self.guided = Guided(  # not `guided`: nothing is optimised, so no judge is warned of
-            pipe, rewards[0], method=BestOfN(1), judge=list(rewards[1:]), lane_width=1
-        )
+        judges = list(
+            rewards[1:]
+        )  # not `guided`, which warns of judges: plain calls search nothing
+        self.plain = Guided(pipe, rewards[0], method=BestOfN(1), judge=judges, lane_width=1)
+        self.search = None
+        if config.search is not None:
+            self.search = Guided(pipe, rewards[0], judge=judges, **config.search.effort())
 
     def draw(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> ScoredLatents:
         """One batch.
@@ -106,10 +120,26 @@ class LatentSampler:
         Raises:
             RewardError: A score that is not finite; names the sample, its prompt and seed.
         """
+        kinds = [
+            [i for i, s in enumerate(samples) if bool(s.searched) is kind] for kind in (False, True)
+        ]
+        order = torch.tensor([i for rows in kinds for i in rows]).argsort()
+        drawn = [self._draw([samples[i] for i in rows], prompts) for rows in kinds if rows]
+        latents = torch.cat([part.latents for part in drawn])[order]
+        scores = {
+            name: np.concatenate([part.scores[name] for part in drawn])[order.numpy()]
+            for name in self.names
+        }
+        return ScoredLatents(latents, scores)
+
+    def _draw(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> ScoredLatents:
+        """Samples of one kind."""
+        guided = self.search if samples[0].searched else self.plain
+        assert guided is not None
         texts = [prompts[s.prompt_id].text for s in samples]
         generators = [torch.Generator().manual_seed(s.seed) for s in samples]
         try:
-            out = self.guided(texts, generator=generators, output_type="latent", **self.arguments)
+            out = guided(texts, generator=generators, output_type="latent", **self.arguments)
         except RewardError as error:
             held = f"{samples[0].id} to {samples[-1].id}"
             raise RewardError(f"samples {held}: {error}") from error

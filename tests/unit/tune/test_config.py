@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from steer.cli.app import app
 from steer.tune import TuneConfig, TuneError, trainer
-from steer.tune.goals import CSFT, GOALS, KTO, TGO, DiffusionDPO, PolyDPO
+from steer.tune.goals import CSFT, GOALS, KTO, TGO
+from steer.tune.pair_goals import DiffusionDPO, PolyDPO
 
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -54,7 +55,11 @@ def test_a_configuration_comes_back_from_its_own_values(tmp_path: Path) -> None:
 
 
 def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
-    assert set(GOALS) == {"tgo", "kto", "sft", "csft", "poly_dpo", "dpo"}
+    assert set(GOALS) == {"tgo", "kto", "sft", "csft", "poly_dpo", "dpo", "nft", "awm"} | {
+        "dmpo",
+        "rdpo",
+        "mapo",
+    }
     for name, kind in (("dpo", DiffusionDPO), ("kto", KTO), ("csft", CSFT)):
         assert TuneConfig.from_dict({**LEAST, "objective": name}).objective == kind()
     poly = {"name": "poly_dpo", "alpha": 8}
@@ -89,6 +94,13 @@ def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
         ({"lr": "1e-5"}, r"lr='1e-5': must be a number above 0.*write 1\.0e-05"),
         ({"ema": 1.0}, "ema=1.0"),
         ({"text_dropout": 1.5}, "text_dropout=1.5"),
+        ({"guidance_scale": 1}, r"guidance_scale=1: .*leave the line out"),
+        ({"guidance_scale": 0.5}, r"guidance_scale=0\.5: pipelines guide above 1"),
+        ({"guided_branch": "both"}, r"guided_branch='both' without guidance_scale"),
+        ({"guidance_scale": 3.5, "guided_branch": "empty"}, r"guided_branch='empty': one of both"),
+        ({"guidance_scale": 3.5, "text_dropout": 0.1}, r"text_dropout=0\.1 with guidance_scale"),
+        ({"noise_range": [0.6, 0.4]}, r"noise_range=\[0\.6, 0\.4\]: two shares"),
+        ({"noise_range": 0.4}, "noise_range"),
         ({"schedule": "step"}, "schedule='step': one of constant"),
         ({"dtype": "int8"}, "dtype='int8': one of float32"),
         ({"base_dtype": "bfloat16", "lora": False}, "base_dtype='bfloat16' with lora: false"),
@@ -123,6 +135,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_the_example_is_valid() -> None:
     config = TuneConfig.load(EXAMPLES / "tune_shapes.yaml")
     assert config.pipeline == "shapes" and config.lora is not None
+
+
+def test_the_example_in_rounds_is_valid_and_trains_whole_groups() -> None:
+    config = TuneConfig.load(EXAMPLES / "tune_shapes_rounds.yaml")
+    rounds = config.rounds
+    assert rounds is not None and config.steps == rounds.count * rounds.updates
+    assert rounds.guidance(config.guidance_scale) == config.guidance_scale == 3.5
+    assert config.siblings == rounds.images
+    assert config.batch == rounds.images * (rounds.prompts_per_round or 0)
+    path = config.to_dict()
+    assert TuneConfig.from_dict(path) == config
 
 
 def test_the_command_trains_continues_and_says_where_the_weights_are(tmp_path: Path) -> None:

@@ -119,3 +119,18 @@ def test_unknown_kinds_are_refused() -> None:
     assert float(Noising.of(carrier, 1e-3).timesteps[-1]) == pytest.approx(0.999)
     with pytest.raises(TuneError, match="neither a unet nor a transformer"):
         denoiser(object())
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_a_part_of_the_grid_is_its_noisiest_wherever_noise_begins(family: str) -> None:
+    whole = Noising.of(build(family))
+    part = whole.between(0.4, 1.0)
+    assert len(part) == round(0.6 * len(whole)) and part.prediction == whole.prediction
+    outside = ~torch.isin(whole.sigma, part.sigma)
+    assert part.sigma.min() > whole.sigma[outside].max()
+    rest = whole.between(0.0, 0.4)
+    assert len(rest) + len(part) == len(whole)
+    at = int((whole.timesteps == part.timesteps[3]).nonzero()[0, 0])
+    assert part.alpha[3] == whole.alpha[at] and part.sigma[3] == whole.sigma[at]
+    with pytest.raises(TuneError, match=r"noise_range=\[0\.5, 0\.5\]: holds none"):
+        whole.between(0.5, 0.5)

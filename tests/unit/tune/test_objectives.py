@@ -12,7 +12,8 @@ from torch import Tensor
 
 from steer import Threshold
 from steer.core.errors import ThresholdError, TuneError
-from steer.tune.goals import GOALS, KTO, SFT, TGO, DiffusionDPO, Errors, PolyDPO
+from steer.tune.goal import Errors
+from steer.tune.goals import GOALS, KTO, SFT, TGO
 from steer.tune.objectives import (
     csft,
     csft_prompts,
@@ -27,6 +28,7 @@ from steer.tune.objectives import (
     tgo,
     tgo_targets,
 )
+from steer.tune.pair_goals import DiffusionDPO, PolyDPO
 
 
 finite = st.floats(-30, 30)

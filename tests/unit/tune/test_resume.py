@@ -36,14 +36,23 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("lora", [{"rank": 4}, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora": {"rank": 4}},
+        {"lora": False},
+        {"lora": {"rank": 4}, "text_dropout": 0.0, "guidance_scale": 3.0},
+        {"lora": False, "text_dropout": 0.0, "guidance_scale": 3.0, "guided_branch": "conditional"},
+    ],
+)
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    lora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_set(tmp_path / "data", "sd3")
-    whole = config(tmp_path / "whole", data, lora=lora, **EVERYTHING)
+    everything = {**EVERYTHING, **change}
+    whole = config(tmp_path / "whole", data, **everything)
     tune(whole, build("sd3"), progress=False)
-    cut = config(tmp_path / "cut", data, lora=lora, **EVERYTHING)
+    cut = config(tmp_path / "cut", data, **everything)
     once = Trainer.advance
 
     def killed(self: Trainer) -> dict[str, float]:

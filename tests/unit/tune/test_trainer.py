@@ -189,9 +189,9 @@ def test_the_average_of_the_weights_is_exported(tmp_path: Path) -> None:
     torch.testing.assert_close(answer(fresh, trainer), after, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["tgo", "poly_dpo"])
+@pytest.mark.parametrize("objective", ["tgo", "poly_dpo", "nft", "awm"])
 def test_training_learns_the_preferences_of_a_tiny_set(objective: str, tmp_path: Path) -> None:
-    beta = {"tgo": {"temperature": 0.02, "c": 0}, "poly_dpo": {"beta": 40}}
+    beta = {"tgo": {"temperature": 0.02, "c": 0}, "poly_dpo": {"beta": 40}, "nft": {}, "awm": {}}
     good = [i for i in range(8) if i % 2 == 0]  # the images of the first shard
     data = write_set(
         tmp_path / "data",

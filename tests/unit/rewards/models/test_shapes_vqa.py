@@ -60,6 +60,16 @@ def test_a_caption_outside_the_grammar_says_what_the_grammar_accepts(judge):
         judge(torch.rand(1, 3, 64, 64), "a red fox")
 
 
+def test_a_call_says_so_before_it_samples(judge):
+    def refuse(*args, **kwargs):
+        raise AssertionError("sampled")
+
+    pipe = steer.shapes.pipeline(device="cpu")
+    pipe.unet.forward = refuse
+    with pytest.raises(ValueError, match="unknown word 'fox'"):
+        steer.guided(pipe, judge, method=steer.BestOfN(2))("a red fox", num_inference_steps=2)
+
+
 def test_a_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match=r"no\.safetensors.*pass checkpoint=FILE"):
         steer.reward("shapes-vqa", checkpoint=tmp_path / "no.safetensors", device="cpu")

@@ -18,10 +18,11 @@ from torch import Tensor
 import steer
 from steer.core.errors import RewardError, TuneError
 from steer.tune.data import make as making
-from steer.tune.data.config import DataConfig, PairConfig
+from steer.tune.data.config import DataConfig, PairConfig, SearchConfig
 from steer.tune.data.folder import Folder
 from steer.tune.data.make import make
 from steer.tune.dataset import Dataset
+from steer.tune.labels import found_labels
 
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
@@ -341,3 +342,29 @@ def test_the_bundled_worlds_example_at_a_tiny_size(tmp_path: Path) -> None:
     assert pairs is not None and 1 <= len(pairs) <= 8 and (pairs.margin > 0).all()
     bad = CliRunner().invoke(tune, ["data", str(tmp_path / "no.yaml")])
     assert bad.exit_code == 2 and "cannot be read" in bad.output + str(bad.stderr)
+
+
+def test_a_search_finds_better_samples_than_the_plain_ones_beside_them(
+    pipe: Any, whole: Path, tmp_path: Path
+) -> None:
+    search = SearchConfig(method="BestOfN(4)", plain=True)
+    pairs = PairConfig(per_prompt=None, choose="winners", consensus=False)
+    data = Dataset.load(made(configured(tmp_path / "set", search=search, pairs=pairs), pipe))
+    plain = Dataset.load(whole)
+    assert len(data) == 30 and int(data.searched.sum()) == 15
+    for row, name in enumerate(plain.ids):
+        own, found = data.ids.index(f"{name}-plain"), data.ids.index(name)
+        torch.testing.assert_close(data.latents([own]), plain.latents([row]), atol=1e-5, rtol=1e-4)
+        assert data.scores[own] == pytest.approx(plain.scores[row], abs=1e-5)
+        assert data.scores[found] >= data.scores[own] - 1e-6
+    assert data.pairs is not None and len(data.pairs)
+    assert data.searched[data.pairs.winner].all() and not data.searched[data.pairs.loser].any()
+    labels = found_labels(data, both=True)
+    assert labels.labels.tolist() == data.searched.tolist()
+    with pytest.raises(TuneError, match=r"targets='winners': .* was made without a search"):
+        found_labels(plain, both=False)
+    alone = made(configured(tmp_path / "alone", search=SearchConfig(compute=4), seeds=2), pipe)
+    with pytest.raises(TuneError, match=r"has no plain samples beside those of the search"):
+        found_labels(Dataset.load(alone), both=True)
+    with pytest.raises(TuneError, match=r"pairs\.choose='winners': the samples were made without"):
+        make(DataConfig(out=str(tmp_path / "again"), samples=str(whole), pairs=pairs))

@@ -1,27 +1,26 @@
 """How likely a vision-language model is to answer a question about an image in given words.
 
 Any model of transformers' `AutoModelForImageTextToText`, decoder-only or encoder-decoder, through
-its own processor and chat template.
+its own chat template. Images go through its own processor, or, for Qwen's models, through the same
+operations on tensors, which have a gradient.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import transformers
 from packaging.version import Version
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from steer.core.errors import CheckpointError, RewardError, first_line
-from steer.core.weights.reading import stamp
+from steer.core.errors import RewardError
+from steer.rewards.clip.preprocess import work_dtype
+from steer.rewards.vlm.patches import Patches
 
 
 _PADDED: dict[str, Any] = (  # how a chat template is told to pad its batch
@@ -29,6 +28,7 @@ _PADDED: dict[str, Any] = (  # how a chat template is told to pad its batch
     if Version(transformers.__version__).major >= 5
     else {"padding": True}
 )
+_RESTATED = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
 _one_at_a_time = Lock()
 
 
@@ -47,6 +47,10 @@ class Answerer:
         model: From `AutoModelForImageTextToText`.
         processor: Its processor.
         device: Where it computes.
+
+    Attributes:
+        patches: The images' way on tensors; `None` where they go through the processor, in 8 bits
+            and without a gradient.
     """
 
     def __init__(self, model: Any, processor: Any, device: torch.device) -> None:
@@ -58,7 +62,10 @@ class Answerer:
         text_config = model.config.get_text_config()
         text_config.use_cache = False  # nothing is generated
         self.two_stacks = bool(model.config.is_encoder_decoder or text_config.is_encoder_decoder)
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        takes = inspect.signature(model.forward).parameters
+        self._keeps, self._kinds = "logits_to_keep" in takes, "mm_token_type_ids" in takes
+        known = type(processor).__name__ in _RESTATED and bool(processor.chat_template)
+        self.patches = Patches.from_processor(processor.image_processor) if known else None
 
     def tokens(self, answer: str) -> Tokens:
         """An answer as token ids, without marks of start and end.
@@ -73,23 +80,29 @@ class Answerer:
 
     def inputs(
         self,
-        images: Sequence[Image.Image],
+        images: Tensor,
         questions: Sequence[str],
         template: Mapping[str, Any] | None = None,
+        *,
+        padding: Literal["left", "right"] = "right",
     ) -> dict[str, Any]:
         """One question per image as the model's inputs, on the device.
 
         Args:
-            images: RGB.
+            images: `(B, 3, H, W)` float in [0, 1].
             questions: Texts; they go through the chat template, if the processor has one. Otherwise
                 they follow the image token.
             template: Variables for the chat template.
+            padding: Where; only models with `patches` are ever padded on the left.
 
         Raises:
+            ValueError: Images that the model does not take.
             RewardError: The processor draws the text into the image, or drops it.
         """
+        if self.patches:
+            return self._restated(self.patches, images, questions, template or {}, padding)
         with _one_at_a_time:  # fast tokenizers keep padding and truncation in themselves
-            batch = self._processed(images, questions, template or {})
+            batch = self._processed(pictures(images), questions, template or {})
         if "input_ids" not in batch:
             raise RewardError(
                 f"{type(self.processor).__name__} makes no text tokens: the model cannot be asked, "
@@ -97,6 +110,39 @@ class Answerer:
             )
         batch.pop("labels", None)  # PaliGemma's would ask for the training loss
         return dict(batch.to(self.device, self.model.dtype))
+
+    def _restated(
+        self,
+        patches: Patches,
+        images: Tensor,
+        questions: Sequence[str],
+        template: Mapping[str, Any],
+        padding: str,
+    ) -> dict[str, Any]:
+        """What the processor of a Qwen model returns, on the images' own graph."""
+        images = images.to(self.device, work_dtype(self.model.dtype))
+        pixels, grid = patches(images)
+        mark = self.processor.image_token
+        marks = mark * patches.tokens(grid)
+        with _one_at_a_time:
+            texts = self.processor.apply_chat_template(
+                [_user(None, text) for text in questions],
+                add_generation_prompt=True,
+                tokenize=False,
+                **template,
+            )
+            batch = self.tokenizer(
+                [text.replace(mark, marks, 1) for text in texts],
+                padding=True,
+                padding_side=padding,
+                return_tensors="pt",
+            ).to(self.device)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self._kinds:
+            inputs["mm_token_type_ids"] = (
+                batch.input_ids == self.model.config.image_token_id
+            ).int()
+        return inputs | {"pixel_values": pixels.to(self.model.dtype), "image_grid_thw": grid}
 
     def _processed(
         self, images: Sequence[Image.Image], questions: Sequence[str], template: Mapping[str, Any]
@@ -128,6 +174,19 @@ class Answerer:
             torch.stack([following[t[:i]][:, t[i]] for i in range(len(t))]).sum(0) for t in answers
         ]
         return torch.stack(sums, 1)
+
+    @torch.no_grad()
+    def write(self, inputs: dict[str, Any], tokens: int) -> list[str]:
+        """What the model replies, greedily, at most so many tokens.
+
+        Args:
+            inputs: Padded on the left.
+            tokens: The bound.
+        """
+        plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        written = self.model.generate(**inputs, max_new_tokens=tokens, use_cache=True, **plain)
+        new = written[:, inputs["input_ids"].shape[1] :]
+        return self.tokenizer.batch_decode(new, skip_special_tokens=True)
 
     def _next(self, inputs: dict[str, Any], start: Tokens) -> Tensor:
         """`(B, V)` float32 log-probabilities of the token after `start`."""
@@ -171,61 +230,45 @@ class Answerer:
         return f"{token}{question}"
 
 
-@functools.lru_cache(maxsize=4)
-def load_answerer(
-    source: str,
-    revision: str | None,
-    stamps: tuple[Any, ...],
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> Answerer:
-    """Load a model and its processor; once per process for equal arguments.
+def pictures(images: Tensor) -> list[Image.Image]:
+    """`(B, 3, H, W)` floats in [0, 1] as 8-bit RGB images, in one transfer."""
+    levels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def variants(
+    answerer: Answerer, option: str, answers: Sequence[str], *, single: bool = False
+) -> list[Tokens]:
+    """Ways to write one answer as token ids: the distinct ones of the shortest length.
+
+    A longer way is left out, since its first token says little: where `" 4"` is a space and a
+    `"4"`, the space would count as a 4.
 
     Args:
-        source: Hub id or folder.
-        revision: Commit, tag or branch on the hub.
-        stamps: `folder_stamps(source)`, so that a rewritten folder is loaded again.
-        device: Where it computes.
-        dtype: Precision of the weights; `None` is the stored one.
+        answerer: Its vocabulary is used.
+        option: What the caller's argument is called, for errors.
+        answers: The ways.
+        single: Refuse a vocabulary that has none of them as one token.
 
     Raises:
-        CheckpointError: Not found, not readable, not such a model, or weights are missing.
+        ValueError: No list of ways, a way that the vocabulary lacks, or see `single`.
     """
-    del stamps
-    try:
-        with torch.inference_mode(False):
-            processor = AutoProcessor.from_pretrained(source, revision=revision)
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                source, revision=revision, dtype=dtype or "auto", output_loading_info=True
-            )
-            model, info = loaded
-            missing = sorted(info["missing_keys"])
-            if not missing:
-                return Answerer(model, processor, device)
-    except Exception as error:  # transformers raises many kinds
-        command = f"hf download {source}" + (f" --revision {revision}" if revision else "")
-        raise CheckpointError(
-            f"vqa:{source}: cannot be loaded ({type(error).__name__}: {first_line(error)}). It "
-            "must be an image-text-to-text model of transformers: a folder with its weights, "
-            f"config and processor, or a hub id; where there is a network, run `{command}`, then "
-            "copy the cache, or pass checkpoint=FOLDER"
-        ) from error
-    raise CheckpointError(
-        f"vqa:{source}: {len(missing)} weights are missing ({', '.join(missing[:3])}, ...): "
-        "download or copy the model again"
-    )
+    if isinstance(answers, str) or not answers:
+        raise ValueError(f"{option}={answers!r}: pass a list of ways to write the answer")
+    found = dict.fromkeys(answerer.tokens(answer) for answer in answers)
+    shortest = min(map(len, found))
+    if single and shortest > 1:
+        raise ValueError(
+            f"{option}={list(answers)!r}: the model's vocabulary splits each of them into several "
+            "tokens, so its first token does not answer the question: pass a model that has one of "
+            f"them whole, or {option}= with other ways to write the answer"
+        )
+    return [tokens for tokens in found if len(tokens) == shortest]
 
 
-def folder_stamps(source: str) -> tuple[Any, ...]:
-    """Names, sizes and times of the files in a local model folder; empty for a hub id."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return ()
-    return tuple((file.name, *stamp(file)) for file in sorted(folder.iterdir()) if file.is_file())
-
-
-def _user(image: Image.Image, question: str) -> list[dict[str, Any]]:
-    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+def _user(image: Image.Image | None, question: str) -> list[dict[str, Any]]:
+    picture = {"type": "image"} if image is None else {"type": "image", "image": image}
+    content = [picture, {"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 
 

@@ -1,4 +1,8 @@
-"""VQAScore against plain forward passes: one image, one question, no padding, the whole softmax."""
+"""VQAScore against plain forward passes: one image, one question, no padding, the whole softmax.
+
+Qwen's own processors round to 8 bits after the resize and the reward does not, so that their scores
+agree to a share of `ROUNDED` only; all others agree to rounding errors.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import steer
 from steer.core.errors import CheckpointError, RewardError
-from steer.rewards.models.vqa import vqa
+from steer.rewards.vlm.vqa import vqa
 
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+ROUNDED = 0.02
+YES = ("Yes", "yes", " Yes", " yes")
+NO = ("No", "no", " No", " no")
 PROMPTS = ["a red circle", "a", "a blue square left of a red circle", "a blue circle"]
 
 
@@ -76,18 +84,21 @@ class Plain:
         with torch.no_grad():
             return self.model(**inputs).logits[0, -1].double().softmax(-1)
 
-    def yes(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def sum(self, images: Tensor, prompts: list[str], words: tuple[str, ...]) -> Tensor:
+        """The probability `(B,)` of any of the words, after the question."""
         found = [
             self.next(image, QUESTION.format(prompt))
             for image, prompt in zip(images, prompts, strict=True)
         ]
-        spellings = [vlm_models.token("Yes"), vlm_models.token(" Yes")]
-        return torch.stack(found)[:, spellings].sum(1)
+        return torch.stack(found)[:, [vlm_models.token(word) for word in words]].sum(1)
 
-    def no(self, images: Tensor, prompts: list[str]) -> Tensor:
-        found = [self.next(x, QUESTION.format(p)) for x, p in zip(images, prompts, strict=True)]
-        spellings = [vlm_models.token("No"), vlm_models.token(" No")]
-        return torch.stack(found)[:, spellings].sum(1)
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        yes, no = (self.sum(images, prompts, words) for words in (YES, NO))
+        return yes / (yes + no)
+
+
+def near(kind: str) -> float:
+    return ROUNDED if kind in QWEN else 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +106,12 @@ def plain(folders, kind) -> Plain:
     return Plain(folders[kind])
 
 
-def test_batches_of_unequal_questions_score_as_single_ones(reward, plain):
+def test_batches_of_unequal_questions_score_as_single_ones(reward, plain, kind):
     images = eight_bit(4)
-    got, expected = reward(images, PROMPTS), plain.yes(images, PROMPTS)
+    got, expected = reward(images, PROMPTS), plain.score(images, PROMPTS)
     assert got.dtype == torch.float32 and got.shape == (4,)
-    assert torch.allclose(got.double(), expected, rtol=1e-4, atol=1e-7)
-    assert expected.std() / expected.mean() > 0.02  # image or question must matter
+    assert torch.allclose(got.double(), expected, rtol=near(kind), atol=1e-7)
+    assert expected.std() / expected.mean() > 2 * near(kind)  # image or question must matter
 
 
 def test_images_matter_and_questions_matter(reward):
@@ -110,12 +121,27 @@ def test_images_matter_and_questions_matter(reward):
     assert len(same_prompt.unique()) == 3 and len(same_image.unique()) == 3
 
 
-def test_normalised_is_yes_among_yes_and_no(folders, kind, plain):
-    reward = vqa(str(folders[kind]), device="cpu", normalise=True)
-    assert reward.name.endswith("-normalised")  # another scale, so another name
+def test_absolute_is_yes_among_all_words(folders, kind, plain):
+    reward = vqa(str(folders[kind]), device="cpu", normalise=False)
+    assert reward.name.endswith("-absolute")  # another scale, so another name
     images = eight_bit(3)
-    yes, no = plain.yes(images, PROMPTS[:3]), plain.no(images, PROMPTS[:3])
-    assert torch.allclose(reward(images, PROMPTS[:3]).double(), yes / (yes + no), atol=1e-5)
+    expected = plain.sum(images, PROMPTS[:3], YES)
+    assert torch.allclose(reward(images, PROMPTS[:3]).double(), expected, rtol=near(kind))
+
+
+@pytest.mark.parametrize("kind", QWEN, scope="module")
+def test_the_gradient_of_a_qwen_model_is_the_slope(folders, kind):
+    reward = vqa(str(folders[kind]), device="cpu", dtype=torch.float64)
+    images = eight_bit(2).double().mul(0.9).add(0.05).requires_grad_()
+    scores = reward(images, PROMPTS[:2])
+    (slope,) = torch.autograd.grad(scores.sum(), images)
+    way = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).double()
+    step = 1e-3  # scores are float32
+    with torch.no_grad():
+        ahead, behind = (reward.score(images + s * way, PROMPTS[:2]) for s in (step, -step))
+    expected = (ahead.double() - behind.double()).sum() / (2 * step)
+    assert expected.abs() > 1e-4
+    assert torch.isclose((slope * way).sum(), expected, rtol=0.02)
 
 
 def test_micro_batches_do_not_matter(folders, kind, reward):
@@ -126,8 +152,8 @@ def test_micro_batches_do_not_matter(folders, kind, reward):
 
 
 def test_padding_on_the_left_is_read_at_the_right_place(folders, kind):
-    if kind in ("llava", "blip2"):
-        pytest.skip("padding on the left moves absolute positions, and text away from the image")
+    if kind != "paligemma":
+        pytest.skip("moves absolute positions, or is not where a Qwen model is padded")
     reward = vqa(str(folders[kind]), device="cpu", dtype=torch.float64)
     images = eight_bit(4)
     right = reward(images, PROMPTS)
@@ -139,9 +165,10 @@ def test_padding_on_the_left_is_read_at_the_right_place(folders, kind):
     assert torch.allclose(left, right, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "blip2"], scope="module")
+@pytest.mark.parametrize("kind", ["llava", "blip2"], scope="module")
 def test_answers_of_several_tokens_are_products(folders, kind):
-    reward = vqa(str(folders[kind]), device="cpu", yes=["Yes left of", "No yes of"])
+    several = ["Yes left of", "No yes of"]
+    reward = vqa(str(folders[kind]), device="cpu", yes=several, normalise=False)
     plain, images = Plain(folders[kind]), eight_bit(3)
     expected = []
     for image, prompt in zip(images, PROMPTS, strict=False):
@@ -163,16 +190,38 @@ def test_longer_spellings_and_equal_ones_are_left_out(folders):
     assert more.yes == one.yes == [(vlm_models.token("Yes"),)]
 
 
+def test_a_vocabulary_that_splits_yes_is_refused(folders, monkeypatch):
+    answerer = vqa(str(folders["llava"]), device="cpu").answerer
+    split = {"Yes": (5, 6), "yes": (5, 7), " Yes": (8, 5, 6), " yes": (8, 5, 7)}
+    whole = answerer.tokens
+    monkeypatch.setattr(answerer, "tokens", lambda text: split.get(text) or whole(text))
+    with pytest.raises(ValueError, match=r"yes=\['Yes'.*splits each of them into several tokens"):
+        vqa(str(folders["llava"]), device="cpu")
+    asked = vqa(str(folders["llava"]), device="cpu", yes=["Yes"])  # the caller knows
+    assert asked.yes == [(5, 6)]
+
+
+def test_a_bare_space_does_not_count(folders, monkeypatch):
+    answerer = vqa(str(folders["llava"]), device="cpu").answerer
+    space, whole = 13, answerer.tokens
+    monkeypatch.setattr(
+        answerer, "tokens", lambda t: (space, *whole(t[1:])) if t[0] == " " else whole(t)
+    )
+    reward = vqa(str(folders["llava"]), device="cpu")
+    assert reward.yes == [(vlm_models.token("Yes"),), (vlm_models.token("yes"),)]
+
+
 def test_mixed_image_sizes(folders, kind, plain):
     reward = vqa(str(folders[kind]), device="cpu")
     images = [eight_bit(1, 40, 60)[0], eight_bit(1, 56, 32, seed=1)[0]]
-    expected = torch.cat([plain.yes(x[None], [p]) for x, p in zip(images, PROMPTS, strict=False)])
-    assert torch.allclose(reward(images, PROMPTS[:2]).double(), expected, rtol=1e-4, atol=1e-7)
+    expected = torch.cat([plain.score(x[None], [p]) for x, p in zip(images, PROMPTS, strict=False)])
+    assert torch.allclose(reward(images, PROMPTS[:2]).double(), expected, rtol=near(kind))
 
 
 def test_other_questions_and_template_variables(folders):
     images, plain = eight_bit(1), Plain(folders["llava"])
-    reward = vqa(str(folders["llava"]), device="cpu", question="Please show {prompt}? yes or no")
+    question = "Please show {prompt}? yes or no"
+    reward = vqa(str(folders["llava"]), device="cpu", question=question, normalise=False)
     text = "Please show {a} circle? yes or no"
     expected = plain.next(images[0], text)[list(t[0] for t in reward.yes)].sum()
     assert math.isclose(reward(images, "{a} circle").item(), expected.item(), rel_tol=1e-4)
@@ -181,14 +230,14 @@ def test_other_questions_and_template_variables(folders):
 
 
 def test_declared_as_it_is(reward, kind, folders):
-    assert not reward.differentiable and reward.needs_prompt and reward.range == (0.0, 1.0)
+    assert reward.needs_prompt and reward.range == (0.0, 1.0)
     assert reward.name == f"vqa:{folders[kind]}"
-    images = eight_bit(2).requires_grad_()
-    assert not reward(images, "a").requires_grad
+    assert reward.differentiable == (kind in QWEN)
+    assert reward(eight_bit(2).requires_grad_(), "a").requires_grad == reward.differentiable
 
 
-@pytest.mark.parametrize(("dtype", "near"), [(torch.bfloat16, 0.3), (torch.float16, 0.05)])
-def test_half_precision(folders, dtype, near):
+@pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 0.3), (torch.float16, 0.05)])
+def test_half_precision(folders, dtype, close):
     half = vqa(str(folders["qwen2_vl"]), device="cpu", dtype=dtype)
     assert half.answerer.model.dtype == dtype
     images = eight_bit(4)
@@ -197,7 +246,7 @@ def test_half_precision(folders, dtype, near):
         vqa(str(folders["qwen2_vl"]), device="cpu")(images, PROMPTS),
     )
     assert got.dtype == torch.float32
-    assert torch.allclose(got, expected, rtol=near)
+    assert torch.allclose(got, expected, rtol=close)
 
 
 def test_by_name_with_a_local_copy(folders, reward, kind):
@@ -249,7 +298,7 @@ def _short(output):
         ({"yes": ["Sure"]}, "answer 'Sure' is not in the model's vocabulary"),
         ({"yes": "Yes"}, "yes='Yes': pass a list"),
         ({"yes": []}, r"yes=\[\]: pass a list"),
-        ({"yes": ["No"], "normalise": True}, "have the same tokens"),
+        ({"yes": ["No"]}, "have the same tokens"),
         ({"batch": 0}, "batch=0"),
     ],
 )

@@ -1,32 +1,34 @@
 """VQAScore: how sure a vision-language model is that the image shows the prompt.
 
-P("Yes" | image, 'Does this figure show "..."? Please answer yes or no.'), Lin et al. 2024
-(arXiv:2404.01291).
+P("Yes") / (P("Yes") + P("No")) of the first token after 'Does this figure show "..."? Please answer
+yes or no.', after Lin et al. 2024 (arXiv:2404.01291), who take P("Yes") alone.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from steer.core.weights.reading import fingerprint
 from steer.rewards.base import BaseReward, check_batch
-from steer.rewards.models.answers import Answerer, Tokens, folder_stamps, load_answerer
 from steer.rewards.models.clip import default_device
+from steer.rewards.vlm.answers import Answerer, variants
+from steer.rewards.vlm.loading import open_answerer
 
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
-YES, NO = ("Yes", " Yes"), ("No", " No")
+YES, NO = ("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no")
 
 
 class VqaReward(BaseReward):
-    """The probability of "Yes", in [0, 1]; not differentiable, images pass through 8 bits.
+    """How much more likely "Yes" is than "No", in [0, 1].
+
+    Differentiable with Qwen's models (Qwen2-VL, Qwen2.5-VL, Qwen3-VL), whose images stay tensors.
+    With all others images pass through 8 bits and the model's processor.
 
     Args:
         name: What the reward calls itself.
@@ -35,12 +37,11 @@ class VqaReward(BaseReward):
         yes: Ways to write the answer. Their probabilities are added; ways that the vocabulary
             splits into more tokens than the shortest are left out, and so are equal ones.
         no: Ways to write the opposite.
-        normalise: Score yes / (yes + no) instead of yes.
+        normalise: Score yes / (yes + no); else the probability of yes among all words.
         template: Variables for the model's chat template.
         batch: Most images scored at once.
     """
 
-    differentiable = False
     range = (0.0, 1.0)
     needs_prompt = True
 
@@ -52,7 +53,7 @@ class VqaReward(BaseReward):
         question: str = QUESTION,
         yes: Sequence[str] = YES,
         no: Sequence[str] = NO,
-        normalise: bool = False,
+        normalise: bool = True,
         template: Mapping[str, Any] | None = None,
         batch: int | None = 8,
     ) -> None:
@@ -63,18 +64,18 @@ class VqaReward(BaseReward):
         self.name, self.family = name, "vlm"
         self.answerer, self.version = answerer, fingerprint(answerer.model)
         self.question = question
-        self.yes = _variants(answerer, "yes", yes)
-        self.no = _variants(answerer, "no", no) if normalise else []
+        self.differentiable = answerer.patches is not None
+        self.yes = variants(answerer, "yes", yes, single=yes == YES)
+        self.no = variants(answerer, "no", no, single=no == NO) if normalise else []
         if set(self.yes) & set(self.no):
             raise ValueError(f"yes={yes!r} and no={no!r} have the same tokens: they must differ")
         self.template = template
         self.batch = check_batch(batch)
         self.device = answerer.device
 
-    @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
-        inputs = self.answerer.inputs(_pictures(images), questions, self.template)
+        inputs = self.answerer.inputs(images, questions, self.template)
         logs = self.answerer.log_probs(inputs, [*self.yes, *self.no])
         yes = logs[:, : len(self.yes)].logsumexp(1)
         no = logs[:, len(self.yes) :].logsumexp(1) if self.no else None
@@ -92,14 +93,15 @@ def vqa(
     question: str = QUESTION,
     yes: Sequence[str] = YES,
     no: Sequence[str] = NO,
-    normalise: bool = False,
+    normalise: bool = True,
     template: Mapping[str, Any] | None = None,
 ) -> VqaReward:
     """VQAScore by any image-text-to-text model of transformers.
 
-    The reward `"vqa:Qwen/Qwen2.5-VL-3B-Instruct"` is `vqa("Qwen/Qwen2.5-VL-3B-Instruct")`. The
-    score is the paper's: the probability of the answer under the full vocabulary. (For some models
-    the authors' code also counts the mark of the end, and averages the log-probabilities.)
+    The reward `"vqa:Qwen/Qwen3-VL-4B-Instruct"` is `vqa("Qwen/Qwen3-VL-4B-Instruct")`. With
+    `normalise=False` the score is the paper's: the probability of "Yes" under the full vocabulary.
+    (For some models the authors' code also counts the mark of the end, and averages the
+    log-probabilities.)
 
     Args:
         model: Hub id, or a folder with weights, config and processor.
@@ -111,31 +113,17 @@ def vqa(
         question: Has `{prompt}` where the prompt goes.
         yes: Ways to write the answer, as for `VqaReward`.
         no: Ways to write the opposite, as for `VqaReward`.
-        normalise: Score yes / (yes + no): steadier where a model likes other words as well.
+        normalise: Score yes / (yes + no), which is steadier where a model likes other words as
+            well; else yes alone, under a name that ends in `-absolute`.
         template: Variables for the chat template, as `{"enable_thinking": False}`.
 
     Raises:
-        ValueError: A question without `{prompt}`, an answer that the vocabulary lacks, or `batch`
-            below 1.
+        ValueError: A question without `{prompt}`, an answer that the vocabulary lacks, a vocabulary
+            that splits "Yes" or "No" (unless `yes=` and `no=` say what to take), or `batch` below
+            1.
         CheckpointError: A model that cannot be found, read, or is of another kind.
     """
-    source = os.path.expanduser(checkpoint or model)
-    answerer = load_answerer(source, revision, folder_stamps(source), default_device(device), dtype)
+    answerer = open_answerer(model, checkpoint, revision, default_device(device), dtype)
     options: dict[str, Any] = {"question": question, "yes": yes, "no": no, "batch": batch}
-    name = f"vqa:{model}-normalised" if normalise else f"vqa:{model}"
+    name = f"vqa:{model}" if normalise else f"vqa:{model}-absolute"
     return VqaReward(name, answerer, normalise=normalise, template=template, **options)
-
-
-def _variants(answerer: Answerer, option: str, answers: Sequence[str]) -> list[Tokens]:
-    """The distinct token sequences of the shortest length."""
-    if isinstance(answers, str) or not answers:
-        raise ValueError(f"{option}={answers!r}: pass a list of ways to write the answer")
-    found = dict.fromkeys(answerer.tokens(answer) for answer in answers)
-    shortest = min(map(len, found))
-    return [tokens for tokens in found if len(tokens) == shortest]
-
-
-def _pictures(images: Tensor) -> list[Image.Image]:
-    """`(B, 3, H, W)` floats in [0, 1] as 8-bit RGB images, in one transfer."""
-    levels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -1,0 +1,1 @@
+"""A reward served to other processes: the application, and the process around it."""

@@ -1,0 +1,1 @@
+"""Whether a text is written in the image, read by OCR: quotes of prompts, likeness, the reward."""

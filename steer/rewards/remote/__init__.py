@@ -1,0 +1,1 @@
+"""Rewards that compute elsewhere: models behind OpenAI's protocol, what `steer serve` serves."""

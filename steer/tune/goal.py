@@ -1,0 +1,101 @@
+"""What an objective is: from errors of policy and reference to a loss per row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from steer.core.settings import Settings
+from steer.tune.objectives import implicit_reward
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Denoising errors of one batch, and what its images are labelled with.
+
+    Attributes:
+        policy: (B,) errors; for pairs (2 B,), all winners before all losers.
+        reference: Those of the reference, at the same noise and timesteps; None without one.
+        labels: (B,) 1 for good images, of labelled objectives.
+        weights: (B,), likewise; signed where they are advantages.
+        baseline: (), of Diffusion-KTO; None takes it from this batch.
+        change: (B,) mean squared difference of the policy's prediction from the reference's; None
+            where the objective does not ask for it.
+        product: (B,) mean product of the winners' prediction errors with the losers'; likewise.
+    """
+
+    policy: Tensor
+    reference: Tensor | None = None
+    labels: Tensor | None = None
+    weights: Tensor | None = None
+    baseline: Tensor | None = None
+    change: Tensor | None = None
+    product: Tensor | None = None
+
+    def reward(self, beta: float) -> Tensor:
+        """The implicit rewards, (B,); needs the reference."""
+        assert self.reference is not None
+        return implicit_reward(-self.policy, -self.reference, beta)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one batch.
+
+    Attributes:
+        loss: (B,) per row, or per pair.
+        correct: (B,) 1 where the implicit reward agrees with the preference, 0.5 in a tie; None
+            without a reference.
+        margin: (B,) the winner's implicit reward minus the loser's, or the reward with the label's
+            sign; None without a reference.
+    """
+
+    loss: Tensor
+    correct: Tensor | None = None
+    margin: Tensor | None = None
+
+
+class Goal(Settings, ABC):
+    """An objective and its parameters; `name` is what configurations call it.
+
+    Attributes:
+        pairs: Learns from pairs rather than from single images.
+        reference: Needs the reference model's errors.
+        labelled: Needs a label for every image.
+        change: Needs how far the policy's prediction is from the reference's.
+        on_policy: Its reference is the policy that drew the samples.
+    """
+
+    name: ClassVar[str] = ""
+    pairs: ClassVar[bool] = False
+    reference: ClassVar[bool] = True
+    labelled: ClassVar[bool] = True
+    change: ClassVar[bool] = False
+    on_policy: ClassVar[bool] = False
+
+    @property
+    def product(self) -> bool:
+        """Whether it needs `Errors.product`."""
+        return False
+
+    @abstractmethod
+    def loss(self, errors: Errors) -> Outcome:
+        """The loss per row."""
+
+    def baseline(self, errors: Errors) -> Tensor | None:
+        """What the loss needs of the whole batch (over all processes, the mean is taken)."""
+        return None
+
+
+def single_outcome(loss: Tensor, reward: Tensor, labels: Tensor) -> Outcome:
+    """The outcome of single images from losses, implicit rewards and labels, (B,) each."""
+    signed = (2 * labels.to(reward) - 1) * reward.detach()
+    return Outcome(loss, agreement(signed), signed)
+
+
+def agreement(margin: Tensor) -> Tensor:
+    """1 where the margin is positive, 0.5 where it is 0; (B,)."""
+    return (1 + margin.detach().sign()) / 2

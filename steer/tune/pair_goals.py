@@ -1,0 +1,128 @@
+"""The objectives of pairs as configured."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from steer.tune.goal import Errors, Goal, Outcome, agreement
+from steer.tune.objectives import poly_dpo
+from steer.tune.pair_objectives import dmpo, guarded_loser, mapo, robust_dpo
+
+
+class Paired(Goal):
+    """Objectives of pairs, by a logit as in Diffusion-DPO.
+
+    Attributes:
+        beta: logit = -(beta / 2)((MSE_w - ref_w) - (MSE_l - ref_l)).
+        guard: SDPO's safeguard of the winner (arXiv:2511.03317), such as 0.9; None leaves the
+            loser's gradient as it is.
+    """
+
+    pairs: ClassVar[bool] = True
+    labelled: ClassVar[bool] = False
+    beta: float = Field(default=5000.0, gt=0)
+    guard: float | None = Field(default=None, ge=0, le=1)
+
+    @property
+    def product(self) -> bool:
+        return self.guard is not None
+
+    def loss(self, errors: Errors) -> Outcome:
+        if self.guard is not None:
+            winner, loser = errors.policy.chunk(2)
+            assert errors.product is not None
+            loser = guarded_loser(winner, loser, errors.product, self.guard)
+            errors = replace(errors, policy=torch.cat([winner, loser]))
+        winner, loser = errors.reward(self.beta / 2).chunk(2)
+        logit = winner - loser
+        return Outcome(self.rows(logit), agreement(logit), logit.detach())
+
+    @abstractmethod
+    def rows(self, logit: Tensor) -> Tensor:
+        """The loss per pair, (B,)."""
+
+
+class PolyDPO(Paired):
+    """Poly-DPO (arXiv:2604.24953).
+
+    Attributes:
+        alpha: 0 is Diffusion-DPO; about 8 for noisy preferences; at least -1.
+    """
+
+    name: ClassVar[str] = "poly_dpo"
+    alpha: float = 0.0
+
+    @model_validator(mode="after")
+    def _check_alpha(self) -> PolyDPO:
+        poly_dpo(torch.zeros(1), self.alpha)
+        return self
+
+    def rows(self, logit: Tensor) -> Tensor:
+        return poly_dpo(logit, self.alpha)
+
+
+class DiffusionDPO(PolyDPO):
+    """Diffusion-DPO (arXiv:2311.12908): Poly-DPO at alpha = 0."""
+
+    name: ClassVar[str] = "dpo"
+
+    @model_validator(mode="after")
+    def _check_none(self) -> DiffusionDPO:
+        if self.alpha:
+            raise ValueError(f"objective.alpha={self.alpha!r}: dpo has none; use poly_dpo")
+        return self
+
+
+class DMPO(Paired):
+    """A target margin for every pair: bounded in both directions (see `dmpo`).
+
+    Attributes:
+        alpha: The share of pairs that may stay wrong.
+    """
+
+    name: ClassVar[str] = "dmpo"
+    beta: float = Field(default=2000.0, gt=0)
+    alpha: float = Field(default=0.01, gt=0, lt=0.5)
+
+    def rows(self, logit: Tensor) -> Tensor:
+        return dmpo(logit, self.alpha)
+
+
+class RobustDPO(Paired):
+    """Robust DPO (arXiv:2403.00409), for labels that are flipped at a known rate.
+
+    Attributes:
+        flips: That rate.
+    """
+
+    name: ClassVar[str] = "rdpo"
+    flips: float = Field(default=0.1, ge=0, lt=0.5)
+
+    def rows(self, logit: Tensor) -> Tensor:
+        return robust_dpo(logit, self.flips)
+
+
+class MaPO(Goal):
+    """MaPO (arXiv:2406.06424): no reference.
+
+    Attributes:
+        beta: Weight of the margin; the winner's own error has 1.
+        scale: Of errors in the margin.
+    """
+
+    name: ClassVar[str] = "mapo"
+    pairs: ClassVar[bool] = True
+    reference: ClassVar[bool] = False
+    labelled: ClassVar[bool] = False
+    beta: float = Field(default=0.1, gt=0)
+    scale: float = Field(default=0.5, gt=0)
+
+    def loss(self, errors: Errors) -> Outcome:
+        winner, loser = errors.policy.chunk(2)
+        return Outcome(mapo(winner, loser, self.beta, self.scale))

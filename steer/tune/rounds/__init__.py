@@ -1,0 +1,1 @@
+"""On-policy tuning: sample, score, train, repeat. See docs/tune.md."""

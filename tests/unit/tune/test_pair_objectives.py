@@ -1,0 +1,112 @@
+"""Losses of pairs against their derivatives, targets, expectations and limits, in float64."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from families import build, seeded
+from hypothesis import given, settings, strategies as st
+from tiny_sets import rows, tiny_config as config, write_set
+from torch import Tensor
+
+from steer.tune import TuneError, tune
+from steer.tune.objectives import poly_dpo, squared_error
+from steer.tune.pair_objectives import dmpo, guarded_loser, mapo, robust_dpo
+
+
+def double(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def slope(loss: Tensor, at: Tensor) -> list[float]:
+    return torch.autograd.grad(loss.sum(), at)[0].tolist()
+
+
+@given(st.floats(-12, 12), st.floats(0.001, 0.4))
+@settings(max_examples=50, deadline=None)
+def test_dmpo_pulls_to_its_margin_and_lets_hopeless_pairs_go(at: float, alpha: float) -> None:
+    m = double(at)
+    p, target = 1 / (1 + math.exp(-at)), math.log((1 - alpha) / alpha)
+    assert slope(dmpo(m, alpha), m)[0] == pytest.approx(p * (1 - p) * (at - target), abs=1e-9)
+    assert float(dmpo(double(target), alpha).detach()) == pytest.approx(0, abs=1e-12)
+
+
+def test_dmpo_at_known_points() -> None:
+    m = double(0.0, 4.59511985)
+    assert slope(dmpo(m), m) == pytest.approx([-1.14878, 0], abs=1e-5)
+
+
+@given(st.floats(-20, 20), st.floats(0, 0.45))
+@settings(max_examples=50, deadline=None)
+def test_robust_dpo_is_unbiased_under_flips(at: float, flips: float) -> None:
+    m = double(at)
+    mean = (1 - flips) * robust_dpo(m, flips) + flips * robust_dpo(-m, flips)
+    assert float(mean.detach()) == pytest.approx(float(poly_dpo(m).detach()), rel=1e-9, abs=1e-12)
+    assert torch.equal(robust_dpo(m, 0.0), poly_dpo(m))
+
+
+def test_mapo_is_its_formula_and_finite_where_errors_are_zero() -> None:
+    w, loser = double(0.0, 0.2, 1.5), double(0.0, 0.3, 0.4)
+
+    def f(e: float) -> float:
+        return 1.0 if e == 0 else 0.5 * e / (math.exp(0.5 * e) - 1)
+
+    expected = [
+        a + 0.1 * math.log1p(math.exp(min(700, -1000 * (f(a) - f(b)))))
+        for a, b in zip(w.tolist(), loser.tolist(), strict=True)
+    ]
+    assert mapo(w, loser).tolist() == pytest.approx(expected, rel=1e-9)
+    to_w, to_l = torch.autograd.grad(mapo(w, loser)[0], (w, loser))
+    assert float(to_w[0]) == pytest.approx(1 + 0.1 * 1000 * 0.25 / 2)  # f'(0) = -s / 2
+    assert float(to_l[0]) == pytest.approx(-0.1 * 1000 * 0.25 / 2)
+
+
+def test_the_guard_keeps_the_values_and_the_winners_improvement() -> None:
+    """With one layer under both rows, a step on E_w - E_l lowers E_w at least by that share."""
+    draw = seeded(3)
+    e_w = torch.randn(64, 8, generator=draw, dtype=torch.float64)
+    e_l = torch.randn(64, 8, generator=draw, dtype=torch.float64) * 1.5 + 0.8 * e_w
+    product, mu = (e_w * e_l).mean(1), 0.7
+    winner, loser = (squared_error(e, torch.zeros_like(e)).requires_grad_() for e in (e_w, e_l))
+    found = guarded_loser(winner, loser, product, mu)
+    assert torch.equal(found, loser)
+    factor = torch.autograd.grad(found.sum(), loser)[0]
+    assert (factor[product <= 0] == 1).all() and bool(((factor >= 0) & (factor <= 1)).all())
+    # gradients in prediction space are e_w and factor e_l; E_w changes by -<e_w, e_w - factor e_l>
+    change = -((e_w * e_w).mean(1) - factor * product)
+    assert bool((change <= -mu * winner.detach() + 1e-12).all())
+    inside = (factor > 0) & (factor < 1) & (product > 0)
+    assert int(inside.sum()) > 10
+    torch.testing.assert_close(change[inside], -mu * winner.detach()[inside], rtol=1e-9, atol=0)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    one = torch.ones(1)
+    for call, message in (
+        (lambda: dmpo(one, 0.5), r"alpha=0\.5"),
+        (lambda: robust_dpo(one, 0.5), r"flips=0\.5"),
+        (lambda: mapo(one, one, 0), "beta=0"),
+        (lambda: guarded_loser(one, one, one, 2), "guard=2"),
+    ):
+        with pytest.raises(TuneError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    ["dmpo", "rdpo", "mapo", {"name": "dpo", "beta": 50, "guard": 0.9}],
+    ids=["dmpo", "rdpo", "mapo", "guard"],
+)
+def test_the_trainer_takes_them(objective: Any, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    job = config(tmp_path / "run", write_set(tmp_path / "data"), objective=objective, steps=2)
+    assert tune(job, build("sd")).is_dir()
+    log = rows(tmp_path / "run")
+    assert all(row["grad_norm"] > 0 for row in log)
+    if isinstance(objective, dict):  # the guard changes gradients and no values
+        assert log[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
