@@ -74,7 +74,7 @@ def work(captions: dict[Split, int], seeds: int, device: str) -> None:
     pipe = steer.shapes.pipeline(device=device)
     pipe.set_progress_bar_config(disable=True)
     rewards = {name: steer.reward(name, device=device) for name in (REWARD, SIBLING)}
-    units = [
+    units: list[tuple[Split, int, int]] = [
         (split, number, seed)
         for seed in range(seeds)
         for split in SPLITS

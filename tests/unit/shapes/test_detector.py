@@ -31,10 +31,10 @@ def seen_of(*objects: tuple[str, str, float, float, bool], ground: int = 0) -> S
         places[0, cell] = torch.tensor([x, y])
     back = torch.zeros(1, 4)
     back[0, ground] = SURE
-    logs = (part.log_softmax(-1) for part in (colors, shape))
     return Seen(
         centers,
-        *logs,
+        colors.log_softmax(-1),
+        shape.log_softmax(-1),
         large,
         places,
         back.log_softmax(-1),
