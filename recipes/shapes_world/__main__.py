@@ -16,7 +16,18 @@ import torch.distributed as dist
 from recipes.shapes_world.recipe import Recipe
 
 
-STAGES = ("vae", "clip", "denoiser", "preferences", "scorer", "tiny", "flow", "turbo", "export")
+STAGES = (
+    "vae",
+    "clip",
+    "denoiser",
+    "preferences",
+    "scorer",
+    "tiny",
+    "flow",
+    "turbo",
+    "export",
+    "vqa",
+)
 
 
 def main(argv: list[str] | None = None) -> None:

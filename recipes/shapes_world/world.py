@@ -25,6 +25,9 @@ from recipes.shapes_world.scorer import score_samples, soup, train_scorer, withi
 from recipes.shapes_world.stage import rank
 from recipes.shapes_world.text import Encoder, build_tokenizer
 from recipes.shapes_world.tiny import train_tiny
+from recipes.shapes_world.vqa import finish_vqa, start_vqa, write_detector
+from recipes.shapes_world.vqa_data import make_samples
+from steer.rewards.models.shapes_vqa import FILE
 from steer.shapes import weights_folder
 from steer.shapes.export import write_open_clip_folder
 from steer.shapes.scenes import Spec, Split
@@ -216,6 +219,21 @@ def run_export(recipe: Recipe, folder: Path, device: str) -> None:
         shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
     export_flow(folder / "flow", target / "flow")
     forget_paths(target)
+
+
+def run_vqa(recipe: Recipe, folder: Path, device: str) -> None:
+    """The second judge: `vqa/`, and into the package. It samples the packaged pipelines."""
+    path = folder / "vqa" / FILE
+    if not path.exists():
+        make_samples(recipe, folder / "vqa" / "samples", device)
+        if rank():
+            return
+        model = start_vqa(recipe, folder / "vqa", device)
+        finish_vqa(model, recipe, folder / "vqa")
+        write_detector(model, path)
+    target = weights_folder() / "vqa" / FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
 
 
 def forget_paths(folder: Path) -> None:

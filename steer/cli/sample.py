@@ -55,7 +55,8 @@ Judges = Annotated[
     list[str] | None,
     typer.Option(
         "--judge",
-        help="A reward to report but not optimise; may be repeated.",
+        help="A reward to report but not optimise; may be repeated. 'auto' chooses one of another "
+        "family.",
         show_default=False,
     ),
 ]

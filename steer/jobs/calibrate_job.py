@@ -26,7 +26,8 @@ class CalibrateJob:
     Attributes:
         prompts: Drawn as those that will be served, at least 4.
         pipeline, reward, steps, guidance_scale, seed, device, dtype, lane_width: As in `SampleJob`.
-        judge: A held-out reward; None lets the reward judge itself.
+        judge: A held-out reward, `"auto"` for one of another family; None lets the reward judge
+            itself.
         n: Particles per prompt.
     """
 
@@ -52,6 +53,10 @@ class CalibrateJob:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: must be at least {least}")
+        if self.judge == "auto":
+            from steer.rewards.judges import auto_judge
+
+            object.__setattr__(self, "judge", auto_judge(self.reward))
         for text in (self.reward, *((self.judge,) if self.judge is not None else ())):
             reward_parts(text)
 

@@ -28,7 +28,8 @@ class SampleJob:
             which has its own.
         method: As in `"Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"`, or as YAML has it,
             `{"Prune": {"start": 8}}`; None is the default.
-        judges: Held-out rewards to report beside the optimised one, written as `reward`.
+        judges: Held-out rewards to report beside the optimised one, written as `reward`;
+            `"auto"` becomes one of another family (`steer.rewards.judges`).
         steps: Denoising steps; None is the pipeline's own default.
         guidance_scale: None is the pipeline's own default.
         seed: Prompt k is drawn with the seed `seed + k` (`steer.core.seeds.prompt_seed`).
@@ -77,8 +78,16 @@ class SampleJob:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
+        self._choose_judges()
         if len(set(self.judges)) < len(self.judges):
             raise ValueError(f"judges={list(self.judges)!r}: name each once")
+
+    def _choose_judges(self) -> None:
+        """A reward's name in the place of `"auto"`."""
+        if "auto" in self.judges:
+            from steer.rewards.judges import with_auto
+
+            object.__setattr__(self, "judges", tuple(with_auto(self.judges, self.reward)))
 
     def _check_effort(self) -> None:
         """`compute` and `method` fit together; `compute` is filled in where none of them says."""

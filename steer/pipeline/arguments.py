@@ -16,6 +16,7 @@ from steer.driver.decoding.previews import preview_decoder
 from steer.driver.facts import makes_videos, named_device
 from steer.methods.default import for_compute
 from steer.pipeline.planning.plans import as_plans
+from steer.rewards.judges import with_auto
 from steer.rewards.parts import check_prompts
 from steer.rewards.registry import resolve
 from steer.search.method import Method
@@ -76,7 +77,7 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
         return resolve_reward(value, own["pipe"])
     if name == "judges":
         judges = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        return [resolve_reward(judge, own["pipe"]) for judge in judges]
+        return [resolve_reward(j, own["pipe"]) for j in with_auto(judges, own["reward"])]
     if name == "select" and value is not None:
         check_pick("select", value)
     if name == "preview":

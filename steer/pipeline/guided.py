@@ -267,7 +267,8 @@ def guided(
         select: Which finished candidates are returned, such as `steer.picks.Quantile(n_eff=8)`, or
             `steer.picks.Diverse()` for several different images; the best if left out.
         judge: One or more further rewards that nobody optimises, for the report. One that shares
-            its backbone or training data with the reward is warned of.
+            its backbone or training data with the reward is warned of; `"auto"` is one that shares
+            neither, and may be downloaded (`steer.rewards.judges.auto_judge`).
         compute_unit: What `compute` counts: `"flops"`, which torch counts once per pipeline and
             size (denoiser, decodes, scores, gradients), or denoiser `"rows"` alone, as papers do.
         lane_width: Particles per returned image in one denoiser call; by default such that a lane

@@ -11,6 +11,7 @@ from typing import Any
 
 from steer.core.types import Reward
 from steer.core.warn import warn
+from steer.rewards.names import expanded
 from steer.rewards.parts import rewards_in
 from steer.rewards.text import names_in
 
@@ -40,8 +41,9 @@ FAMILIES = {
     "mps": "clip-h/human",
     "ocr": "ocr",
     "pickscore": "clip-h/human",
-    "shapes": "shapes",
-    "shapes-clip": "shapes",
+    "shapes": "shapes-vit/shapes-votes",
+    "shapes-clip": "shapes-vit/shapes-captions",
+    "shapes-vqa": "shapes-resnet/shapes-readings",
     "unifiedreward": "vlm/human",
     "unifiedreward:alignment": "vlm/human",
     "unifiedreward:coherence": "vlm/human",
@@ -52,7 +54,9 @@ FAMILIES = {
     "videoreward:vq": "vlm/human",
 }
 """By the name of a reward. `human` are people's choices between generated images, `aesthetic` their
-ratings of looks, `cycle` comparisons by cycle consistency, `captions` images with their texts."""
+ratings of looks, `cycle` comparisons by cycle consistency, `captions` images with their texts. In
+the bundled world `votes` are simulated choices between samples, `readings` what the oracle sees in
+other ones."""
 
 
 def family_of(name: str) -> str:
@@ -71,10 +75,11 @@ def families_in(reward: Reward | str) -> set[str]:
     """A reward's own `family` and those of its parts, except of parts of weight 0.
 
     Args:
-        reward: A loaded one; or a text as `steer.reward` takes it, whose names are looked up.
+        reward: A loaded one; or a text as `steer.reward` takes it, whose names are looked up;
+            those of presets stand for their parts.
     """
     if isinstance(reward, str):
-        names = (name.removeprefix("augmented:") for name in names_in(reward))
+        names = (name.removeprefix("augmented:") for name in names_in(expanded(reward)))
         return {family for family in map(family_of, names) if family}
     weights: Any = getattr(reward, "weights", None)
     silent = {n for n, w in weights.items() if not w} if isinstance(weights, Mapping) else set()

@@ -18,6 +18,7 @@ from steer.core.weights.hub import FILES
 from steer.rewards.function import FunctionReward
 from steer.rewards.liveness import check_alive
 from steer.rewards.parts import is_groupwise
+from steer.rewards.text import as_text
 
 
 BUILT_IN = {
@@ -49,6 +50,7 @@ BUILT_IN = {
     "pickscore": "steer.rewards.models.pickscore:pickscore",
     "shapes": "steer.rewards.models.shapes:shapes",
     "shapes-clip": "steer.rewards.models.shapes:shapes_clip",
+    "shapes-vqa": "steer.rewards.models.shapes_vqa:shapes_vqa",
     "soft-tifa:*": "steer.rewards.vlm.soft_tifa:soft_tifa",
     "unifiedreward": "steer.rewards.vlm.unifiedreward:unifiedreward",
     "unifiedreward:alignment": "steer.rewards.vlm.unifiedreward:unifiedreward_alignment",
@@ -63,8 +65,11 @@ BUILT_IN = {
 PRESETS = {
     "carinox": "steer.rewards.combine.presets:carinox",
     "reno": "steer.rewards.combine.presets:reno",
+    "trio": "steer.rewards.combine.presets:trio",
+    "trio:light": "steer.rewards.combine.presets:trio_light",
+    "trio:standardise": "steer.rewards.combine.presets:trio_standardise",
 }
-"""Names that stand for a weighted sum; their functions return its weights by name."""
+"""Names that stand for a mixture; their functions return a sum's weights by name, or the text."""
 
 ENTRY_POINTS = "steer.rewards"
 
@@ -125,10 +130,10 @@ def make_named(name: str, options: dict[str, Any]) -> Reward:
     return made
 
 
-def preset_weights(
+def preset_mixture(
     name: str, options: Mapping[str, Any], elsewhere: Sequence[str] = ()
-) -> dict[str, float]:
-    """The weights by name that a preset stands for.
+) -> dict[str, float] | str:
+    """What a preset stands for: the weights of a sum by name, or a mixture as text.
 
     Args:
         name: In `PRESETS`.
@@ -141,6 +146,12 @@ def preset_weights(
     factory = _load(PRESETS[name])
     _check_options(name, factory, (), options, elsewhere)
     return factory(**options)
+
+
+def expanded(text: str) -> str:
+    """The text of a reward; where it is a preset's name alone, that of what it stands for."""
+    name = text.strip()
+    return as_text(preset_mixture(name, {})) if name in PRESETS else text
 
 
 def _is_built_in(name: str) -> bool:

@@ -19,7 +19,7 @@ from steer.rewards.names import (
     PRESETS,
     available_rewards as available_rewards,
     make_named,
-    preset_weights,
+    preset_mixture,
     register_reward as register_reward,
 )
 from steer.rewards.parts import is_reward
@@ -166,8 +166,10 @@ def _from_name(name: str, options: dict[str, Any]) -> Reward:
     if name not in PRESETS:
         return make_named(name, options)
     mixed = ("checkpoint", "device", "dtype", "clip_gradient")
-    weights = preset_weights(name, _leave_out(options, *mixed), elsewhere=mixed)
-    return _from_weights(weights, **_only(options, *mixed))
+    found = preset_mixture(name, _leave_out(options, *mixed), elsewhere=mixed)
+    if isinstance(found, str):
+        return _from_text(found, _only(options, *mixed))
+    return _from_weights(found, **_only(options, *mixed))
 
 
 def _from_weights(

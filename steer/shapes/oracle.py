@@ -25,7 +25,7 @@ from steer.shapes.scenes import (
 )
 
 
-_MAX_SPECKLE = 24  # pixels: all specks together
+MAX_SPECKLE = 24  # pixels: all specks together
 _SIZE_BAND = 1.0  # pixels of tolerance about SIZE_THRESHOLD
 
 
@@ -79,7 +79,7 @@ def judge(reading: Reading, spec: Spec) -> Verdict:
     """Compares what was found in one picture with a spec."""
     wanted = sum(group.count for group in spec.groups)
     checks: list[str] = []  # what failed, or "" for a constraint that is met
-    clean = reading.speckle <= _MAX_SPECKLE
+    clean = reading.speckle <= MAX_SPECKLE
     checks.append("" if reading.count == wanted and clean else _miscount(reading, wanted))
     slots = _assign(reading.objects, spec)
     for group in spec.groups:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from steer.core.checks import near
 from steer.core.errors import ComparisonError
@@ -90,7 +90,8 @@ class Comparison(Settings):
         reward: What the arms optimise: a name, or weights: `"hpsv2=0.7,aesthetic=0.3"`, or a
             mapping.
         judges: Rewards that no arm optimises; for the shapes world also `"oracle"` (the share of
-            the caption's constraints that are met) and `"oracle-all"` (1 where all are).
+            the caption's constraints that are met) and `"oracle-all"` (1 where all are); `"auto"`
+            becomes one of another family (`steer.rewards.judges`).
         steps, guidance_scale, scheduler: Of all arms; None is the pipeline's own. A scheduler is
             the name of a diffusers class, such as `"DDIMScheduler"`.
         size: Height and width of the images; None is the pipeline's own.
@@ -148,8 +149,17 @@ class Comparison(Settings):
 
     @field_validator("judges", mode="before")
     @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    def _several_chosen(cls, value: Any, info: ValidationInfo) -> Any:
+        judges = (value,) if isinstance(value, str) else value
+        if (
+            "reward" not in info.data
+            or not isinstance(judges, list | tuple)
+            or "auto" not in judges
+        ):
+            return judges
+        from steer.rewards.judges import with_auto
+
+        return tuple(with_auto(judges, info.data["reward"]))
 
     @field_validator("size", mode="before")
     @classmethod

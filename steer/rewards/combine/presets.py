@@ -1,4 +1,4 @@
-"""Mixtures with published weights, `"reno"` and `"carinox"`: the weights by name."""
+"""Mixtures by name: `"reno"` and `"carinox"`, with published weights, and trios of families."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ CLIP_H_SCALE = 100.0
 """`exp(logit_scale)` of that model: its published score is this times the cosine."""
 
 VQA = "vqa:Qwen/Qwen2.5-VL-3B-Instruct"
+
+QWEN3_VL = "vqa:Qwen/Qwen3-VL-2B-Instruct"
+CLIP_L = "clip:ViT-L-14:laion2b_s32b_b82k"
 
 CATEGORIES = {
     "none": (1.0, 1.0, 1.0),
@@ -60,3 +63,27 @@ def carinox(*, category: str = "none", vqa: str = VQA) -> dict[str, float]:
         "imagereward": image_reward * 5.0 / 6.0,
         vqa: question * 1.0,
     }
+
+
+def trio(*, vqa: str = QWEN3_VL) -> str:
+    """The mean rank of HPSv2.1, CycleReward and a vision-language model's answer.
+
+    Three backbones and three kinds of training data (people's choices, cycle consistency, those of
+    a language model): what an ensemble is worth against over-optimisation is the independence of
+    its parts' failures. It ranks as the verifier ensemble of Ma et al. 2025 (arXiv:2501.09732)
+    does, and has no gradient.
+
+    Args:
+        vqa: The name of the VQA reward.
+    """
+    return f"rank(hpsv2.1,cyclereward,{vqa})"
+
+
+def trio_standardise(*, vqa: str = QWEN3_VL) -> str:
+    """As `trio`, the sum of z-scores in the place of the mean rank: leads count."""
+    return f"standardise(hpsv2.1,cyclereward,{vqa})"
+
+
+def trio_light() -> str:
+    """As `trio`, with CLIP ViT-L/14's cosine in the place of the vision-language model."""
+    return f"rank(hpsv2.1,cyclereward,{CLIP_L})"

@@ -41,7 +41,7 @@ def test_kinship():
 
 def test_loaded_rewards_know_theirs():
     made = steer.reward("shapes", device="cpu")
-    assert families_in(made) == {"shapes"}
+    assert families_in(made) == {"shapes-vit/shapes-votes"}
     assert families_in(steer.reward("compressibility")) == {"jpeg"}
     augmented = steer.reward({"augmented:compressibility": 1.0})
     assert families_in(augmented) == {"jpeg"}
