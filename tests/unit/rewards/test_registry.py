@@ -197,8 +197,8 @@ def test_registering_functions_and_classes():
     class Always:
         differentiable, range, needs_prompt = False, (0.0, 9.0), False
 
-        def __init__(self, value, *, scale=1.0):
-            self.name, self.value = f"always:{value}", float(value) * scale
+        def __init__(self, value, *, factor=1.0):
+            self.name, self.value = f"always:{value}", float(value) * factor
 
         def __call__(self, images, prompts):
             return torch.full((len(images),), self.value)
@@ -207,8 +207,8 @@ def test_registering_functions_and_classes():
     assert isinstance(reward("contrast"), FunctionReward)
     assert (reward("contrast").name, reward("contrast").differentiable) == ("contrast", True)
     assert resolve("always:3", device="cpu")(IMAGES, PROMPTS).tolist() == [3, 3]
-    assert reward("always:3", scale=2)(IMAGES, PROMPTS).tolist() == [6, 6]
-    with pytest.raises(ValueError, match="its options are scale"):
+    assert reward("always:3", factor=2)(IMAGES, PROMPTS).tolist() == [6, 6]
+    with pytest.raises(ValueError, match="its options are factor"):
         reward("always:3", size=2)
     assert reward({"always:2": 1, "contrast": 0})(IMAGES, PROMPTS).tolist() == [2, 2]
 
