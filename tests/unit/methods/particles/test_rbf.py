@@ -149,9 +149,9 @@ def test_a_calibration_of_another_run_is_refused() -> None:
         called(RBF(2, threshold=calibration((3,), (0.0,))), ramp(1.0), steps=6)
 
 
-def test_one_step_chooses_a_noise() -> None:
-    report = called(RBF(4), ramp(1.0), steps=1).report
-    assert proposals(report) == [4] and report.chosen == [(0, 3)]
+def test_one_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="RBF: num_inference_steps gives 1 step.*BestOfN"):
+        called(RBF(4), ramp(1.0), steps=1)
 
 
 def test_first_proposals_are_the_plain_call() -> None:
