@@ -150,7 +150,7 @@ def test_a_calibration_of_another_run_is_refused() -> None:
 
 
 def test_one_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="RBF: num_inference_steps gives 1 step.*BestOfN"):
+    with pytest.raises(ValueError, match=r"RBF: num_inference_steps gives 1 step.*BestOfN"):
         called(RBF(4), ramp(1.0), steps=1)
 
 
