@@ -1,0 +1,98 @@
+"""What the pages and examples are run with: small random models in place of the downloads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import open_clip
+import pytest
+import torch
+from families import build
+
+
+TINY_HPS = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 224, "layers": 1, "width": 32, "head_width": 16, "patch_size": 56},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def controlled(controlnet: Any, **more: Any) -> Any:
+    """A ControlNet pipeline of the small SD's parts."""
+    parts = build("sd").components
+    return diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=controlnet)
+
+
+def inpainting(**more: Any) -> Any:
+    return diffusers.StableDiffusionInpaintPipeline(**build("sd").components)
+
+
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "StableDiffusionPipeline": lambda **_: build("sd"),
+    "StableDiffusionXLPipeline": lambda **_: build("sdxl"),
+    "StableDiffusion3Pipeline": lambda **_: build("sd3"),
+    "FluxPipeline": lambda **_: build("flux"),
+    "WanPipeline": lambda **_: build("wan"),
+    "StableDiffusionControlNetPipeline": controlled,
+    "StableDiffusionInpaintPipeline": inpainting,
+    "ControlNetModel": lambda **_: diffusers.ControlNetModel.from_unet(
+        build("sd").unet, conditioning_embedding_out_channels=(4, 8)
+    ),
+}
+"""By class: what `from_pretrained` returns in its place."""
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Hub ids are small random models, a card is the CPU, and no video is encoded."""
+    torch.manual_seed(0)
+    file = tmp_path / "HPS_v2.1_compressed.pt"
+    torch.save({"state_dict": open_clip.CLIP(**TINY_HPS).state_dict()}, file)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
+    monkeypatch.setattr(open_clip, "get_model_config", lambda _: TINY_HPS)
+    for name, make in STAND_INS.items():
+        family = getattr(diffusers, name)
+        monkeypatch.setattr(family, "from_pretrained", stand_in(family, make))
+        monkeypatch.setattr(family, "to", lambda self, *_, **__: self)
+    monkeypatch.setattr(
+        diffusers.FluxPipeline, "enable_model_cpu_offload", lambda self, *_, **__: None
+    )
+    for family, size in SMALL.items():
+        monkeypatch.setattr(family, "__call__", small(family.__call__, size))
+    monkeypatch.setattr(diffusers.utils, "export_to_video", lambda frames, path, fps: None)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SMALL: dict[Any, dict[str, int]] = {
+    diffusers.WanPipeline: {"height": 16, "width": 16, "num_frames": 5},
+    diffusers.StableDiffusionControlNetPipeline: {"height": 16, "width": 16},
+}
+
+
+def small(call: Any, size: dict[str, int]) -> Any:
+    """A pipeline's call whose images are small, whatever it is asked for."""
+
+    @functools.wraps(call)
+    def smaller(*args: Any, **more: Any) -> Any:
+        return call(*args, **{**more, **size})
+
+    return smaller
+
+
+def stand_in(family: Any, make: Callable[..., Any]) -> Any:
+    real = family.from_pretrained
+
+    def from_pretrained(name: str | Path, **more: Any) -> Any:
+        if Path(name).exists():  # the bundled world
+            return real(name, **more)
+        made = make(**more)
+        assert isinstance(made, family)
+        made.default_sample_size = 8  # Flux has one for all its models
+        return made
+
+    return from_pretrained
