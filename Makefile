@@ -1,5 +1,6 @@
 # make demo | make test | make test-fast | make lint: each makes .venv from the lock on first use and reuses it.
 # make test-newest | make test-lowest: the suite with the newest and the lowest versions allowed.
+# make gpu: what only an NVIDIA GPU can say. make release-check: what a release must pass.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,8 @@ UV := .venv-uv/bin/uv
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -n auto --dist loadfile
 
-.PHONY: demo docs test test-fast campaign lint format lock test-locked test-newest test-lowest clean
+.PHONY: demo docs test test-fast campaign gpu release-check lint format lock test-locked \
+  test-newest test-lowest clean
 
 demo: $(READY)
 	$(BIN)/python -m steer.cli.demo --out demo
@@ -52,6 +54,14 @@ format: $(READY)
 campaign: $(READY)
 	OMP_NUM_THREADS=1 STEER_CAMPAIGN_OUT=benchmarks/results/campaign.json \
 	  $(BIN)/python -m pytest -m campaign tests/campaign
+
+# Correctness of every kernel first, then what is owed in seconds: benchmarks/gpu.py.
+gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu
+
+# The files of a release in build/release, installed from nothing: tools/release_check.py.
+release-check: docs $(UV)
+	$(BIN)/python tools/release_check.py --uv $(UV)
 
 # Exactly what the lock names, made anew when it changes; then steer itself, from this folder.
 $(VENV)/.locked: $(LOCK)
