@@ -12,13 +12,18 @@ from steer.core.types import Population, Query, Step
 from steer.search.context import Context
 
 
-def check_map(ctx: Context, method: str) -> None:
+def check_map(ctx: Context, method: str, argument: str = "lookahead") -> None:
     """Raise UnsupportedPipelineError unless the call's model is a flow map."""
     if not ctx.model.is_flow_map:
         raise UnsupportedPipelineError(
-            f"{method}: lookahead='map' needs a flow map (AnyFlow), and the denoiser of "
-            f"{ctx.model.name} is not told where a step leads; use lookahead='x0'"
+            f"{method}: {argument}='map' needs a flow map (AnyFlow), and the denoiser of "
+            f"{ctx.model.name} is not told where a step leads; use {argument}='x0'"
         )
+
+
+def to_clean(step: Step) -> Step:
+    """A step of a flow model that leads to clean latents at once."""
+    return replace(step, alpha_next=1.0, sigma_next=0.0)
 
 
 def jump_to_clean(
@@ -34,5 +39,5 @@ def jump_to_clean(
         population: Latents at `step`.
         step: A step of a flow model.
     """
-    output = yield from ctx.denoise(population, replace(step, alpha_next=1.0, sigma_next=0.0))
+    output = yield from ctx.denoise(population, to_clean(step))
     return population.at(step.x0(population.x, output))

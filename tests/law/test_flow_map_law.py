@@ -17,12 +17,13 @@ from scipy import stats
 from torch import Tensor
 from toy import Mixture, Toy, on_points, run
 
+import steer
 from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerError
 from steer.core.potentials import tempering
 from steer.core.resampling import log_mean_exp, normalise
 from steer.core.types import Move, Population, Query, Step
 from steer.core.when import at, every
-from steer.methods import SMC
+from steer.methods import SMC, BestOfN, Guide
 from steer.search.cloud import Cloud
 from steer.search.context import Context
 from steer.search.kernels.laws import LAWS
@@ -163,6 +164,46 @@ def test_weights_along_the_flow_are_the_integral_of_the_lookahead_reward() -> No
         np.testing.assert_allclose(row["log_weights"], total.log_softmax(0), rtol=1e-4)
     whole = 1.5 * bent(flow(x, 1.0, 0.0, MEAN, STD).flatten(1))
     np.testing.assert_allclose(cloud.log_weights[0], whole, rtol=1e-4)
+
+
+def test_guidance_through_a_map_follows_the_reward_of_where_the_flow_ends() -> None:
+    """x0 moves by strength |X_{t, 1}(x)| along the sign of d r(X_{t, 1}(x)) / dx, in one number."""
+    method = Guide(BestOfN(1), strength=0.2, through="map")
+
+    def search(ctx: Context, start: Population) -> Generator[Query, Tensor, tuple[Any, ...]]:
+        step = ctx.steps[1]
+        plain = yield from ctx.denoise(start, step)
+        moved = yield from method._answer(ctx, Query(start.x, step, ids=start.ids))
+        return step, start.x, step.x0(start.x, plain), step.x0(start.x, moved)
+
+    found, _ = run(MapToy(MEAN, STD), search, 64, on_points(bent), steps=4, width=64)
+    step, x, x0, changed = found
+    ahead = flow(x, step.sigma, 0.0, MEAN, STD)
+    assert len({bool(a) for a in ahead.flatten() < 1}) == 2  # some must go up, some down
+    expected = x0 + 0.2 * ahead.abs() * (1.0 - ahead).sign()
+    torch.testing.assert_close(changed, expected)
+
+
+def test_guidance_through_a_map_raises_the_reward_at_its_cost() -> None:
+    found = {}
+    for strength in (0.0, 0.1):
+        method = Guide(BestOfN(1), strength=strength, when=every(1), through="map")
+        pipe = MapToy(MEAN, STD)
+        guided = steer.guided(pipe, on_points(bent), method=method)
+        out = guided("p", num_inference_steps=4, generator=torch.Generator().manual_seed(3))
+        found[strength] = out.rewards[0]
+        ledger = out.report.ledger
+        assert ledger.denoiser_rows + 2 * ledger.backward_rows == method.cost(4)
+    assert found[0.1] > found[0.0]
+
+
+def test_guidance_through_a_map_needs_a_map() -> None:
+    pipe = Toy(Mixture([[MEAN]], [STD]), "flow")
+    method = Guide(BestOfN(1), through="map")
+    with pytest.raises(UnsupportedPipelineError, match=r"Guide: through='map' needs a flow map"):
+        run(pipe, method, 1, on_points(first), steps=8)
+    with pytest.raises(ValueError, match="inner=2 with through='map'"):
+        Guide(BestOfN(1), through="map", inner=2)
 
 
 def test_lookahead_by_a_map_needs_a_map() -> None:

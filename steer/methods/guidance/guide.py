@@ -27,6 +27,7 @@ from steer.search.guidance import (
     shift_output,
     window,
 )
+from steer.search.maps import check_map, to_clean
 from steer.search.method import Around, Method, check_method
 from steer.search.short_runs import Asking
 
@@ -53,7 +54,8 @@ class Guide(Around):
     arXiv:2311.16424), at no further denoiser call. `through="denoiser"` takes the gradient with
     respect to the noisy latents, through the denoiser: DPS (Chung et al. 2023, arXiv:2209.14687)
     and the forward guidance of Bansal et al. 2023 (arXiv:2302.07121), at two more rows per guided
-    row and the memory of a training step.
+    row and the memory of a training step. `through="map"` asks a flow map where
+    the latents end, in one jump, and differentiates that: three more rows per guided row.
 
     A raw gradient finds adversarial images, which please the reward and nobody else: keep the
     window short and the strength low, let several particles compete, watch a `judge`. Calls that
@@ -68,9 +70,9 @@ class Guide(Around):
         inner: Gradient steps that share the length `strength` (x0 only); each decodes and scores.
         schedule: `"constant"`; `"noise"`: times sigma / sqrt(alpha^2 + sigma^2), less and less; or,
             on flow models, `"velocity"`: the length is `strength` sigma |u| with the velocity u, so
-            that a step goes along u + strength |u| g / |g|. With `through="denoiser"` that is
-            FMRG-J, with `through="x0", inner=3` close to FMRG-E (2026, arXiv:2604.27147), both with
-            the one-step x0 in place of a flow map.
+            that a step goes along u + strength |u| g / |g|. With `through="map"` that is FMRG-J
+            (2026, arXiv:2604.27147), with `through="denoiser"` the same with the one-step x0 in
+            place of the map, and with `through="x0", inner=3` close to FMRG-E, likewise.
         damping: Divide the shift by 1 + damping P with P = sigma^2 / (alpha^2 + sigma^2), so that
             the early steps, at which a preview's reward says least about the image, move it least;
             see `steer.core.potentials.damping`. 0 for none.
@@ -80,13 +82,13 @@ class Guide(Around):
         RewardError: When called: the reward is not differentiable.
         GradientError: When called: a gradient that is not finite.
         UnsupportedPipelineError: When called: no gradient comes back from the denoiser; no flow
-            model, with `schedule="velocity"`.
+            model, with `schedule="velocity"`; no flow map, with `through="map"`.
     """
 
     method: Method
     strength: float = 0.1
     when: When = _USUAL
-    through: Literal["x0", "denoiser"] = "x0"
+    through: Literal["x0", "denoiser", "map"] = "x0"
     inner: int = 1
     schedule: Literal["constant", "noise", "velocity"] = "constant"
     damping: float = 0.0
@@ -95,13 +97,13 @@ class Guide(Around):
         check_method("method", self.method, _EXAMPLE)
         positive("strength", self.strength, zero=True, none=False)
         predicate(self.when, _EXAMPLE)
-        one_of("through", self.through, ("x0", "denoiser"))
+        one_of("through", self.through, ("x0", "denoiser", "map"))
         whole("inner", self.inner, _EXAMPLE)
         one_of("schedule", self.schedule, ("constant", "noise", "velocity"))
         positive("damping", self.damping, zero=True, none=False)
-        if self.inner > 1 and self.through == "denoiser":
+        if self.inner > 1 and self.through != "x0":
             raise ValueError(
-                f"inner={self.inner} with through='denoiser': one denoiser call gives one "
+                f"inner={self.inner} with through={self.through!r}: one denoiser call gives one "
                 "gradient; leave inner out"
             )
 
@@ -136,6 +138,8 @@ class Guide(Around):
         if self.through == "denoiser":
             opening = self.populations[0] if 0 in guided else 0  # the pipeline's own, unrecorded
             work += Work(rows=opening, backward_rows=images)
+        if self.through == "map":
+            work += Work(rows=images, backward_rows=images)
         return work
 
     def kl(self, ctx: Context, prompt: int) -> float | None:
@@ -149,6 +153,8 @@ class Guide(Around):
             return (yield from self.method(ctx, start))
         check_gradient(ctx, type(self).__name__)
         self._check_velocity(ctx)
+        if self.through == "map":
+            check_map(ctx, type(self).__name__, "through")
         search = self.method(ctx, leave_plain_names(ctx, start))
         with ctx.model.frozen():
             try:
@@ -183,7 +189,11 @@ class Guide(Around):
             return whole
         output = yield query
         here = Population(query.latents[rows], ids)  # after the answer: a callback may write them
-        shift = self._through_x0(ctx, query.step, here, output[rows])
+        if self.through == "map":
+            _, leaf, ahead = yield from self._recorded(ctx, to_clean(query.step), here)
+            shift = self._pulled(ctx, query.step, here, leaf, ahead)
+        else:
+            shift = self._through_x0(ctx, query.step, here, output[rows])
         whole = torch.zeros_like(query.latents, dtype=shift.dtype)
         whole[rows] = shift
         return shift_output(query.step, output, whole)
@@ -203,6 +213,13 @@ class Guide(Around):
 
     def _through_denoiser(self, ctx: Context, step: Step, here: Population) -> Asking[Tensor]:
         """The output, shifted by the gradient at the noisy latents."""
+        output, leaf, x0 = yield from self._recorded(ctx, step, here)
+        return shift_output(step, output, self._pulled(ctx, step, here, leaf, x0))
+
+    def _recorded(
+        self, ctx: Context, step: Step, here: Population
+    ) -> Asking[tuple[Tensor, Tensor, Tensor]]:
+        """The denoiser's output, the latents as a leaf, and the x0 that is a function of them."""
         with torch.enable_grad():
             leaf = wide(here.x).detach().requires_grad_()
             latents = leaf.to(here.x.dtype)
@@ -214,6 +231,12 @@ class Guide(Around):
             )
         with torch.enable_grad():
             x0 = step.x0(leaf, wide(output))
+        return output.detach(), leaf, x0
+
+    def _pulled(
+        self, ctx: Context, step: Step, here: Population, leaf: Tensor, x0: Tensor
+    ) -> Tensor:
+        """The shift along the gradient of the reward of `x0` with respect to `leaf`."""
         rewards, slope = reward_gradient(ctx, here.at(x0.detach()))
         scale = per_row(largest(slope), slope)
         with ctx.backward(step, len(here)):
@@ -222,7 +245,7 @@ class Guide(Around):
         x0 = x0.detach()
         shift = self._size(step) * self._whole(step, here.x, x0) * unit(gradient)
         _tell(ctx, step, here, rewards, shift, x0)
-        return shift_output(step, output.detach(), shift)
+        return shift
 
     def _size(self, step: Step) -> float:
         """Length of the shift, as a share of `_whole`."""
