@@ -266,7 +266,7 @@ def main() -> None:
     found = lines()
     content = {"study": "compute", **common.provenance(), "units": len(found), **summary(found)}
     common.write_json(common.RESULTS / "compute.json", content)
-    between(DOCS / "study.md", table(content), MARK, END)
+    between(DOCS / "results" / "study.md", table(content), MARK, END)
 
 
 if __name__ == "__main__":

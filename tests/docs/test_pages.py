@@ -53,7 +53,7 @@ REWARD_PAGES = {page.stem: page for page in (DOCS / "rewards").glob("*.md")}
 
 
 def reward_names(page: Path) -> list[str]:
-    """What a reward's page is about, as its title says: `clip:<model>` is the registry's `clip:*`."""
+    """What a reward's page is about, by its title: `clip:<model>` is the registry's `clip:*`."""
     title = page.read_text().partition("\n")[0].removeprefix("# ").replace("\\", "")
     return [re.sub(r":<.*", ":*", name) for name in title.split(", ")]
 
@@ -133,4 +133,12 @@ def test_its_example_runs_as_typed(page: Path, offline: Path) -> None:
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
+    assert names["out"].rewards
+
+
+@pytest.mark.parametrize("guide", ["videos", "writing-rewards"])
+def test_a_guide_runs_as_typed(guide: str, offline: Path) -> None:
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / f"{guide}.md").read_text(), re.DOTALL):
+        exec(compile(block, guide, "exec"), names)
     assert names["out"].rewards
