@@ -304,7 +304,7 @@ def main() -> None:
     content = {"study": "compute", **common.provenance(), "units": len(found)}
     content |= {**summary(found), "far": stall(found)}
     common.write_json(common.RESULTS / "compute.json", content)
-    between(DOCS / "study.md", table(content), MARK, END)
+    between(DOCS / "results" / "study.md", table(content), MARK, END)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def main() -> None:
     if not args.show:
         work(args.captions, args.raw, args.device, args.compile)
     text = markdown(read(args.raw))
-    between(DOCS / "study.md", text, MARK, END)
+    between(DOCS / "results" / "study.md", text, MARK, END)
     print(text)
 
 

@@ -230,7 +230,7 @@ def show(raw: Path, settings: dict[Arm, str], docs: Path) -> str:
     Args:
         raw: The raw lines; best-of-N of whole pools is added to them.
         settings: The arms of today; lines of other settings are left out.
-        docs: Folder with `study.md` and `images/`.
+        docs: Folder with `results/study.md` and `images/`.
     """
     pooled = raw.with_name(f"{raw.stem}_pool.jsonl")
     lines, best = read(raw), best_of_n(pools(read(pooled)))
@@ -252,5 +252,5 @@ def show(raw: Path, settings: dict[Arm, str], docs: Path) -> str:
     )
     (docs / "images").mkdir(parents=True, exist_ok=True)
     draw(table, docs / "images")
-    between(docs / "study.md", markdown(table), MARK, END)
+    between(docs / "results" / "study.md", markdown(table), MARK, END)
     return markdown(table)

@@ -6,7 +6,7 @@
 `Then(BestOfN(k), NoiseOptimization(k))` climbs from the best of k noises; `NoiseOptimization` alone
 climbs from the first. Their rival draws batches of eight images by hand and keeps the best of as
 many as the same CPU time makes. Held-out captions; settings were looked up on 40 training captions.
-One line per caption goes to `results/one_step.jsonl`, the table to docs/worlds.md.
+One line per caption goes to `results/one_step.jsonl`, the table to docs/results/worlds.md.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
     if not args.show:
         work(args)
     print(text := table(lines()))
-    between(DOCS / "worlds.md", text, MARK, END)
+    between(DOCS / "results" / "worlds.md", text, MARK, END)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """RBF, EvoSearch and DepthFirst at about four plain calls, on 30 held-out captions.
 
     python benchmarks/searches.py --threads 1     # resumable
-    python benchmarks/searches.py --show          # the figures of docs/methods, of what there is
+    python benchmarks/searches.py --show          # the figures of docs/results, of what there is
 
 A first look, one seed: six captions a call, methods sized by `compute=4` in FLOPs. `best` is what
 `BestOfN` gets for that, `best4` four candidates, `dfscal` a DepthFirst with the threshold of 48

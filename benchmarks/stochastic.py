@@ -6,7 +6,7 @@
 Every kernel draws one image per caption by itself (what its noise does to images), then `SMC` and
 `Beam` choose with it at four plain calls' rows. Held-out captions, single-prompt calls, equal
 generators; best-of-N with the pipeline's own Euler steps beside them. One line per caption and seed
-goes to `results/stochastic.jsonl`; the table to docs/stochastic.md.
+goes to `results/stochastic.jsonl`; the table to docs/results/stochastic.md.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main() -> None:
     if not args.show:
         work(args)
     if found := lines():
-        between(DOCS / "stochastic.md", table(found), MARK, END)
+        between(DOCS / "results" / "stochastic.md", table(found), MARK, END)
 
 
 if __name__ == "__main__":

@@ -300,7 +300,7 @@ def main() -> None:
     }
     content = {"study": "three worlds", **common.provenance(), "worlds": found}
     common.write_json(common.RESULTS / "three_worlds.json", content)
-    between(DOCS / "worlds.md", table(found), MARK, END)
+    between(DOCS / "results" / "worlds.md", table(found), MARK, END)
 
 
 if __name__ == "__main__":

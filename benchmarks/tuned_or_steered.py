@@ -5,7 +5,7 @@
     python benchmarks/tuned_or_steered.py
 
 Arms are named `<model>-<compute>x`, or `<model>-<blend>`. The comparison's findings are copied to
-`results/tuned_or_steered.json`; the table goes into `docs/tuned-or-steered.md`.
+`results/tuned_or_steered.json`; the table goes into `docs/results/tuned-or-steered.md`.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def main() -> None:
     common.write_json(common.RESULTS / "tuned_or_steered.json", found)
     draw(found, DOCS / "images" / "tuned-or-steered.png")
     text = f"{markdown(found)}\n{questions(found)}"
-    between(DOCS / "tuned-or-steered.md", text, MARK, END)
+    between(DOCS / "results" / "tuned-or-steered.md", text, MARK, END)
     print(text)
 
 

@@ -126,7 +126,7 @@ def main() -> None:
     rows = [with_gains(row) for row in rows]
     common.write_json(path, {**common.provenance(), "shipped": rows})
     text = table(rows)
-    between(ROOT / "docs" / "tune.md", text, MARK, END)
+    between(ROOT / "docs" / "results" / "tuning.md", text, MARK, END)
     print(text)
 
 

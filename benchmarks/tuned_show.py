@@ -121,9 +121,9 @@ def plot(table: list[dict[str, Any]], path: Path) -> None:
 
 
 def show(lines: Lines, runs: Runs, docs: Path) -> tuple[list[dict[str, Any]], str]:
-    """Draw the plot, put the table into `tune.md`, and return both."""
+    """Draw the plot, put the table into `results/tuning.md`, and return both."""
     table = tabulate(lines, runs)
     plot(table, docs / "images" / "tuned.png")
     text = markdown(table, questions(lines, runs))
-    between(docs / "tune.md", text, MARK, END)
+    between(docs / "results" / "tuning.md", text, MARK, END)
     return table, text

@@ -8,7 +8,7 @@
 oracle; what a judge or a combination makes of best-of-n is read off them, so that arms are paired
 image by image. The combination is chosen on training captions, by the oracle at 16; everything
 shown is on held-out ones. One line per split, caption and seed goes to `results/two_judges.jsonl`;
-the table to docs/over-optimisation.md.
+the table to docs/results/over-optimisation.md.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def main() -> None:
     if not args.show:
         train = min(args.captions, args.train_captions)
         work({"train": train, "held_out": args.captions}, args.seeds, args.device)
-    between(DOCS / "over-optimisation.md", table(lines()), MARK, END)
+    between(DOCS / "results" / "over-optimisation.md", table(lines()), MARK, END)
 
 
 if __name__ == "__main__":

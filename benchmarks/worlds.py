@@ -4,7 +4,7 @@
     python benchmarks/worlds.py --show     # the table of what there is
 
 200 captions of held-out combinations, one image each from its own generator. One line per setting
-goes to `results/worlds.jsonl`; the table to docs/shapes.md.
+goes to `results/worlds.jsonl`; the table to docs/results/bundled-world.md.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     args = common.parsed(parser)
     if not args.show:
         work(args.device)
-    between(DOCS / "shapes.md", table(lines()), MARK, END)
+    between(DOCS / "results" / "bundled-world.md", table(lines()), MARK, END)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ import open_clip
 import pytest
 import torch
 from families import build
+from torch import Tensor
+
+from steer.rewards import names
+from steer.rewards.function import FunctionReward
 
 
 TINY_HPS = {
@@ -54,6 +60,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save({"state_dict": open_clip.CLIP(**TINY_HPS).state_dict()}, file)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
     monkeypatch.setattr(open_clip, "get_model_config", lambda _: TINY_HPS)
+    monkeypatch.setattr(names, "_load", load_reward)
     for name, make in STAND_INS.items():
         family = getattr(diffusers, name)
         monkeypatch.setattr(family, "from_pretrained", stand_in(family, make))
@@ -96,3 +103,44 @@ def stand_in(family: Any, make: Callable[..., Any]) -> Any:
         return made
 
     return from_pretrained
+
+
+IN_THE_PACKAGE = {
+    "compressibility",
+    "hpsv2",
+    "reward",
+    "shapes",
+    "shapes_vqa",
+    "registry",
+    "presets",
+}
+"""Modules of rewards that run as they are: nothing is downloaded, or `offline` has it in small."""
+
+
+def load_reward(place: str) -> Callable[..., Any]:
+    """The factory of a name; where it would load large weights, one that takes the same options."""
+    module, _, attribute = place.partition(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    if module.rpartition(".")[2] in IN_THE_PACKAGE:
+        return factory
+    signature = inspect.signature(factory)
+
+    def make(*args: Any, **options: Any) -> FunctionReward:
+        signature.bind(*args, **options)
+        of_videos = module.endswith("videoreward")
+        return FunctionReward(whole_brightness if of_videos else brightness, name=attribute)
+
+    make.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    return make
+
+
+def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images.flatten(1).mean(1)
+
+
+def whole_brightness(videos: Tensor, prompts: Sequence[str]) -> Tensor:
+    assert videos.ndim == 5
+    return videos.flatten(1).mean(1)
+
+
+whole_brightness.videos = True  # pyright: ignore[reportFunctionMemberAccess]

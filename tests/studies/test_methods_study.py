@@ -120,7 +120,8 @@ def test_show_writes_the_table_the_answers_and_the_plots(study: Any, tmp_path: P
     pooled = [_slice(0, [0.3, 0.5], [0, 1]), _slice(0, [0.4, 0.5], [0, 0], caption=1)]
     pools = tmp_path / "methods_pool.jsonl"
     pools.write_text("".join(json.dumps(line) + "\n" for line in pooled))
-    page = tmp_path / "study.md"
+    page = tmp_path / "results" / "study.md"
+    page.parent.mkdir()
     page.write_text(f"before\n{show.MARK}\nold\n{show.END}\nafter\n")
     text = show.show(raw, {("prune", 2.0): "new"}, tmp_path)
     assert "| prune 2x | 2 | 1.90 | 100.0% | +50.0 [" in text

@@ -57,7 +57,7 @@ def alarms(report: Report) -> list[str]:
             found.append(
                 f"Alarm: the reward rises ({number(before[0])} → {number(after[0])}) and judge "
                 f"{name} falls ({number(before[1])} → {number(after[1])}): the search may be "
-                "finding the reward's faults; see docs/over-optimisation.md"
+                "finding the reward's faults; see docs/reward-hacking.md"
             )
     return found
 
