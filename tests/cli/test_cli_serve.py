@@ -55,6 +55,12 @@ def steer_process(*words: object, **more: str) -> subprocess.CompletedProcess[st
     )
 
 
+def results(folder: Path) -> list[tuple[list[float], dict[str, str]]]:
+    """Rewards and digests of the images of every prompt."""
+    prompts = json.loads((folder / "run.json").read_text())["prompts"]
+    return [(entry["rewards"], entry["sha256"]) for entry in prompts]
+
+
 def drawn(folder: Path) -> int:
     return len(list((folder / "images").glob("*.png")))
 
@@ -108,9 +114,12 @@ def test_a_chat_judge_killed_mid_run_loses_no_answer(tmp_path: Path) -> None:
     assert 3 <= len(answers) <= 6
     with process(judge, int(line), 0):
         again = steer_process(*words, STEER_REWARD_CACHE=str(cache))
+        whole = steer_process(*words[:-1], tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
     assert again.returncode == 0, again.stderr
     after = {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.json")}
     assert answers.items() < after.items()  # none was asked again
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
 
 
 def serve(*words: str) -> str:
