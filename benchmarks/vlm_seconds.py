@@ -41,9 +41,13 @@ from steer.rewards.vlm import prompts, videoreward
 from steer.rewards.vlm.vqa import QUESTION
 
 
-BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
-LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
-SMALL_TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+BASE: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+LARGE: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+SMALL_TEXT: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def base() -> nn.Module:
 
 
 def siglip() -> nn.Module:
-    return SiglipVisionModel(SiglipVisionConfig(**aesthetic_siglip.VISION))
+    settings: dict[str, Any] = dict(aesthetic_siglip.VISION)
+    return SiglipVisionModel(SiglipVisionConfig(**settings))
 
 
 def of(found: tuple[Any, Any]) -> Callable[[], nn.Module]:

@@ -51,7 +51,7 @@ def process(*words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def steer_process(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "steer.cli.entry", *map(str, words)]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment(**more), cwd=ROOT, timeout=300
+        command, capture_output=True, text=True, env=environment(**more), cwd=ROOT, timeout=600
     )
 
 
