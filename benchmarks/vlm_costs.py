@@ -48,6 +48,14 @@ WRITTEN = 50
 IMAGE, VIDEO, WORD = 1, 2, 3
 """Ids of the tokens; any will do."""
 
+PIXELS = ("pixel_values", "pixel_values_videos")
+GRIDS = ("image_grid_thw", "video_grid_thw")
+"""Names of the inputs, of images and of videos."""
+
+IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+NEWER = Patches(least=256 * 256, most=4096 * 4096, patch=16)
+PLAIN = Patches(least=56 * 56, most=12_845_056)
+
 _QWEN25 = {
     "hidden_size": 2048,
     "intermediate_size": 11008,
@@ -139,21 +147,26 @@ def qwen(
     reward: str, name: str, model: Any, patches: Patches, text: str, *, frames: int = 0
 ) -> Line:
     """A score by one of Qwen's models: one pass over the image or video, the text and the marks."""
-    shape = (1, frames, 3, SIDE, SIDE) if frames else (1, 3, SIDE, SIDE)
-    pixels, grid = patches(torch.zeros(shape))
-    seen, words = patches.tokens(grid), tokens(text)
-    kind = VIDEO if frames else IMAGE
-    ids = torch.tensor([[WORD] * 15 + [kind] * seen + [WORD] * words])
-    names = (
-        ("pixel_values_videos", "video_grid_thw") if frames else ("pixel_values", "image_grid_thw")
-    )
-    inputs = {names[0]: pixels.to("meta"), names[1]: grid}
-    places = torch.arange(ids.shape[1]).expand(3, 1, -1)
-    whole = count(model, input_ids=ids, position_ids=places, use_cache=False, **inputs)
-    vision = count(model.visual, pixels.to("meta"), grid_thw=grid)
+    inputs = asked(patches, text, frames)
+    pixels, grid = inputs[PIXELS[bool(frames)]].to("meta"), inputs[GRIDS[bool(frames)]]
+    seen = patches.tokens(grid)
+    whole = count(model, **{**inputs, PIXELS[bool(frames)]: pixels})
+    vision = count(model.visual, pixels, grid_thw=grid)
     size = sum(p.numel() for p in model.parameters())
     shown = f"{frames} of {SECONDS * FPS} frames" if frames else f"{SIDE} px"
-    return Line(reward, name, shown, size, size * 2e-9, seen, words + 15, whole, vision)
+    read = inputs["input_ids"].shape[1] - seen
+    return Line(reward, name, shown, size, size * 2e-9, seen, read, whole, vision)
+
+
+def asked(patches: Patches, text: str, frames: int = 0) -> dict[str, Any]:
+    """The inputs of one score: a grey image, or a video of so many frames, and the text."""
+    shape = (1, frames, 3, SIDE, SIDE) if frames else (1, 3, SIDE, SIDE)
+    pixels, grid = patches(torch.zeros(shape))
+    kind = VIDEO if frames else IMAGE
+    ids = torch.tensor([[WORD] * 15 + [kind] * patches.tokens(grid) + [WORD] * tokens(text)])
+    places = torch.arange(ids.shape[1]).expand(3, 1, -1)
+    inputs = {PIXELS[bool(frames)]: pixels, GRIDS[bool(frames)]: grid}
+    return {"input_ids": ids, "position_ids": places, "use_cache": False, **inputs}
 
 
 def tokens(text: str) -> int:
@@ -178,38 +191,44 @@ def _anywhere(ids: Tensor, inputs_embeds: Tensor, **_: Any) -> tuple[Tensor, Ten
     return mask, mask
 
 
-def qwen2(size: str) -> Any:
+def qwen2(size: str) -> tuple[Any, Any]:
+    """Class and settings of a Qwen2-VL."""
     text = SIZES[size]["text"] | {"vocab_size": 151660}
-    ids: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO}
     vision = SIZES[size]["vision"]
-    return empty(Qwen2VLModel, Qwen2VLConfig(text_config=text, vision_config=vision, **ids))
+    return Qwen2VLModel, Qwen2VLConfig(text_config=text, vision_config=vision, **IDS)
+
+
+def qwen25() -> tuple[Any, Any]:
+    """Class and settings of Qwen2.5-VL-3B."""
+    config = Qwen2_5_VLConfig(text_config=_QWEN25, vision_config=_QWEN25_VISION, **IDS)
+    return Qwen2_5_VLModel, config
+
+
+def qwen3() -> tuple[Any, Any]:
+    """Class and settings of Qwen3-VL-4B."""
+    config = Qwen3VLConfig(text_config=_QWEN3, vision_config=_QWEN3_VISION, **IDS)
+    return Qwen3VLModel, config
 
 
 def lines() -> list[Line]:
     """All of them."""
-    ids: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO}
-    config = Qwen2_5_VLConfig(text_config=_QWEN25, vision_config=_QWEN25_VISION, **ids)
-    three = empty(Qwen2_5_VLModel, config)
-    config = Qwen3VLConfig(text_config=_QWEN3, vision_config=_QWEN3_VISION, **ids)
-    four = empty(Qwen3VLModel, config)
-    newer = Patches(least=256 * 256, most=4096 * 4096, patch=16)
-    plain = Patches(least=56 * 56, most=12_845_056)
+    three, four = empty(*qwen25()), empty(*qwen3())
     chosen = len(videoreward.frames(SECONDS * FPS, FPS))
     found = [
-        qwen("vqa", "Qwen2.5-VL-3B", three, plain, QUESTION),
-        qwen("vqa", "Qwen3-VL-4B", four, newer, QUESTION),
-        qwen("unifiedreward", "Qwen3-VL-4B", four, newer, prompts.read("unifiedreward")),
+        qwen("vqa", "Qwen2.5-VL-3B", three, PLAIN, QUESTION),
+        qwen("vqa", "Qwen3-VL-4B", four, NEWER, QUESTION),
+        qwen("unifiedreward", "Qwen3-VL-4B", four, NEWER, prompts.read("unifiedreward")),
         qwen(
             "hpsv3",
             "Qwen2-VL-7B",
-            qwen2("7b"),
+            empty(*qwen2("7b")),
             Patches(hpsv3.AREA, hpsv3.AREA),
             prompts.read("hpsv3"),
         ),
         qwen(
             "videoreward",
             "Qwen2-VL-2B",
-            qwen2("2b"),
+            empty(*qwen2("2b")),
             videoreward.PATCHES,
             prompts.read("videoreward"),
             frames=chosen,

@@ -12,6 +12,7 @@ from steer.cli.compare import compare
 from steer.cli.convert import convert
 from steer.cli.exits import bad_input, end_as_interrupted
 from steer.cli.sample import sample
+from steer.cli.scale import scale
 from steer.cli.score import score
 from steer.cli.serve import serve
 from steer.cli.tune import tune
@@ -49,6 +50,7 @@ def main(
 
 app.command()(sample)
 app.command()(calibrate)
+app.command()(scale)
 app.command()(score)
 app.command()(convert)
 app.command()(serve)

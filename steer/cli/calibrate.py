@@ -15,6 +15,7 @@ from steer.cli.sample import (
     LaneWidth,
     Pipeline,
     Reward,
+    Scale,
     Seed,
     Steps,
     read_prompts,
@@ -59,6 +60,7 @@ def calibrate(
     n: Particles = 16,
     seed: Seed = 0,
     lane_width: LaneWidth = None,
+    scale: Scale = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -86,6 +88,7 @@ def calibrate(
             device=device,
             dtype=dtype,
             lane_width=lane_width,
+            scale=scale,
         )
         usable(out)
         check_folder(out)

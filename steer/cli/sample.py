@@ -104,6 +104,14 @@ Plans = Annotated[
         show_default=False,
     ),
 ]
+Scale = Annotated[
+    str | None,
+    typer.Option(
+        help="Put the reward on the scale of its prompts' plain images: a scales.json that "
+        "`steer scale` wrote.",
+        show_default=False,
+    ),
+]
 Base = Annotated[bool, typer.Option(help="Also draw the plain call's image, to compare with.")]
 
 
@@ -129,6 +137,7 @@ def sample(
     blend: Blend = None,
     preview: Preview = None,
     plans: Plans = None,
+    scale: Scale = None,
 ) -> None:
     """Draw prompts with a pipeline, steered by a reward.
 
@@ -166,6 +175,7 @@ def sample(
             blend=blend,
             preview=preview,
             plans=plans,
+            scale=scale,
         )
         usable(out)
         with held(out):

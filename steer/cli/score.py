@@ -50,6 +50,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[
     str, typer.Option(help="float32, float16 or bfloat16; auto is each reward's own.")
 ]
+Scale = Annotated[
+    str | None,
+    typer.Option(
+        help="Put all rewards on the scale of their prompts' plain images: a scales.json that "
+        "`steer scale` wrote.",
+        show_default=False,
+    ),
+]
 ImagesPerBatch = Annotated[
     int | None,
     typer.Option(
@@ -70,6 +78,7 @@ def score(
     device: Device = "auto",
     dtype: Dtype = "auto",
     images_per_batch: ImagesPerBatch = None,
+    scale: Scale = None,
 ) -> None:
     """Score image files with one or more rewards, and show them best first.
 
@@ -96,6 +105,7 @@ def score(
             device=device,
             dtype=dtype,
             images_per_batch=images_per_batch,
+            scale=scale,
         )
         stopped = _score_missing(job)
         rows = job.rows()

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from steer.core.spent import Spent, billing
+
 
 @dataclass
 class Ledger:
@@ -32,6 +34,8 @@ class Ledger:
         gradients: Images whose reward was differentiated through reward and decoder.
         probes: Images decoded and scored to see what that costs, once for every pipeline, size and
             reward; no part of what was spent.
+        remote: What servers of rewards were asked, by judges too: requests, scores that were known
+            already, tokens read and written.
         flops: Floating-point operations by kind: of denoiser rows, decodes, previews, scores and
             backward passes; empty where they could not be counted.
         plain_flops: Those of the plain call, its decode included.
@@ -49,6 +53,7 @@ class Ledger:
     reward_calls: int = 0
     gradients: int = 0
     probes: int = 0
+    remote: Spent = field(default_factory=Spent)
     flops: dict[str, float] = field(default_factory=dict)
     plain_flops: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -68,6 +73,21 @@ class Ledger:
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Rewards are asked inside: add the time to `seconds["reward"]`, requests to `remote`."""
+        with self.clock("reward"), self.serving():
+            yield
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Add to `remote` what servers are asked inside."""
+        with billing() as spent:
+            try:
+                yield
+            finally:
+                self.remote.add(spent)
+
     def read_peak(self) -> None:
         """Store the peak memory so far."""
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -82,6 +102,7 @@ class Ledger:
         counts += ("decodes", "previews", "reward_calls", "gradients", "probes")
         for name in counts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.remote.add(other.remote)
         for kind, spent in other.flops.items():
             self.flops[kind] = self.flops.get(kind, 0.0) + spent
         for part, spent in other.seconds.items():

@@ -29,6 +29,7 @@ class CalibrateJob:
         judge: A held-out reward, `"auto"` for one of another family; None lets the reward judge
             itself.
         n: Particles per prompt.
+        scale: A file of scales that the reward is put on.
     """
 
     prompts: tuple[str, ...]
@@ -42,6 +43,7 @@ class CalibrateJob:
     device: str = "auto"
     dtype: str = "auto"
     lane_width: int | None = None
+    scale: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompts) < _LEAST or not all(prompt.strip() for prompt in self.prompts):
@@ -98,7 +100,7 @@ def run_calibration(job: CalibrateJob, folder: Path, tell: Callable[[str], None]
 
     device = usable_device(job.device)
     rewards = RewardLoader(device)
-    reward = rewards.load(job.reward)
+    reward = rewards.load(job.reward, job.scale)
     judge = None if job.judge is None else rewards.load(job.judge)
     for given in (reward,) if judge is None else (reward, judge):
         check_prompts(given, job.prompts)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steer.core.files.atomic import file_sha256
 from steer.jobs.device import usable_device
 
 
@@ -22,6 +24,20 @@ def reward_parts(text: str) -> list[str]:
     from steer.rewards.text import names_in
 
     return names_in(text)
+
+
+def scale_stamp(path: str) -> str:
+    """A file of scales as text that tells other contents from it.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        return f"{path}@{file_sha256(Path(path).expanduser())[:8]}"
+    except OSError as error:
+        raise ValueError(
+            f"scale={path!r}: cannot be read ({error.strerror}); write one with steer scale"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -40,11 +56,16 @@ class RewardLoader:
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     images_per_batch: int | None = None
 
-    def load(self, text: str) -> Reward:
+    def load(self, text: str, scale: str | None = None) -> Reward:
         """The reward that `text` names: one, weights, or an ensemble.
 
+        Args:
+            text: As commands and configuration files write it.
+            scale: File of scales that it is put on, as `steer.reward(scale=...)` does.
+
         Raises:
-            ValueError: An unknown reward, device or dtype.
+            ValueError: An unknown reward, device or dtype; scales of another reward, or of one that
+                only ranks.
             CheckpointError: Weights that cannot be found, read, or do not fit.
         """
         from steer.rewards import registry
@@ -57,6 +78,7 @@ class RewardLoader:
             checkpoint=(own if read_mixture(text) else own.get(text)) or None,
             device=usable_device(self.device),
             dtype=None if self.dtype == "auto" else self.dtype,
+            scale=None if scale is None else Path(scale).expanduser(),
         )
         return self._set_batch(reward)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from steer.core.files.atomic import plain
+from steer.jobs.reward_loader import scale_stamp
 
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class SampleJob:
         blend: How it combines with the pipeline's own denoiser, as in `"RLG(2.0)"`.
         preview: What decodes previews, as `steer.guided(preview=...)` takes it.
         plans: What `compute` stands for: a file that `steer calibrate` wrote.
+        scale: What the reward is put on: a file that `steer scale` wrote.
     """
 
     prompts: tuple[str, ...]
@@ -62,6 +64,7 @@ class SampleJob:
     blend: str | None = None
     preview: str | None = None
     plans: str | None = None
+    scale: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
@@ -112,8 +115,9 @@ class SampleJob:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments by name, JSON-ready."""
-        return plain(asdict(self))
+        """The arguments by name, JSON-ready; of the file of scales, what tells its content, too."""
+        stamp = None if self.scale is None else scale_stamp(self.scale)
+        return plain({**asdict(self), "scale": stamp})
 
 
 def _is_unicode(text: str) -> bool:

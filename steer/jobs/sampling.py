@@ -57,7 +57,7 @@ class Sampler:
         self.job, self.device = job, usable_device(job.device)
         self.dtype = dtype_of(job.dtype, self.device, job.pipeline)
         rewards = RewardLoader(self.device)
-        self.reward = rewards.load(job.reward)
+        self.reward = rewards.load(job.reward, job.scale)
         self.judges = [rewards.load(text) for text in job.judges]
         for reward in (self.reward, *self.judges):
             check_prompts(reward, job.prompts)

@@ -11,7 +11,7 @@ from steer.core.files.score_log import Key, Row, ScoreLog, stamp_path
 from steer.core.files.versions import versions
 from steer.jobs.image_files import ImageFile, find_images
 from steer.jobs.image_prompts import by_file, prompts_of
-from steer.jobs.reward_loader import reward_parts
+from steer.jobs.reward_loader import reward_parts, scale_stamp
 
 
 IMAGES_PER_BATCH = 32
@@ -31,6 +31,7 @@ class ScoreJob:
         device: `"auto"` or a torch device.
         dtype: `"auto"` or the precision of all rewards' weights.
         images_per_batch: Images scored at once; None is 32, or what a reward chooses.
+        scale: File of the scales that all rewards are put on.
         unused: How many prompts of the prompts file belong to no image.
         failed: Why an image has no score, by its path.
     """
@@ -43,6 +44,7 @@ class ScoreJob:
     device: str = "auto"
     dtype: str = "auto"
     images_per_batch: int | None = None
+    scale: str | None = None
     unused: int = 0
     failed: dict[str, str] = field(init=False)
 
@@ -79,7 +81,8 @@ class ScoreJob:
     def _setup(self, name: str) -> str:
         parts = reward_parts(name) if self.checkpoints else []
         weights = [self.checkpoints[part] for part in parts if part in self.checkpoints]
-        return ", ".join([f"steer {versions()['steer']}", self.dtype, *map(stamp_path, weights)])
+        stamps = [*map(stamp_path, weights)] + ([scale_stamp(self.scale)] if self.scale else [])
+        return ", ".join([f"steer {versions()['steer']}", self.dtype, *stamps])
 
 
 def make_score_job(
@@ -94,6 +97,7 @@ def make_score_job(
     device: str = "auto",
     dtype: str = "auto",
     images_per_batch: int | None = None,
+    scale: str | None = None,
 ) -> ScoreJob:
     """The job that the command's arguments describe.
 
@@ -105,7 +109,7 @@ def make_score_job(
         prompts_file: As `read_prompts` reads it; without both, the images' own prompts.
         checkpoints: `REWARD=PATH` pairs.
         leave_out: Files in the folders that are not to be scored.
-        device, dtype, images_per_batch: As in `ScoreJob`.
+        device, dtype, images_per_batch, scale: As in `ScoreJob`.
 
     Raises:
         ValueError: Bad rewards, paths, or prompts that do not fit the images.
@@ -130,6 +134,7 @@ def make_score_job(
         device=device,
         dtype=dtype,
         images_per_batch=images_per_batch,
+        scale=scale,
         unused=unused,
     )
 

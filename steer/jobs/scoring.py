@@ -67,7 +67,7 @@ class Scorer:
         needed = {name for names in self.missing.values() for name in names}
         loader = RewardLoader(job.device, job.dtype, job.checkpoints, job.images_per_batch)
         names = [name for name in job.rewards if name in needed]
-        self.rewards = {name: _own_scale(name, loader.load(name)) for name in names}
+        self.rewards = {name: _single(name, loader.load(name, job.scale)) for name in names}
         readers = [name for name, reward in self.rewards.items() if reward.needs_prompt]
         lost = without_prompt(job.images, job.prompts)
         if lost is not None and readers:
@@ -103,7 +103,7 @@ class Scorer:
         return Task(image.path, image.size or (0, 0), self.job.prompts[index] or "", names)
 
 
-def _own_scale(name: str, reward: Reward) -> Reward:
+def _single(name: str, reward: Reward) -> Reward:
     """The reward; ValueError where it gives no image a score of its own."""
     if is_relative(reward):
         raise ValueError(

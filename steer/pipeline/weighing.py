@@ -60,7 +60,8 @@ def weigh(ctx: Context, latents: Tensor) -> Costs:
     if meter.counts and meter.known.get("row") and "probe" not in meter.known:
         ctx.ledger.probes += 1
         found: dict[Kind, float] = {"probe": 0.0}
-        _probe(ctx, latents[:1], Meter(known=found, counts=True))
+        with ctx.ledger.serving():
+            _probe(ctx, latents[:1], Meter(known=found, counts=True))
         meter.known.update(found)
     costs = meter.costs
     if costs is None:

@@ -130,6 +130,23 @@ def make_named(name: str, options: dict[str, Any]) -> Reward:
     return made
 
 
+def check_hidden(name: str, given: Sequence[str]) -> None:
+    """Raise ValueError where a named reward has an option that `steer.reward` keeps for itself.
+
+    Args:
+        name: Of a single reward.
+        given: What `steer.reward` was given, of the options that it does not hand on.
+    """
+    factory, _ = _find_factory(name)
+    kinds = inspect.signature(factory).parameters
+    for option in given:
+        if option in kinds:
+            raise ValueError(
+                f"{option}= is an option of reward {name!r}, and of steer.reward, which does not "
+                "hand it on: rename it there, or make the reward yourself and pass the object"
+            )
+
+
 def preset_mixture(
     name: str, options: Mapping[str, Any], elsewhere: Sequence[str] = ()
 ) -> dict[str, float] | str:

@@ -18,6 +18,7 @@ from steer.rewards.groupwise import Diversity, whole_groups
 from steer.rewards.names import (
     PRESETS,
     available_rewards as available_rewards,
+    check_hidden,
     make_named,
     preset_mixture,
     register_reward as register_reward,
@@ -73,7 +74,8 @@ def reward(
         A reward: images `(B, 3, H, W)` in [0, 1] and B prompts to `(B,)` float32.
 
     Raises:
-        ValueError: Unknown name or option, or a spec that is none of these.
+        ValueError: Unknown name or option, `minimum`, `penalty` or `scale` where the named reward
+            has an option of that name, or a spec that is none of these.
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
     shared = {
@@ -84,6 +86,8 @@ def reward(
         "clip_gradient": clip_gradient,
     }
     given = {key: value for key, value in shared.items() if value is not None}
+    kept = {"minimum": minimum, "penalty": penalty, "scale": scale}
+    _check_hidden(spec, [key for key, value in kept.items() if value is not None])
     made = whole_groups(_make(spec, given | options))
     if scale is not None:
         from steer.rewards.combine.scaled import on_scale  # scipy is slow to import
@@ -152,6 +156,12 @@ def _make(spec: Any, options: dict[str, Any]) -> Reward:
         _refuse(_only(options, *_leave_out(dict.fromkeys(_MIXED), "device")), "a function")
         return FunctionReward(spec, **_leave_out(options, "device"))  # where the images are
     raise ValueError(f"reward={spec!r}: {_SPECS} ({', '.join(available_rewards())})")
+
+
+def _check_hidden(spec: Any, given: list[str]) -> None:
+    """See that a name alone has no options of its own by the names of those that are kept here."""
+    if given and isinstance(spec, str) and read_mixture(spec) is None and spec not in PRESETS:
+        check_hidden(spec, given)
 
 
 def _from_text(text: str, options: dict[str, Any]) -> Reward:

@@ -87,7 +87,7 @@ class Judging:
             reward = self.reward
             self.ledger.reward_calls += count_images(reward, images)
             counting = self.meter.count("score", len(ids))
-        with self.ledger.clock("reward"), self._noting(reward, ids):
+        with self.ledger.scoring(), self._noting(reward, ids):
             try:
                 with counting:
                     return parts_of(reward, images, [self.prompts[prompt] for prompt, _ in ids])

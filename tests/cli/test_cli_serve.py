@@ -51,8 +51,14 @@ def process(*words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def steer_process(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "steer.cli.entry", *map(str, words)]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment(**more), cwd=ROOT, timeout=300
+        command, capture_output=True, text=True, env=environment(**more), cwd=ROOT, timeout=600
     )
+
+
+def results(folder: Path) -> list[tuple[list[float], dict[str, str]]]:
+    """Rewards and digests of the images of every prompt."""
+    prompts = json.loads((folder / "run.json").read_text())["prompts"]
+    return [(entry["rewards"], entry["sha256"]) for entry in prompts]
 
 
 def drawn(folder: Path) -> int:
@@ -73,11 +79,11 @@ def test_a_served_reward_killed_mid_run_and_back(tmp_path: Path) -> None:
             env=environment(),
             cwd=ROOT,
         )
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300  # a busy machine
         while not drawn(out) and time.monotonic() < until:
             time.sleep(0.01)
         server.send_signal(signal.SIGKILL)
-        _, err = sampler.communicate(timeout=120)
+        _, err = sampler.communicate(timeout=300)
     assert sampler.returncode == 2 and "Traceback" not in err
     assert f"reward {url} ('shapes') cannot be reached" in " ".join(err.split())
     kept = drawn(out)
@@ -108,9 +114,12 @@ def test_a_chat_judge_killed_mid_run_loses_no_answer(tmp_path: Path) -> None:
     assert 3 <= len(answers) <= 6
     with process(judge, int(line), 0):
         again = steer_process(*words, STEER_REWARD_CACHE=str(cache))
+        whole = steer_process(*words[:-1], tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
     assert again.returncode == 0, again.stderr
     after = {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.json")}
     assert answers.items() < after.items()  # none was asked again
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
 
 
 def serve(*words: str) -> str:

@@ -45,7 +45,7 @@ class Studio:
             check_arm(arm)  # mistakes are told before anything is loaded
         dtype = dtype_of(comparison.dtype, device, comparison.pipeline)
         self.reward = RewardLoader(device, checkpoints=comparison.checkpoints).load(
-            comparison.reward
+            comparison.reward, comparison.scale
         )
         self.pipe = pipe if pipe is not None else load_pipeline(comparison.pipeline, device, dtype)
         self.steps = comparison.steps or default_steps(self.pipe, comparison.pipeline)

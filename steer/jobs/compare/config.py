@@ -89,6 +89,7 @@ class Comparison(Settings):
         pipeline: `"shapes"`, a folder that `save_pretrained` wrote, or a hub id.
         reward: What the arms optimise: a name, or weights: `"hpsv2=0.7,aesthetic=0.3"`, or a
             mapping.
+        scale: A file of scales that the optimised reward is put on; see `steer scale`.
         judges: Rewards that no arm optimises; for the shapes world also `"oracle"` (the share of
             the caption's constraints that are met) and `"oracle-all"` (1 where all are); `"auto"`
             becomes one of another family (`steer.rewards.judges`).
@@ -112,6 +113,7 @@ class Comparison(Settings):
     seeds: Several[Annotated[int, Field(ge=0)]] = (0,)
     pipeline: str = "shapes"
     reward: str = "shapes"
+    scale: str | None = None
     judges: Several[str] = ()
     steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0)
@@ -169,7 +171,7 @@ class Comparison(Settings):
     @model_validator(mode="after")
     def _check(self) -> Comparison:
         self._check_names()
-        keys = ("pipeline", "reward", "scheduler", "diversity", "device", "title")
+        keys = ("pipeline", "reward", "scale", "scheduler", "diversity", "device", "title")
         _refuse_empty(self, keys)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)!r}: at least one, each once; or how many")
@@ -219,7 +221,7 @@ class Comparison(Settings):
 def read(path: str | Path) -> Comparison:
     """The comparison in a YAML file.
 
-    A prompts file that lies beside the YAML file may be named relative to it.
+    Files of prompts and scales that lie beside the YAML file may be named relative to it.
 
     Raises:
         ComparisonError: It cannot be read, has an unknown key (the nearest one is suggested), or a
@@ -235,7 +237,7 @@ def from_dict(data: Mapping[str, Any], *, folder: Path | None = None) -> Compari
     Args:
         data: Keys are those of `Comparison`; `arms` is a list of names, or of mappings with the
             keys of `Arm`.
-        folder: Where a prompts file may lie.
+        folder: Where files of prompts and scales may lie.
 
     Raises:
         ComparisonError: As `read`.
@@ -245,9 +247,10 @@ def from_dict(data: Mapping[str, Any], *, folder: Path | None = None) -> Compari
         values["arms"] = tuple(map(_arm, values["arms"]))
     if "reward" not in values and values.get("pipeline", "shapes") not in NAMES:
         raise ComparisonError("reward: missing; name what the arms optimise, such as hpsv2")
-    if isinstance(values.get("prompts"), str) and folder is not None:
-        beside = folder / values["prompts"]
-        values["prompts"] = str(beside) if beside.is_file() else values["prompts"]
+    for key in ("prompts", "scale"):
+        if isinstance(values.get(key), str) and folder is not None:
+            beside = folder / values[key]
+            values[key] = str(beside) if beside.is_file() else values[key]
     return build(Comparison, values, ComparisonError)
 
 

@@ -15,11 +15,13 @@ from steer.jobs.compare.prompt_sets import load_prompts
 from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.scoring import (
     check_judges,
+    check_scorers,
     diversity_names,
     reported_rewards,
     score_missing,
 )
 from steer.jobs.compare.store import Store, Unit
+from steer.jobs.reward_loader import scale_stamp
 from steer.rewards.families import warn_of_kin
 from steer.rewards.parts import check_prompts
 
@@ -76,6 +78,8 @@ class CompareJob:
         """
         if not any(missing.values()):
             return
+        judges = [name for name in self.names if name != self.comparison.reward]
+        check_scorers(self.comparison, self.prompts, self.processes.device, judges)
         studio = Studio(self.comparison, self.processes.device, self._pipe)
         reported_rewards(self.comparison, studio.reward)
         check_prompts(studio.reward, self.prompts.texts)
@@ -173,6 +177,7 @@ def setup(comparison: Comparison, prompts: PromptSet) -> dict[str, Any]:
     kept = {k: v for k, v in comparison.to_dict().items() if k not in (*_PAGE_ONLY, _READ)}
     rows = [[p.text, p.category] for p in prompts.prompts]
     arms = [{k: v for k, v in arm.items() if k != "label"} for arm in kept.pop("arms")]
+    kept["scale"] = None if comparison.scale is None else scale_stamp(comparison.scale)
     return {**kept, "arms": arms, "prompts_sha256": prompts.sha256, "texts": rows}
 
 

@@ -53,7 +53,11 @@ def collect(
             "sha256": prompts.sha256,
         },
         "rewards": [
-            {"name": name, "optimised": name == comparison.reward, "scale": scale_of(name)}
+            {
+                "name": name,
+                "optimised": name == comparison.reward,
+                "scale": 1.0 if name == comparison.reward and comparison.scale else scale_of(name),
+            }
             for name in names
         ],
         "arms": [

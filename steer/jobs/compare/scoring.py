@@ -21,7 +21,7 @@ from steer.jobs.compare.processes import Processes
 from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.store import Store, Unit
 from steer.jobs.reward_loader import RewardLoader
-from steer.rewards.parts import is_relative, scores_of
+from steer.rewards.parts import check_prompts, is_relative, scores_of
 
 
 BLOCK = 32
@@ -72,6 +72,22 @@ def check_judges(comparison: Comparison, prompts: PromptSet) -> None:
             ) from error
 
 
+def check_scorers(
+    comparison: Comparison, prompts: PromptSet, device: str, names: Sequence[str]
+) -> None:
+    """See, before anything is drawn, that every reward that will score can be loaded and takes the
+    prompts; each is let go before the next.
+
+    Raises:
+        CheckpointError, ValueError: A reward that is not to be had, or a prompt that it cannot
+            score.
+    """
+    for name in [*names, *diversity_names(comparison)]:
+        if name not in (ORACLE, ORACLE_ALL, DIVERSITY + PIXELS):
+            _load(name, comparison, device, prompts)
+            _release()
+
+
 def score_missing(
     store: Store, comparison: Comparison, prompts: PromptSet, processes: Processes, names: list[str]
 ) -> Iterator[int]:
@@ -84,7 +100,6 @@ def score_missing(
     spans = list(enumerate(blocks(len(prompts.prompts), len(comparison.seeds))))
     work = [(arm.name, k, span) for arm in comparison.arms for k, span in spans]
     mine = processes.share(work)
-    rewards = RewardLoader(processes.device, checkpoints=comparison.checkpoints)
     for name in [*names, *diversity_names(comparison)]:
         judge = None
         for arm, k, span in mine:
@@ -92,7 +107,7 @@ def score_missing(
             images = _digests(store, units)
             if store.scores(name, arm, k, images) is not None:
                 continue
-            judge = judge or _judge(name, rewards, len(comparison.seeds))
+            judge = judge or _judge(name, comparison, prompts, processes.device)
             texts = [prompts.texts[unit.prompt] for unit in units]
             pixels = load_images(store, units).to(processes.device)
             found = judge(pixels, texts)
@@ -166,15 +181,35 @@ def _digests(store: Store, units: Sequence[Unit]) -> list[str]:
     return [digest for digest in found if digest is not None]
 
 
-def _judge(name: str, rewards: RewardLoader, seeds: int) -> Any:
-    """A function of images and prompts to a list of numbers, by what it is stored under."""
+def _load(name: str, comparison: Comparison, device: str, prompts: PromptSet) -> Any:
+    """The reward behind what scores or features are stored under, seen to fit its use."""
+    rewards = RewardLoader(device, checkpoints=comparison.checkpoints)
     if name.startswith(DIVERSITY):
-        return _diversity(name.removeprefix(DIVERSITY), rewards, seeds)
-    if name in (ORACLE, ORACLE_ALL):
-        return lambda images, texts: _oracle(images, texts, whole=name == ORACLE_ALL)
-    reward = rewards.load(name)
+        name = name.removeprefix(DIVERSITY)
+        reward: Any = rewards.load(name)
+        if getattr(reward, "encoder", None) is None or getattr(reward, "preprocess", None) is None:
+            raise ComparisonError(
+                f"diversity={name!r}: has no image encoder of its own; name 'pixels' or a "
+                "CLIP-like reward, such as clip:ViT-B-32:openai"
+            )
+        return reward
+    reward = rewards.load(name, comparison.scale if name == comparison.reward else None)
     if is_relative(reward):
         raise ComparisonError(f"judge {name!r} only ranks images of one call: name its parts")
+    check_prompts(reward, prompts.texts)
+    return reward
+
+
+def _judge(name: str, comparison: Comparison, prompts: PromptSet, device: str) -> Any:
+    """A function of images and prompts to a list of numbers, by what it is stored under."""
+    seeds = len(comparison.seeds)
+    if name == DIVERSITY + PIXELS:
+        return lambda images, _: pixel_spread(images, seeds)
+    if name in (ORACLE, ORACLE_ALL):
+        return lambda images, texts: _oracle(images, texts, whole=name == ORACLE_ALL)
+    reward = _load(name, comparison, device, prompts)
+    if name.startswith(DIVERSITY):
+        return _diversity(reward, seeds)
 
     @torch.no_grad()
     def score(images: Tensor, texts: list[str]) -> list[float]:
@@ -197,20 +232,11 @@ def _oracle(images: Tensor, texts: Sequence[str], *, whole: bool) -> list[float]
     return found
 
 
-def _diversity(name: str, rewards: RewardLoader, seeds: int) -> Any:
-    if name == PIXELS:
-        return lambda images, _: pixel_spread(images, seeds)
-    reward: Any = rewards.load(name)
-    encoder, preprocess = getattr(reward, "encoder", None), getattr(reward, "preprocess", None)
-    if encoder is None or preprocess is None:
-        raise ComparisonError(
-            f"diversity={name!r}: has no image encoder of its own; name 'pixels' or a CLIP-like "
-            "reward, such as clip:ViT-B-32:openai"
-        )
-
+def _diversity(reward: Any, seeds: int) -> Any:
     @torch.no_grad()
     def measure(images: Tensor, texts: Sequence[str]) -> list[float]:
-        return spread(encoder.images(preprocess(images)).unflatten(0, (-1, seeds)))
+        features = reward.encoder.images(reward.preprocess(images))
+        return spread(features.unflatten(0, (-1, seeds)))
 
     return measure
 

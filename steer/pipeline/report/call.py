@@ -14,6 +14,7 @@ from PIL import Image
 from steer.core.files.atomic import write_atomic
 from steer.core.files.versions import versions
 from steer.core.ledger import Ledger
+from steer.core.spent import Spent
 from steer.core.trace import Trace
 from steer.core.types import Name
 from steer.pipeline.report import departure, genealogy
@@ -101,8 +102,16 @@ def _cost_text(cost: CostView) -> list[str]:
         f"Cost: {cost.multiple:.2f} plain calls{f' in FLOPs: {shares}' if shares else ''}",
         f"Work: {cost.denoiser_rows} denoiser rows in {cost.denoiser_calls} calls{differentiated}, "
         f"{cost.decodes} images decoded, {previews}{cost.reward_calls} scored",
+        *_remote_text(cost.remote),
         f"Time: {seconds(cost.total_seconds)} ({spent}); peak memory {size(cost.peak_bytes)}",
     ]
+
+
+def _remote_text(remote: Spent) -> list[str]:
+    if not remote.requests and not remote.reused:
+        return []
+    tokens = f"{remote.prompt_tokens} tokens read, {remote.completion_tokens} written"
+    return [f"Servers: {remote.requests} requests, {remote.reused} scores known before, {tokens}"]
 
 
 def _cost(report: Report) -> CostView:

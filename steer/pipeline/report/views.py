@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from steer.core.spent import Spent
 from steer.pipeline.report import genealogy
 
 
@@ -87,6 +88,7 @@ class CostView:
     seconds: dict[str, float]
     peak_bytes: int
     previews: int = 0
+    remote: Spent = field(default_factory=Spent)
     flops: dict[str, float] = field(default_factory=dict)
     plain_flops: float = 0.0
 
@@ -126,6 +128,7 @@ class CostView:
             cfg_rows=int(ledger.get("cfg_rows") or 1),
             seconds={k: float(v) for k, v in (ledger.get("seconds") or {}).items()},
             peak_bytes=int(ledger.get("peak_bytes") or 0),
+            remote=Spent(**(ledger.get("remote") or {})),
             flops={k: float(v) for k, v in (ledger.get("flops") or {}).items()},
             plain_flops=float(ledger.get("plain_flops") or 0),
             **counts,
@@ -137,12 +140,15 @@ class CostView:
         parts = dict.fromkeys(part for cost in costs for part in cost.seconds)
         kinds = dict.fromkeys(kind for cost in costs for kind in cost.flops)
         all_counted = all(cost.plain_flops for cost in costs)
-        names = (*_COUNTS, "plain_rows")
+        names, remote = (*_COUNTS, "plain_rows"), Spent()
+        for cost in costs:
+            remote.add(cost.remote)
         counts = {name: sum(getattr(cost, name) for cost in costs) for name in names}
         return cls(
             cfg_rows=max((c.cfg_rows for c in costs), default=1),
             seconds={part: sum(c.seconds.get(part, 0.0) for c in costs) for part in parts},
             peak_bytes=max((c.peak_bytes for c in costs), default=0),
+            remote=remote,
             flops={kind: sum(c.flops.get(kind, 0.0) for c in costs) for kind in kinds},
             plain_flops=sum(c.plain_flops for c in costs) if all_counted else 0.0,
             **counts,

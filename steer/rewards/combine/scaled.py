@@ -49,6 +49,11 @@ class Scaled(BaseReward):
         self.differentiable = z and reward.differentiable
         self.range = (-math.inf, math.inf) if z else (0.0, 1.0)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ThresholdError for a prompt of which the scale knows nothing."""
+        for prompt in prompts:
+            self.scale.at(prompt)
+
     def __call__(self, images: Images, prompts: str | Sequence[str]) -> Tensor:
         """Scores `(B,)` float32 on the scale."""
         raw = self.reward(images, prompts)  # pyright: ignore[reportArgumentType]

@@ -13,9 +13,9 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
@@ -24,12 +24,13 @@ from torch import Tensor
 
 from steer.core.checks import one_of, positive, require_extra, whole
 from steer.core.errors import RewardError
+from steer.core.spent import Spent, bill
 from steer.core.warn import warn
 from steer.rewards.base import BaseReward
 from steer.rewards.inputs import as_pictures
 from steer.rewards.remote.addresses import is_address, is_open
 from steer.rewards.remote.answers import Answers, answer_key
-from steer.rewards.remote.replies import TOP, Reply, read_number, yes_probability
+from steer.rewards.remote.replies import TOP, Reply, Usage, read_number, yes_probability
 
 
 if TYPE_CHECKING:
@@ -53,23 +54,6 @@ CACHE = "STEER_REWARD_CACHE"
 logger = logging.getLogger("steer.rewards")
 
 
-@dataclass
-class Spent:
-    """What a remote judge cost so far.
-
-    Attributes:
-        requests: Answers that the server gave.
-        reused: Scores that were known already.
-        prompt_tokens: Tokens read, images among them, as the server counts them.
-        completion_tokens: Tokens written.
-    """
-
-    requests: int = 0
-    reused: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
 @dataclass(frozen=True)
 class _Ask:
     image: Image.Image = field(repr=False)
@@ -83,7 +67,7 @@ class RemoteJudge(BaseReward):
     asked once. Requests that are under way when another one fails are still waited for, and kept.
 
     Attributes:
-        spent: Requests and tokens so far.
+        spent: Requests and tokens so far; those of a pipeline call are in its ledger, too.
         url: Where the model is.
 
     Args:
@@ -132,7 +116,6 @@ class RemoteJudge(BaseReward):
         self.form: Form = form
         self.spent = Spent()
         self._answers = Answers(cache)
-        self._lock = Lock()
 
     @property
     def version(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -142,11 +125,10 @@ class RemoteJudge(BaseReward):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         asks = [_Ask(*pair) for pair in zip(as_pictures(images), prompts, strict=True)]
-        if self.form == "auto":
-            self._settle(asks[0])
+        settled = self.form == "auto" and self._settle(asks[0])
         keys = [self._key(ask, self.form) for ask in asks]
         todo = {key: ask for key, ask in zip(keys, asks, strict=True) if not self._knows(key)}
-        self.spent.reused += len(asks) - len(todo)
+        bill(Spent(reused=len(asks) - len(todo) - settled), self.spent)
         if todo:
             self._ask_all(todo)
         return torch.tensor([self._answers.get(key) for key in keys], dtype=torch.float32)
@@ -155,7 +137,9 @@ class RemoteJudge(BaseReward):
         """Put the scores of all that is asked into the cache, each when it comes."""
         pool = ThreadPoolExecutor(min(self.concurrency, len(todo)), thread_name_prefix="judge")
         try:
-            for done in [pool.submit(self._ask, key, ask) for key, ask in todo.items()]:
+            asked = todo.items()
+            runs = [pool.submit(copy_context().run, self._ask, key, ask) for key, ask in asked]
+            for done in runs:
                 done.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -163,14 +147,15 @@ class RemoteJudge(BaseReward):
     def _ask(self, key: str, ask: _Ask) -> None:
         self._keep(key, ask, self.form, self._reply(ask, self.form))
 
-    def _settle(self, ask: _Ask) -> None:
-        """Find out by one question which form the server serves, unless the cache tells."""
+    def _settle(self, ask: _Ask) -> bool:
+        """Find out by one question which form the server serves, unless the cache tells; whether
+        the answer is a score."""
         from steer.rewards.remote.chat import RefusedError
 
         for form in _FIELDS:
             if self._knows(self._key(ask, form)):
                 self.form = form
-                return
+                return False
         try:
             reply = self._reply(ask, "logprobs")
         except RefusedError as error:
@@ -181,24 +166,22 @@ class RemoteJudge(BaseReward):
             self.form = "logprobs"
             self._keep(self._key(ask, self.form), ask, self.form, reply)
             logger.info("%s: scores are probabilities of Yes", self.name)
-            return
+            return True
         self.form = "number"
         warn(
             f"reward {self.name!r}: the server tells no log-probabilities, so scores are "
             f"numbers from 0 to {TOP} that the model writes, which tie often; form='number' says "
             "that this is expected"
         )
+        return False
 
     def _reply(self, ask: _Ask, form: Form) -> Reply:
         try:
             reply = self.chat.ask(ask.image, self._question(ask, form), **_FIELDS[form])
         except RewardError as error:
             raise self._named(error) from error.__cause__
-        with self._lock:
-            self.spent.requests += 1
-            if reply.usage is not None:
-                self.spent.prompt_tokens += reply.usage.prompt_tokens
-                self.spent.completion_tokens += reply.usage.completion_tokens
+        usage = reply.usage or Usage.model_construct()
+        bill(Spent(1, 0, usage.prompt_tokens, usage.completion_tokens), self.spent)
         return reply
 
     def _keep(self, key: str, ask: _Ask, form: Form, reply: Reply) -> None:

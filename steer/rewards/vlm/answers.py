@@ -20,6 +20,7 @@ from torch import Tensor
 
 from steer.core.errors import RewardError
 from steer.rewards.clip.preprocess import work_dtype
+from steer.rewards.inputs import as_pictures
 from steer.rewards.vlm.patches import Patches
 
 
@@ -102,7 +103,7 @@ class Answerer:
         if self.patches:
             return self._restated(self.patches, images, questions, template or {}, padding)
         with _one_at_a_time:  # fast tokenizers keep padding and truncation in themselves
-            batch = self._processed(pictures(images), questions, template or {})
+            batch = self._processed(as_pictures(images), questions, template or {})
         if "input_ids" not in batch:
             raise RewardError(
                 f"{type(self.processor).__name__} makes no text tokens: the model cannot be asked, "
@@ -228,12 +229,6 @@ class Answerer:
         if token is None or token in question or hasattr(self.processor, "num_query_tokens"):
             return question
         return f"{token}{question}"
-
-
-def pictures(images: Tensor) -> list[Image.Image]:
-    """`(B, 3, H, W)` floats in [0, 1] as 8-bit RGB images, in one transfer."""
-    levels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def variants(

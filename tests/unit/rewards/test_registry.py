@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -211,6 +212,26 @@ def test_registering_functions_and_classes():
     with pytest.raises(ValueError, match="its options are factor"):
         reward("always:3", size=2)
     assert reward({"always:2": 1, "contrast": 0})(IMAGES, PROMPTS).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("option", ["scale", "minimum", "penalty"])
+def test_an_option_that_is_kept_here_never_hides_the_rewards_own(option):
+    made = type("Own", (), {"name": "own", "differentiable": False, "range": (0, 1)})
+    made.needs_prompt, made.__call__ = False, lambda self, images, prompts: images.mean((1, 2, 3))
+    namespace = {}
+    exec(f"def __init__(self, *, {option}=1.0):\n    self.given = {option}", namespace)
+    made.__init__ = namespace["__init__"]
+    register_reward("own-option")(made)
+    given = {"minimum": {"shapes": 0.5}}.get(option, 2.0)
+    with pytest.raises(ValueError, match=f"^{option}= is an option of reward 'own-option', and of"):
+        reward("own-option", **{option: given})
+    assert reward(made(**{option: 2.0})).given == 2.0
+
+
+def test_built_in_rewards_have_no_option_that_is_kept():
+    for name, place in names_module.BUILT_IN.items():
+        options = set(inspect.signature(names_module._load(place)).parameters)
+        assert not options & {"scale", "minimum", "penalty"}, name
 
 
 @pytest.mark.parametrize("name", ["hpsv2", "clip:mine", ""])

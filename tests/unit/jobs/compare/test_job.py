@@ -25,6 +25,7 @@ from steer.jobs.compare.arms import effort
 from steer.jobs.compare.config import Arm
 from steer.jobs.compare.job import CompareJob
 from steer.jobs.compare.store import Unit
+from steer.rewards import Scale, Scales
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +351,38 @@ def test_scores_are_the_same_bytes_after_a_kill_between_drawing_and_scoring(tmp_
     assert forked(1, lambda: compare(cut, **more)) == [0]
     assert contents(cut, "scores") == contents(whole, "scores")
     assert contents(cut, "images") == contents(whole, "images")
+
+
+def test_judges_are_asked_about_prompts_before_anything_is_drawn(tmp_path: Path) -> None:
+    """`ocr` without a quoted text, a judge that only ranks, features that are not there."""
+    for more, words in (
+        ({"judges": ["ocr"]}, "reads the text in quotes"),
+        ({"judges": ["test-evenness", "rank(test-evenness,test-redder)"]}, "only ranks images"),
+        ({"diversity": "test-evenness"}, "no image encoder of its own"),
+    ):
+        job = CompareJob(comparison(**more), tmp_path / words[:5], pipe=build("sd"))
+        with pytest.raises(ValueError, match=words):
+            next(job.draw(job.missing()))
+        assert not list((tmp_path / words[:5]).rglob("*.png"))
+        job.store.release()
+
+
+def test_the_optimised_reward_on_a_scale(tmp_path: Path) -> None:
+    scales = Scales(
+        Scale.fit({text: [0.1 * k, 0.2, 0.3] for k, text in enumerate(PROMPTS)}, reward=name)
+        for name in ("test-redder",)
+    )
+    scales.save(tmp_path / "scales.json")
+    plain, scaled = tmp_path / "plain", tmp_path / "scaled"
+    own = {"scale": str(tmp_path / "scales.json")}
+    assert forked(1, lambda: compare(plain)) == [0]
+    assert forked(1, lambda: compare(scaled, **own)) == [0]
+    assert contents(plain, "images/base") == contents(scaled, "images/base")
+    for raw, z in zip(scores(plain), scores(scaled), strict=True):
+        assert raw["test-evenness"] == z["test-evenness"]  # judges stay as they are
+        if raw["arm"] == "base":
+            expected = scales[0].of([float(raw["test-redder"])], PROMPTS[int(raw["prompt"])])
+            assert float(z["test-redder"]) == pytest.approx(float(expected[0]), abs=1e-3)
+    Scales().save(tmp_path / "scales.json")
+    with pytest.raises(FolderError, match="scale"):
+        CompareJob(comparison(**own), scaled)

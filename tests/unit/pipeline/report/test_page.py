@@ -87,6 +87,7 @@ def entry(folder: Path, index: int, prompt: str, *, verdicts: bool = True) -> di
             "reward_calls": 6,
             "seconds": {"total": 2.0, "decode": 0.5, "reward": 0.25},
             "peak_bytes": 2**30,
+            "remote": {"requests": 7, "reused": 1, "prompt_tokens": 700, "completion_tokens": 7},
         },
         "trace": EVENTS,
         "previews": {"file": sheet, "size": [16, 16], "tiles": tiles},
@@ -157,6 +158,11 @@ def test_numbers_of_the_page(page: Page) -> None:
         assert words in text, words
     assert "Held-out judge, clip" in text and "0.250→0.310" in text
     assert "4 judged, 2 kept" in text and "2 judged, 1 chosen" in text
+
+
+def test_requests_to_servers_are_summed_over_prompts(page: Page) -> None:
+    assert "Requests to servers of rewards" in page.text
+    assert "Tokens read there, written1400, 14" in "".join(page.text.split("\n"))
 
 
 def test_every_image_has_words(page: Page) -> None:

@@ -30,8 +30,12 @@ def call(**given: Any) -> dict[str, Any]:
     return {key: own[key] for key in own if key not in ("prompt", "generator")}
 
 
+def own_scores() -> dict[str, list[float]]:
+    return {"a": [0.1, 0.2, 0.3], "b": [5.0, 7.0, 9.0]}
+
+
 def scale(name: str = "redness", unit: Any = "z") -> Scale:
-    return Scale.fit({"a": [0.1, 0.2, 0.3], "b": [5.0, 7.0, 9.0]}, reward=name, unit=unit)
+    return Scale.fit(own_scores(), reward=name, unit=unit)
 
 
 def test_scores_are_in_units_of_each_prompt() -> None:
@@ -79,6 +83,23 @@ def test_a_threshold_of_one_scale_is_refused_under_another() -> None:
     threshold.check(Scaled(steer.reward(redness), one))
     with pytest.raises(ThresholdError, match="version"):
         threshold.check(Scaled(steer.reward(redness), other))
+
+
+def test_a_prompt_without_pilots_is_told_before_anything_is_drawn() -> None:
+    seen: list[int] = []
+
+    def counted(images: Tensor, prompts: Any) -> Tensor:
+        seen.append(len(images))
+        return redness(images, prompts)
+
+    own = scale("counted")
+    guided = steer.guided(shared("sd"), {steer.reward(counted, scale=own): 1.0})
+    with pytest.raises(ThresholdError, match="prompt='c': the scale of 'counted' has 2 prompts"):
+        guided(**arguments("sd", prompt=["a", "c"], generator=[seeded(0), seeded(1)]))
+    assert not seen
+    known = Scale.fit(own_scores(), reward="counted", unknown="global")
+    guided = steer.guided(shared("sd"), steer.reward(counted, scale=known), method=BestOfN(1))
+    guided(**arguments("sd", prompt=["a", "c"], generator=[seeded(0), seeded(1)]))
 
 
 def test_what_cannot_be_scaled() -> None:
