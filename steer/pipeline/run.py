@@ -203,6 +203,7 @@ class Run:
             return affordable(compute, self.steps, *known)
 
         drafts = plan(True).suits(ctx)
+        self.weights.drafts, self.weights.lane = drafts, fixed
         self.method = plan(drafts)
         if self.family is None and compute > 1 and self.method == BestOfN(1):
             least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(
