@@ -14,6 +14,7 @@ from steer.cli.exits import bad_input, end_as_interrupted
 from steer.cli.sample import sample
 from steer.cli.score import score
 from steer.cli.serve import serve
+from steer.cli.studio import studio
 from steer.cli.tune import tune
 from steer.cli.tuned import tuned
 
@@ -52,6 +53,7 @@ app.command()(calibrate)
 app.command()(score)
 app.command()(convert)
 app.command()(serve)
+app.command("app")(studio)
 app.command()(tuned)
 app.add_typer(tune, name="tune")
 app.command()(compare)
