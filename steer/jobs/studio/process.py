@@ -95,6 +95,7 @@ def make_app(studio: Studio, folder: Path) -> Any:
         make_page(studio),
         "/",
         allowed_paths=[str(studio.folder)],
+        max_file_size="1kb",  # nothing on the page is uploaded
         theme=gr.themes.Default(primary_hue="indigo", font=fonts[0], font_mono=fonts[1]),
         head=f"<style>{styles()}</style>",  # gradio rewrites what `css` has
         footer_links=[],
