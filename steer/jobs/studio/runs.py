@@ -68,6 +68,7 @@ class Update:
         reward: The best so far.
         image: The best so far, small, `(h, w, 3)` uint8.
         events: The trace's, so far.
+        images: The trace's small images, by `(prompt, particle, step)`.
         steps: Of a plain call.
         run: The folder of a run that came to its end, or was stopped.
         error: What is wrong, in one sentence.
@@ -79,6 +80,7 @@ class Update:
     reward: float | None = None
     image: Any = None
     events: tuple[Mapping[str, Any], ...] = ()
+    images: Mapping[tuple[int, int, int], Any] = field(default_factory=dict)
     steps: int = 0
     run: RunFolder | None = None
     error: str = ""
@@ -197,7 +199,7 @@ def _look(progress: Progress, steps: int) -> Update:
     """A call as it is now."""
     events, images = tuple(progress.trace.events), dict(progress.trace.images)
     image = images.get(_best(events))
-    return Update("drawing", 1 - progress.left, progress.reward, image, events, steps)
+    return Update("drawing", 1 - progress.left, progress.reward, image, events, images, steps)
 
 
 def _best(events: tuple[Mapping[str, Any], ...]) -> tuple[int, int, int]:

@@ -29,14 +29,14 @@ def _templates() -> Any:
 
 def styles() -> str:
     """The report's style for what stands inside `.run`, and the page's own."""
-    return _templates().get_template("studio.css.j2").render()
+    return _templates().get_template("studio.css.j2").render().replace(":root", "&")
 
 
 def shown(update: Update, reward: str) -> str:
     """A run as it is now, or as it ended."""
     if update.run is not None:
         return finished(update.run)
-    found = genealogy.blocks(update.events, 0, update.steps)
+    found = _blocks(update)
     picture = None
     if update.image is not None:
         small = Image.fromarray(update.image)
@@ -51,6 +51,17 @@ def shown(update: Update, reward: str) -> str:
             max_columns=_MOST_COLUMNS,
         )
     )
+
+
+def _blocks(update: Update) -> list[genealogy.Block]:
+    """The population so far; nobody of the latest judging is dropped before the method says so."""
+    found = genealogy.blocks(update.events, 0, update.steps)
+    for cell in (c for block in found for stage in block.stages for c in stage.cells.values()):
+        small = None if cell.key is None else update.images.get((0, *cell.key))
+        cell.image = None if small is None else inline(Image.fromarray(small))
+    for cell in found[-1].stages[-1].cells.values() if found else ():
+        cell.state = "kept"
+    return found
 
 
 def finished(run: RunFolder) -> str:
