@@ -46,6 +46,7 @@ def test_the_prediction_is_what_the_ledger_then_says(studio: Studio, more: dict[
     assert pace is not None and studio.paces["shapes"] == pace
     assert pace.seconds(cost) == pytest.approx(entry["ledger"]["seconds"]["total"], rel=0.05)
     assert f"{cost.work.rows} denoiser rows; about" in in_words(cost, pace)
+    assert "seconds are known after the first picture" in in_words(cost, None)
 
 
 def test_a_run_is_the_command_line_s_own(studio: Studio, tmp_path: Path) -> None:
