@@ -15,6 +15,7 @@ from steer.cli.sample import sample
 from steer.cli.scale import scale
 from steer.cli.score import score
 from steer.cli.serve import serve
+from steer.cli.studio import studio
 from steer.cli.tune import tune
 from steer.cli.tuned import tuned
 
@@ -54,6 +55,7 @@ app.command()(scale)
 app.command()(score)
 app.command()(convert)
 app.command()(serve)
+app.command("app")(studio)
 app.command()(tuned)
 app.add_typer(tune, name="tune")
 app.command()(compare)

@@ -45,6 +45,8 @@ class Trace:
     - `grid`: `steps` whose previews are recorded, with their `noise` shares.
     - `round`: a gate's round: `best`, `threshold`, `accepted`.
     - `budget`: the search ended after `spent` rows, for a limit of `compute` plain calls.
+    - `stop`: the caller stopped the search after `spent` rows; of the chosen, `unfinished` names
+      those that did not go all the way.
     - `memory`: out of memory; the call began again with `lane_width`, after `rows` denoiser rows.
     - `final`: `chosen` ids, best first.
     - `departure`: `kl` from the plain sampler, and `noise_norm` per chosen one, as in `Report`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from steer.jobs.reward_loader import RewardLoader, reward_parts
 from steer.jobs.sample_job import SampleJob
 from steer.methods.text import parse_method
 from steer.pipeline.guided import guided
+from steer.pipeline.progress import Progress
 from steer.pipeline.report.call import Report
 from steer.rewards.parts import check_prompts, is_relative, scores_of
 from steer.shapes import oracle
@@ -43,12 +44,15 @@ class Sampler:
     Args:
         job: What to do.
         pipe: Its pipeline; loaded when left out.
+        load: What loads a reward by its name; `RewardLoader.load` when left out.
 
     Raises:
         SteerError, ValueError: The pipeline, reward, method or device is not to be had.
     """
 
-    def __init__(self, job: SampleJob, pipe: Any = None) -> None:
+    def __init__(
+        self, job: SampleJob, pipe: Any = None, load: Callable[..., Any] | None = None
+    ) -> None:
         if job.method:
             parse_method(job.method)  # a mistake is told before anything is loaded
         blend = parse_blend(job.blend) if job.blend is not None else None
@@ -56,9 +60,9 @@ class Sampler:
             reward_parts(text)
         self.job, self.device = job, usable_device(job.device)
         self.dtype = dtype_of(job.dtype, self.device, job.pipeline)
-        rewards = RewardLoader(self.device)
-        self.reward = rewards.load(job.reward, job.scale)
-        self.judges = [rewards.load(text) for text in job.judges]
+        load = load or RewardLoader(self.device).load
+        self.reward = load(job.reward) if job.scale is None else load(job.reward, job.scale)
+        self.judges = [load(text) for text in job.judges]
         for reward in (self.reward, *self.judges):
             check_prompts(reward, job.prompts)
         self.pipe = (
@@ -89,11 +93,20 @@ class Sampler:
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
-    def draw(self, index: int, folder: Path) -> dict[str, Any]:
-        """Draw prompt `index`, put its images into `folder`, and return its entry."""
+    def draw(
+        self,
+        index: int,
+        folder: Path,
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> dict[str, Any]:
+        """Draw prompt `index`, put its images into `folder`, and return its entry.
+
+        `on_step` follows the guided call and may stop it; a stopped one has no plain call beside.
+        """
         job = self.job
         prompt, seed = job.prompts[index], prompt_seed(job.seed, index)
-        out = self._call(self.guided, prompt, seed, job.images_per_prompt)
+        told = {} if on_step is None else {"on_step": on_step}
+        out = self._call(self.guided, prompt, seed, job.images_per_prompt, **told)
         report, trace = out.report, plain(out.report.trace.events)
         images = {f"{IMAGES}/{index:04d}-{k}.png": im for k, im in enumerate(out.images)}
         entry: dict[str, Any] = {
@@ -114,7 +127,7 @@ class Sampler:
         for rank, (name, image) in enumerate(images.items()):
             reward = entry["rewards"][rank]
             save_png(folder / name, image, self._metadata(entry, reward=reward, rank=rank))
-        if job.base:
+        if job.base and not report.stopped:
             same = report.chosen == [(0, 0)] and not self.blended
             image, broken = (out.images[0], False) if same else self._plain(prompt, seed)
             name = f"{IMAGES}/{index:04d}-plain.png"
@@ -125,7 +138,7 @@ class Sampler:
         entry["previews"] = _save_previews(folder, index, report.trace.images)
         return {**entry, "trace": trace}
 
-    def _call(self, pipe: Any, prompt: str, seed: int, images: int) -> Any:
+    def _call(self, pipe: Any, prompt: str, seed: int, images: int, **more: Any) -> Any:
         scale = self.job.guidance_scale
         return pipe(
             prompt,
@@ -133,6 +146,7 @@ class Sampler:
             num_images_per_prompt=images,
             generator=torch.Generator("cpu").manual_seed(seed),
             **({} if scale is None else {"guidance_scale": scale}),
+            **more,
         )
 
     def _plain(self, prompt: str, seed: int) -> tuple[Image.Image, bool]:

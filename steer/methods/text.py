@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +31,16 @@ def method_class(name: str) -> type[Method]:
     """The method that a bare name stands for. Raises ValueError for an unknown one."""
     methods, _ = _known_methods()
     return methods[_grammar(methods, {}).name(name.strip(), name.strip())]
+
+
+def sized_methods() -> list[str]:
+    """The methods that a bare name stands for: `compute` alone says how large they are."""
+    found = []
+    for name, kind in _known_methods()[0].items():
+        with suppress(ValueError):
+            kind.for_compute(4.0, 20)
+            found.append(name)
+    return found
 
 
 def parse_method(method: Written, compute: float = 4.0, steps: int = 20) -> Method:

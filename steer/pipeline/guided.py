@@ -25,6 +25,7 @@ from steer.pipeline.drive import drive
 from steer.pipeline.memory import Randomness, with_room
 from steer.pipeline.planning.plans import Plans
 from steer.pipeline.preparing import prepare
+from steer.pipeline.progress import Progress
 from steer.pipeline.recall import recall
 from steer.pipeline.report.call import Report
 from steer.pipeline.result import finish
@@ -58,21 +59,11 @@ class Guided:
         report: Of the latest call, also where that returned a tuple.
     """
 
-    _own = frozenset(
-        (
-            "pipe",
-            "reward",
-            "method",
-            "compute",
-            "compute_unit",
-            "select",
-            "judges",
-            "lane_width",
-            "keep_images",
-            "preview",
-            "plans",
-        )
-    ) | {"models", "report", "widths", "weights", "_refused"}
+    _own = (
+        frozenset(("pipe", "reward", "method", "compute", "compute_unit", "select", "judges"))
+        | {"lane_width", "keep_images", "preview", "plans", "models", "report", "widths"}
+        | {"weights", "_refused"}
+    )
 
     def __init__(
         self,
@@ -136,6 +127,7 @@ class Guided:
         method: Method | type[Method] | None = None,
         compute: float | None = None,
         reward_prompt: str | Sequence[str] | None = None,
+        on_step: Callable[[Progress], None] | None = None,
         **kwargs: Any,
     ) -> Any:
         """The pipeline's call; its arguments, its output class, and a search in its loop.
@@ -145,6 +137,8 @@ class Guided:
             method, compute: For this call instead of those given to `guided`.
             reward_prompt: What the reward reads instead of the prompt; needed where the call gives
                 `prompt_embeds` without text.
+            on_step: Called with a `Progress` after every denoiser call (the best reward so far,
+                what is left, the trace); `progress.stop()` ends the call with the best so far.
 
         Returns:
             The pipeline's output (a tuple with `return_dict=False`) with `rewards` (one float per
@@ -166,9 +160,12 @@ class Guided:
         """
         check_grad_mode()
         with turn(self.pipe):
-            return self._call(Call(self.pipe, args, kwargs), method, compute, reward_prompt)
+            call = Call(self.pipe, args, kwargs)
+            return self._call(call, method, compute, reward_prompt, on_step)
 
-    def _call(self, call: Call, method: Any, compute: float | None, reward_prompt: Any) -> Any:
+    def _call(
+        self, call: Call, method: Any, compute: float | None, reward_prompt: Any, on_step: Any
+    ) -> Any:
         start = time.perf_counter()
         warn_of_cut_prompts(call)
         before = Randomness.of(call.generator, call.device)
@@ -179,10 +176,11 @@ class Guided:
             effort = (run.family, run.planned) if anew else (run.method, None)
             narrow = prepare(self, call, *effort, reward_prompt, lane_width)
             narrow.planned = None if run.context is not None else run.planned
-            narrow.family = run.family
+            narrow.family, narrow.progress.on_step = run.family, on_step
             return narrow
 
         first = prepare(self, call, method, compute, reward_prompt)
+        first.progress.on_step = on_step
         try:
             run, output, self.report = self._search(call, first, again, start)
         except (UnsupportedPipelineError, UnsupportedSchedulerError) as error:
@@ -231,7 +229,9 @@ class Guided:
             warn(f"every particle is a call of the pipeline, since no search fits: {error}", 4)
         if first.ledger.denoiser_calls > 1:  # it took some calls to see: do not try again
             self._refused[self._kind] = str(error)
-        return prepare(self, call, method, None, reward_prompt, 1)
+        run = prepare(self, call, method, None, reward_prompt, 1)
+        run.progress.on_step = first.progress.on_step
+        return run
 
     @property
     def _kind(self) -> tuple[type, type]:

@@ -67,15 +67,24 @@ def recall(call: Call, run: Run) -> Any:
     )
     run.steps = call.steps
     search = run.method(ctx, ctx.draw(range(run.method.populations[0] * run.images)))
+    run.progress.planned = run.method.cost(call.steps) * run.rows
     try:
         next(search)
     except StopIteration as stop:
         winners: Population = stop.value
+    except _Stopped:
+        winners = ctx.winners(calls.population())
+        run.progress.stopped = True
+        run.trace.log("stop", spent=run.ledger.denoiser_rows, unfinished=[])
     else:
         raise UnsupportedPipelineError(f"{run.method!r} asks for a denoiser call; use BestOfN")
     run.choose(winners)
     run.made = calls.images
     return calls.output_of(winners.ids)
+
+
+class _Stopped(Exception):
+    """The caller asked to stop, and every prompt has an image."""
 
 
 @dataclass(eq=False)
@@ -143,6 +152,14 @@ class Calls:
                 rows[name] = torch.full_like(rows[name], torch.nan)  # black, once it is 8 bits
         self.rows |= rows
         self.outputs |= {name: (output, row) for row, name in enumerate(names)}
+        self.run.progress.show()
+        if self.run.progress.stopping:
+            raise _Stopped
+
+    def population(self) -> Population:
+        """Everything that was made, as tickets."""
+        names = tuple(sorted(self.rows))
+        return Population(torch.tensor(names, dtype=torch.long), names)
 
     def _read(self, output: Any, rows: int) -> Any:
         """What a reward sees of a call's output, row by row."""

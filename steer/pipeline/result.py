@@ -51,7 +51,8 @@ def finish(
         _check_pixels(run, ctx)
         rewards, images = _scores(run, ctx, output, latent)
         flags = {p: iter(ctx.accepted.get(p, ())) for p in range(len(run.texts))}
-        accepted = [next(flags[prompt], True) for prompt, _ in run.chosen]
+        stopped = run.progress.stopped  # then only what a gate accepted before is accepted
+        accepted = [next(flags[prompt], not stopped) for prompt, _ in run.chosen]
         accepted = _passed(run, ctx, accepted)
     prompts = range(len(run.texts))
     base = [None if ctx is None else _base_reward(ctx, (p, 0)) for p in prompts]
@@ -77,6 +78,7 @@ def finish(
         trace=run.trace,
         ledger=run.ledger,
         interrupted=interrupted,
+        stopped=run.progress.stopped,
         denoiser="base" if run.models is None else run.models.name,
         prompts=run.texts,
         select=run.select,
@@ -93,7 +95,8 @@ def _departure(run: Run, ctx: Context | None) -> tuple[list[float | None], list[
     """How far the call went from the plain sampler, told in the trace too: KL, norms of noises."""
     if ctx is None:
         return [None] * len(run.texts), [None] * len(run.chosen)
-    kl = [run.method.kl(ctx, prompt) for prompt in range(len(run.texts))]
+    whole = not run.progress.stopped
+    kl = [run.method.kl(ctx, prompt) if whole else None for prompt in range(len(run.texts))]
     norms = noise_norms(ctx.starts, run.chosen, run.source.scheduler)
     for prompt, value in enumerate(kl):
         own = [norms[row] for row, (p, _) in enumerate(run.chosen) if p == prompt]

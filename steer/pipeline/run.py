@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.plan import affordable, per_row
 from steer.pipeline.planning.plans import Plans
 from steer.pipeline.progress import Progress
+from steer.pipeline.so_far import SoFar
 from steer.pipeline.weighing import Weights, weigh
 from steer.search.clean import Clean
 from steer.search.context import Context
@@ -173,7 +175,10 @@ class Run:
         size = self.method.populations[0] * self.images
         ctx.solver().check(size * len(self.texts))
         self.progress.planned = self.method.cost(steps) * self.rows * per_row(self.models, steps)
-        winners = yield from self.progress.follow(self.method(ctx, ctx.draw(range(size))))
+        so_far = SoFar(ctx)
+        with so_far.watching() if self.progress.on_step is not None else nullcontext():
+            search = self.method(ctx, ctx.draw(range(size)))
+            winners = yield from self.progress.follow(search, so_far)
         self.choose(winners)
         return winners.x
 
@@ -198,6 +203,7 @@ class Run:
             return affordable(compute, self.steps, *known)
 
         drafts = plan(True).suits(ctx)
+        self.weights.drafts, self.weights.lane = drafts, fixed
         self.method = plan(drafts)
         if self.family is None and compute > 1 and self.method == BestOfN(1):
             least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(

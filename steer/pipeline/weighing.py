@@ -27,9 +27,14 @@ class Weights:
 
     Attributes:
         counted: FLOPs of denoisers by the shapes of their arguments.
+        drafts: Whether the latest planned call's solver allowed them.
+        lane: The lane width that its populations had to be multiples of; `None` for none.
     """
 
     counted: Counted = field(default_factory=WeakKeyDictionary)
+    drafts: bool = True
+    lane: int | None = None
+    _latest: MutableMapping[Kind, float] = field(default_factory=dict)
     _known: dict[tuple[Any, ...], MutableMapping[Kind, float]] = field(default_factory=dict)
 
     def meter(
@@ -44,7 +49,12 @@ class Weights:
         meter.counts = is_countable(modules)
         size = tuple(latents.shape[1:]), latents.dtype
         key = (type(pipe), *map(id, modules), id(reward), id(previewer), *size)
-        meter.known = self._known.setdefault(key, {})
+        meter.known = self._latest = self._known.setdefault(key, {})
+
+    @property
+    def costs(self) -> Costs:
+        """What one of each costs by the latest call; rows alone where that is not known yet."""
+        return _bounds(Meter(known=self._latest).costs)
 
 
 def weigh(ctx: Context, latents: Tensor) -> Costs:
@@ -63,10 +73,14 @@ def weigh(ctx: Context, latents: Tensor) -> Costs:
         with ctx.ledger.serving():
             _probe(ctx, latents[:1], Meter(known=found, counts=True))
         meter.known.update(found)
-    costs = meter.costs
+    return _bounds(meter.costs)
+
+
+def _bounds(costs: Costs | None) -> Costs:
+    """Backward passes as twice their forward passes, so that equal calls get equal plans."""
     if costs is None:
         return ROWS
-    images = costs.preview + costs.score  # bounds, so that equal calls get equal plans
+    images = costs.preview + costs.score
     return replace(costs, row_backward=2 * costs.row, gradient=2 * images)
 
 

@@ -39,6 +39,7 @@ class Context:
         spares: Whether padding is left out of the denoiser's batch, and so costs nothing.
         clean: The x0 of final latents, where the loop ends before the noise does.
         accepted: Per prompt, one bool per returned image; missing means accepted.
+        viewers: Called with everything that is previewed: population of x0, rewards, step.
     """
 
     steps: Schedule
@@ -53,6 +54,7 @@ class Context:
     spares: bool = False
     clean: Clean | None = None
     accepted: dict[int, list[bool]] = field(default_factory=dict)
+    viewers: list[Callable[[Population, Tensor, Step], None]] = field(default_factory=list)
     _limits: list[Callable[[], float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -153,7 +155,11 @@ class Context:
             step: Of previews; `None` for final latents, whose rewards `finals` keeps.
         """
         show = self.show if step is None else lambda part: self.preview(part.x)
-        return self.judging.evaluate(population, step, self.piece, show)
+        values = self.judging.evaluate(population, step, self.piece, show)
+        if step is not None:
+            for view in self.viewers:
+                view(population, values, step)
+        return values
 
     def top(self, population: Population, values: Tensor, count: int) -> list[int]:
         """Rows of the `count` best of every prompt, best first; flagged last, ties in order."""

@@ -27,6 +27,7 @@ UNSEEN = {"onnxruntime"}
 
 EXTRA_OF = {
     "steer/jobs/serving": "serve",
+    "steer/jobs/studio": "app",
     "steer/rewards/ocr": "ocr",
     "steer/rewards/remote": "remote",
     "steer/tune": "train",
@@ -84,7 +85,7 @@ def test_what_is_imported_is_declared(folder: str) -> None:
     assert not lost
 
 
-@pytest.mark.parametrize("extra", [None, "train", "ocr", "remote", "serve"])
+@pytest.mark.parametrize("extra", [None, "train", "ocr", "remote", "serve", "app"])
 def test_what_is_declared_is_imported(extra: str | None) -> None:
     used = {dist for module, _ in foreign(ROOT / "steer") for dist in distributions(module)}
     assert declared(extra) - UNSEEN <= used

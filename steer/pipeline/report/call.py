@@ -187,7 +187,7 @@ def _run_view(report: Report, pictures: list[Image.Image]) -> RunView:
     return RunView(
         title=prompts[0] if len(prompts) == 1 else f"{len(prompts)} prompts",
         kind="call",
-        status="interrupted" if report.interrupted else "finished",
+        status="interrupted" if report.interrupted or report.stopped else "finished",
         reward=report.reward,
         prompts=views,
         asked=len(prompts),
@@ -255,6 +255,8 @@ class Report:
         trace, ledger: What happened, and what it cost.
         denoiser: Which denoiser answered: `"base"`, a tuned one's name, or a blend.
         interrupted: The pipeline was told to stop (`pipe._interrupt`); its images are unfinished.
+        stopped: The search was (`on_step`); its images are the best so far, `accepted` says only
+            what a gate had accepted before.
         prompts: What the reward read.
         select: How the returned images were chosen among the finished ones; `None` is the best.
         kl: Per prompt, how far its images are from the plain sampler's in distribution: an upper
@@ -280,6 +282,7 @@ class Report:
     trace: Trace
     ledger: Ledger
     interrupted: bool = False
+    stopped: bool = False
     denoiser: str = "base"
     prompts: list[str] = field(default_factory=list)
     select: Pick | None = None

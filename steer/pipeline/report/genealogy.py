@@ -174,12 +174,17 @@ def lineage(events: Iterable[Mapping[str, Any]], prompt: int) -> tuple[str, ...]
 
 
 def notes(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What a reader should know of a call: a budget that ended it, memory that was short."""
+    """What a reader should know of a call: a budget or a stop that ended it, memory that was
+    short."""
     found = []
     for event in events:
         if event["event"] == "budget":
             limit, spent = event["compute"], event["spent"]
             found.append(f"Ended by its budget of {limit:g} plain calls, after {spent} rows.")
+        if event["event"] == "stop":
+            what = ": what is shown is what an unfinished particle was becoming"
+            more = what if event["unfinished"] else "; the best finished image is shown"
+            found.append(f"Stopped after {event['spent']} rows{more}.")
         if event["event"] == "memory":
             width, rows = event["lane_width"], event["rows"]
             found.append(f"Memory was short: begun again at lane width {width}, after {rows} rows.")
