@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from steer.jobs.device import usable_device
 from steer.jobs.spread.cluster import Cluster
 from steer.jobs.spread.worker import Crew, Result, Unit, Worker
 
@@ -42,11 +43,24 @@ def crew(
         found.close()
 
 
-def check_sendable(cluster: Cluster | None, **given: object) -> None:
-    """Raise ValueError for a live object where workers of a cluster are to load their own."""
-    name = next((name for name, value in given.items() if value is not None), None)
-    if cluster is not None and name is not None:
+def check_place(cluster: Cluster | None, device: str, **live: object) -> None:
+    """See that a job can work where it is asked to, before anything is loaded.
+
+    Args:
+        cluster: Where, if not here.
+        device: That of the job.
+        **live: Objects that the caller has loaded, by name, where there are any.
+
+    Raises:
+        ValueError: A device that is not there; live objects where workers are to load their own.
+    """
+    if cluster is None:
+        usable_device(device)
+        return
+    cluster.resources(device)
+    name = next((name for name, value in live.items() if value is not None), None)
+    if name is not None:
         raise ValueError(
-            f"{name}={type(given[name]).__name__}: workers of a cluster load their own: name it in "
+            f"{name}={type(live[name]).__name__}: workers of a cluster load their own: name it in "
             f"the configuration and leave {name} out"
         )
