@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from steer.cli.app import app
 from steer.core.errors import WorkersError
 from steer.core.files.run_folder import RunFolder
-from steer.jobs.compare import from_dict
+from steer.jobs.compare.config import from_dict
 from steer.jobs.compare.job import CompareJob
 from steer.jobs.spread import pool as pools
 from steer.jobs.spread.cluster import Cluster, connected
