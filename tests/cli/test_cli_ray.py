@@ -36,7 +36,7 @@ TIMED = ("seconds", "peak_bytes", "updated", "started", "command", "when", "crea
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[Cluster]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)  # three workers at most
     yield Cluster("auto", 3)
     ray.shutdown()
 
