@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steer.cli.exits import INTERRUPTED, bad_input
+from steer.cli.spread import Ray, Workers
 from steer.cli.terminal import command, escape, progress, say
 
 
@@ -31,12 +32,17 @@ Check = Annotated[
 ]
 
 
-def compare(config: Config, out: Out = None, check: Check = False) -> None:
+def compare(
+    config: Config,
+    out: Out = None,
+    check: Check = False,
+    ray: Ray = None,
+    workers: Workers = None,
+) -> None:
     """Compare arms (base, tuned, steered, blended) on the same prompts and noise.
 
     Writes images, results.json, arms.csv, pairs.csv, scores.csv and report.html. Interrupt it at
-    any time: the same command continues. On several GPUs or machines, which share the folder:
-    accelerate launch --multi_gpu -m steer.cli.app compare CONFIG.yaml
+    any time: the same command continues. On several GPUs or machines: --ray.
 
     Example: steer compare examples/compare_shapes.yaml --out results
     """
@@ -49,9 +55,10 @@ def compare(config: Config, out: Out = None, check: Check = False) -> None:
             say(escape(_plan(comparison, folder)))
             return
         from steer.jobs.compare.job import CompareJob
+        from steer.jobs.spread.cluster import connected
 
-        _quiet()
-        _run(CompareJob(comparison, folder), folder)
+        with connected(ray, workers) as cluster:
+            _run(CompareJob(comparison, folder, cluster=cluster), folder)
 
 
 def _plan(comparison: Comparison, folder: Path) -> str:
@@ -67,17 +74,14 @@ def _plan(comparison: Comparison, folder: Path) -> str:
 
 
 def _run(job: CompareJob, folder: Path) -> None:
-    """Draw and score what is missing, with bars in the first process, then write and say it."""
-    processes = job.processes
+    """Draw and score what is missing, with bars, then write and say it."""
     try:
         missing = job.missing()
         count = sum(map(len, missing.values()))
         whole = len(job.prompts.prompts) * job.comparison.images
-        if processes.first:
-            others = f", over {processes.count} processes" if processes.count > 1 else ""
-            say(f"{whole} images in {len(job.comparison.arms)} arms{others}, in {escape(folder)}")
-        progress("drawing", (1 for _ in job.draw(missing)), count, processes.first)
-        progress("scoring", job.score(), job.scorings, processes.first)
+        say(f"{whole} images in {len(job.comparison.arms)} arms, in {escape(folder)}")
+        progress("drawing", (1 for _ in job.draw(missing)), count)
+        progress("scoring", job.score(), job.scorings)
         page = job.finish(command())
     except KeyboardInterrupt:
         typer.echo(
@@ -87,10 +91,8 @@ def _run(job: CompareJob, folder: Path) -> None:
         raise typer.Exit(INTERRUPTED) from None
     finally:
         job.store.release()
-    if page is not None:
-        _show(json.loads((folder / RESULTS).read_bytes()))
-        say(f"Report: [bold]{escape(page)}[/]")
-    processes.leave()
+    _show(json.loads((folder / RESULTS).read_bytes()))
+    say(f"Report: [bold]{escape(page)}[/]")
 
 
 def _show(found: Mapping[str, Any]) -> None:
@@ -131,12 +133,3 @@ def _pair_line(found: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
         f"{text_of(gap['mean'] * scale, digits, True)}{span}, "
         f"{pair['wins']} won, {pair['ties']} tied, {pair['losses']} lost"
     )
-
-
-def _quiet() -> None:
-    """Loading bars of the model libraries would be as many as there are processes."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from steer.cli.exits import INTERRUPTED, bad_input
-from steer.cli.terminal import command, escape, say
+from steer.cli.spread import Ray, Workers
+from steer.cli.terminal import command, escape, progress, say
 
 
 if TYPE_CHECKING:
     from steer.core.files.run_folder import RunFolder
     from steer.jobs.sample_job import SampleJob
-    from steer.jobs.sampling import Sampler
+    from steer.jobs.sampling import Drawn, Prompt
+    from steer.jobs.spread.cluster import Cluster
+    from steer.jobs.spread.worker import Crew
 
 Prompts = Annotated[
     list[str] | None, typer.Argument(help="What to draw; one or more.", show_default=False)
@@ -138,6 +142,8 @@ def sample(
     preview: Preview = None,
     plans: Plans = None,
     scale: Scale = None,
+    ray: Ray = None,
+    workers: Workers = None,
 ) -> None:
     """Draw prompts with a pipeline, steered by a reward.
 
@@ -150,6 +156,7 @@ def sample(
         from steer.core.files.atomic import usable
         from steer.core.files.folder import held
         from steer.jobs.sample_job import SampleJob
+        from steer.jobs.spread.cluster import connected
         from steer.methods.text import method_option
 
         given = method_option(method, method_args)
@@ -178,8 +185,8 @@ def sample(
             scale=scale,
         )
         usable(out)
-        with held(out):
-            _sample(job, out)
+        with connected(ray, workers) as cluster, held(out):
+            _sample(job, out, cluster)
 
 
 def read_prompts(path: Path | None, flag: str = "--prompts-file") -> list[str]:
@@ -203,7 +210,7 @@ def _known_run(out: Path) -> RunFolder | None:
     return RunFolder.load(out) if (out / RUN_FILE).exists() else None
 
 
-def _sample(job: SampleJob, out: Path) -> None:
+def _sample(job: SampleJob, out: Path, cluster: Cluster | None) -> None:
     from steer.core.files.run_folder import PAGE_FILE, RunFolder
 
     run, arguments = _known_run(out), job.to_dict()
@@ -216,26 +223,31 @@ def _sample(job: SampleJob, out: Path) -> None:
                 _show(run)
             return
     from steer.jobs.sampling import Sampler
+    from steer.jobs.spread.crew import crew
 
     say(f"[dim]Loading {escape(job.pipeline)} and the reward {escape(job.reward)}[/]")
-    sampler = Sampler(job)
-    if run is None or not run.entries:
-        run = RunFolder.create(out, arguments, kind="sample", command=command())
-    _draw(run, sampler)
+    left = len(job.prompts if run is None or not run.entries else run.missing())
+    with crew(partial(Sampler, job), cluster, device=job.device, units=left) as samplers:
+        if run is None or not run.entries:
+            run = RunFolder.create(out, arguments, kind="sample", command=command())
+        _draw(run, samplers, bar=cluster is not None)
 
 
-def _draw(run: RunFolder, sampler: Sampler) -> None:
-    """Draw what is missing, then show what came of it; an interrupt leaves what is finished."""
+def _draw(run: RunFolder, samplers: Crew[Prompt, Drawn], bar: bool) -> None:
+    """Draw what is missing, then show what came of it; an interrupt leaves what is finished.
+
+    Args:
+        bar: Whether there is one over prompts; in one process the pipeline shows its own.
+    """
     from steer.jobs.sampling import draw_missing
     from steer.pipeline.report.page import write_report
 
-    asked = len(sampler.job.prompts)
-    before = asked - len(run.missing())
-    if before:
-        say(f"Continuing: {before} of {asked} prompts are finished.")
+    asked = len(run.data["arguments"]["prompts"])
+    left = len(run.missing())
+    if left < asked:
+        say(f"Continuing: {asked - left} of {asked} prompts are finished.")
     try:
-        for _ in draw_missing(run, sampler):
-            pass
+        progress("drawing", (1 for _ in draw_missing(run, samplers)), left, bar, unit="prompt")
     except KeyboardInterrupt:
         write_report(run)
         say(

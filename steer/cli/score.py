@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from steer.cli.exits import FAILED, INTERRUPTED, bad_input
+from steer.cli.spread import Ray, Workers
 from steer.cli.terminal import escape, progress, say
 from steer.core.files.names import visible
 
@@ -16,6 +18,7 @@ from steer.core.files.names import visible
 if TYPE_CHECKING:
     from steer.core.files.score_log import Row
     from steer.jobs.score_job import ScoreJob
+    from steer.jobs.spread.cluster import Cluster
 
 Paths = Annotated[
     list[Path], typer.Argument(help="Image files, and folders with images at any depth.")
@@ -79,6 +82,8 @@ def score(
     dtype: Dtype = "auto",
     images_per_batch: ImagesPerBatch = None,
     scale: Scale = None,
+    ray: Ray = None,
+    workers: Workers = None,
 ) -> None:
     """Score image files with one or more rewards, and show them best first.
 
@@ -92,6 +97,7 @@ def score(
     with bad_input():
         from steer.core.files.score_log import log_path
         from steer.jobs.score_job import make_score_job
+        from steer.jobs.spread.cluster import connected
 
         _check_outputs(outputs)
         job = make_score_job(
@@ -107,7 +113,8 @@ def score(
             images_per_batch=images_per_batch,
             scale=scale,
         )
-        stopped = _score_missing(job)
+        with connected(ray, workers) as cluster:
+            stopped = _score_missing(job, cluster)
         rows = job.rows()
         _write(rows, job, outputs)
     _show(rows, job, outputs, stopped)
@@ -126,7 +133,7 @@ def _check_outputs(outputs: Mapping[str, Path | None]) -> None:
             raise ValueError(f"{flag} {str(file)!r}: there is no folder {str(file.parent)!r}")
 
 
-def _score_missing(job: ScoreJob) -> bool:
+def _score_missing(job: ScoreJob, cluster: Cluster | None) -> bool:
     """Score what is missing; whether the user stopped it."""
     missing = job.missing()
     readable = sum(image.error is None for image in job.images)
@@ -137,11 +144,13 @@ def _score_missing(job: ScoreJob) -> bool:
     if not missing:
         return False
     say(f"[dim]Loading {escape(', '.join(job.rewards))}[/]")
-    from steer.jobs.scoring import Scorer
+    from steer.jobs.scoring import Scorer, ScoreSettings, batches_of, score_missing
+    from steer.jobs.spread.crew import crew
 
-    scorer = Scorer(job)
+    make, units = partial(Scorer, ScoreSettings.of(job)), len(batches_of(job))
     try:
-        progress("scoring", scorer.score(), len(missing))
+        with crew(make, cluster, device=job.device, units=units) as scorers:
+            progress("scoring", score_missing(job, scorers), len(missing))
     except KeyboardInterrupt:
         return True
     return False

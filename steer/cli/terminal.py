@@ -24,8 +24,10 @@ def escape(text: object) -> str:
     return escape(visible(text))
 
 
-def progress(what: str, counts: Iterable[int], total: int, shown: bool = True) -> None:
-    """Go through the work under a bar of images on stderr that is gone at the end.
+def progress(
+    what: str, counts: Iterable[int], total: int, shown: bool = True, unit: str = "image"
+) -> None:
+    """Go through the work under a bar on stderr that is gone at the end.
 
     There is no bar where stderr is no terminal.
 
@@ -34,11 +36,12 @@ def progress(what: str, counts: Iterable[int], total: int, shown: bool = True) -
         counts: The work: as it goes on, how many more images are done.
         total: Images in all.
         shown: Whether there is a bar.
+        unit: What is counted, if not images.
     """
     from tqdm.auto import tqdm
 
     hidden = None if shown else True  # None: only on a terminal
-    with tqdm(desc=what, total=total, unit="image", leave=False, disable=hidden) as bar:
+    with tqdm(desc=what, total=total, unit=unit, leave=False, disable=hidden) as bar:
         for count in counts:
             bar.update(count)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from steer.cli.exits import INTERRUPTED, bad_input
+from steer.cli.spread import Ray, Workers
 from steer.cli.terminal import escape
 
 
@@ -20,6 +21,8 @@ def data(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ..., instead of the file's.")
     ] = None,
+    ray: Ray = None,
+    workers: Workers = None,
 ) -> None:
     """Sample, score and pair a set of images to tune on.
 
@@ -33,10 +36,12 @@ def data(
 
         given = {"out": None if out is None else str(out), "device": device}
         job = DataConfig.load(config, **given)
+        from steer.jobs.spread.cluster import connected
         from steer.tune.data.make import make
 
         try:
-            folder = make(job, progress=True)
+            with connected(ray, workers) as cluster:
+                folder = make(job, progress=True, cluster=cluster)
         except KeyboardInterrupt:
             typer.echo(f"Interrupted: finished shards are in {job.out}; the same command continues")
             raise typer.Exit(INTERRUPTED) from None

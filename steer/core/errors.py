@@ -126,6 +126,10 @@ class FolderError(SteerError, ValueError):
     """A folder that holds another comparison, or cannot be written (a full disk, for example)."""
 
 
+class WorkersError(SteerError, RuntimeError):
+    """Workers of a cluster that are lost again and again, or have other versions of packages."""
+
+
 class PipelineNotFoundError(SteerError, ValueError):
     """The pipeline's name leads nowhere."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from steer.jobs.effort import effort
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
 from steer.jobs.reward_loader import RewardLoader, reward_parts
 from steer.jobs.sample_job import SampleJob
+from steer.jobs.spread.worker import Crew, Worker
 from steer.methods.text import parse_method
 from steer.pipeline.guided import guided
 from steer.pipeline.progress import Progress
@@ -38,7 +39,32 @@ from steer.shapes.worlds import NAMES
 _UNSCORED = {"reward": None, "judges": {}, "verdict": None}
 
 
-class Sampler:
+@dataclass
+class Drawn:
+    """One prompt's entry of `run.json`, and its files by name: an image and what its file says."""
+
+    entry: dict[str, Any]
+    files: dict[str, tuple[Image.Image, dict[str, Any]]] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Put the files into a run's folder."""
+        (folder / IMAGES).mkdir(exist_ok=True)
+        for name, (image, data) in self.files.items():
+            save_png(folder / name, image, data)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to be drawn, by its index in the job."""
+
+    index: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"prompt {self.index} ({self.text!r})"
+
+
+class Sampler(Worker[Prompt, Drawn]):
     """A loaded job: draws one prompt at a time.
 
     Args:
@@ -82,6 +108,7 @@ class Sampler:
             preview=job.preview,
             plans=job.plans,
         )
+        self.about = self.configuration()
 
     def configuration(self) -> dict[str, Any]:
         """What the job's arguments came to, for `run.json`."""
@@ -93,19 +120,22 @@ class Sampler:
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
-    def draw(
-        self,
-        index: int,
-        folder: Path,
-        on_step: Callable[[Progress], None] | None = None,
-    ) -> dict[str, Any]:
-        """Draw prompt `index`, put its images into `folder`, and return its entry.
+    def work_all(self, units: Iterable[Prompt]) -> Iterator[tuple[Prompt, Drawn]]:
+        """Draw prompts one after the other, each under the pipeline's own bar."""
+        units = list(units)
+        for position, unit in enumerate(units):
+            self.pipe.set_progress_bar_config(
+                desc=f"prompt {position + 1}/{len(units)}", leave=False
+            )
+            yield unit, self.work(unit)
+
+    def work(self, unit: Prompt, on_step: Callable[[Progress], None] | None = None) -> Drawn:
+        """Draw a prompt.
 
         `on_step` follows the guided call and may stop it; a stopped one has no plain call beside.
         """
-        job = self.job
-        prompt, seed = job.prompts[index], prompt_seed(job.seed, index)
-        told = {} if on_step is None else {"on_step": on_step}
+        job, index, prompt = self.job, unit.index, unit.text
+        seed, told = prompt_seed(job.seed, index), {} if on_step is None else {"on_step": on_step}
         out = self._call(self.guided, prompt, seed, job.images_per_prompt, **told)
         report, trace = out.report, plain(out.report.trace.events)
         images = {f"{IMAGES}/{index:04d}-{k}.png": im for k, im in enumerate(out.images)}
@@ -123,10 +153,10 @@ class Sampler:
             "base": None,
             "ledger": report.ledger.to_dict(),
         }
-        (folder / IMAGES).mkdir(exist_ok=True)
+        drawn = Drawn(entry)
         for rank, (name, image) in enumerate(images.items()):
             reward = entry["rewards"][rank]
-            save_png(folder / name, image, self._metadata(entry, reward=reward, rank=rank))
+            drawn.files[name] = image, self._metadata(entry, reward=reward, rank=rank)
         if job.base and not report.stopped:
             same = report.chosen == [(0, 0)] and not self.blended
             image, broken = (out.images[0], False) if same else self._plain(prompt, seed)
@@ -134,9 +164,10 @@ class Sampler:
             known = _UNSCORED if broken else self._judge(image, prompt, report)
             entry["base"] = {"image": name, **known}
             reward = entry["base"]["reward"]
-            save_png(folder / name, image, self._metadata(entry, reward=reward, method=None))
-        entry["previews"] = _save_previews(folder, index, report.trace.images)
-        return {**entry, "trace": trace}
+            drawn.files[name] = image, self._metadata(entry, reward=reward, method=None)
+        entry["previews"] = _add_previews(drawn, report.trace.images)
+        entry["trace"] = trace
+        return drawn
 
     def _call(self, pipe: Any, prompt: str, seed: int, images: int, **more: Any) -> Any:
         scale = self.job.guidance_scale
@@ -204,8 +235,8 @@ class Sampler:
         }
 
 
-def _save_previews(
-    folder: Path, index: int, images: Mapping[tuple[int, int, int], Any]
+def _add_previews(
+    drawn: Drawn, images: Mapping[tuple[int, int, int], Any]
 ) -> dict[str, Any] | None:
     """One sheet of all previews of a prompt, side by side, and which is where."""
     tiles = {(p, step): np.asarray(im) for (_, p, step), im in images.items()}
@@ -213,32 +244,34 @@ def _save_previews(
         return None
     height, width = next(iter(tiles.values())).shape[:2]
     tiles = {key: tile for key, tile in tiles.items() if tile.shape[:2] == (height, width)}
-    name = f"{IMAGES}/{index:04d}-previews.png"
-    save_png(folder / name, Image.fromarray(np.concatenate(list(tiles.values()), axis=1)), {})
+    name = f"{IMAGES}/{drawn.entry['index']:04d}-previews.png"
+    drawn.files[name] = Image.fromarray(np.concatenate(list(tiles.values()), axis=1)), {}
     return {"file": name, "size": [width, height], "tiles": [list(key) for key in tiles]}
 
 
-def draw_missing(run: RunFolder, sampler: Sampler) -> Iterator[Mapping[str, Any]]:
+def draw_missing(run: RunFolder, crew: Crew[Prompt, Drawn]) -> Iterator[Mapping[str, Any]]:
     """Draw the prompts that `run` lacks, one entry at a time; the run is valid at every moment.
 
     At its end the run is finished but for its page: `run.close("finished")` when that is written.
 
+    Args:
+        run: Its arguments are those of the crew's job.
+        crew: A `Sampler`, or several of them in a cluster.
+
     Raises:
         KeyboardInterrupt: As it came, after the run's status says `interrupted`.
     """
-    run.data["configuration"] = sampler.configuration()
+    run.data["configuration"] = dict(crew.about)
     run.close("running")
     status = "interrupted"
-    missing = run.missing()
+    prompts = run.data["arguments"]["prompts"]
+    missing = [Prompt(index, prompts[index]) for index in run.missing()]
     try:
-        for position, index in enumerate(missing):
-            sampler.pipe.set_progress_bar_config(
-                desc=f"prompt {position + 1}/{len(missing)}", leave=False
-            )
-            entry = sampler.draw(index, run.folder)
-            run.data["configuration"]["method"] = entry["method"]
-            run.add(entry)
-            yield entry
+        for _, drawn in crew.work_all(missing):
+            drawn.save(run.folder)
+            run.data["configuration"]["method"] = drawn.entry["method"]
+            run.add(drawn.entry)
+            yield drawn.entry
         status = "running"
     except SteerError:
         status = "failed"

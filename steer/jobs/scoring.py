@@ -24,6 +24,7 @@ from steer.jobs.image_files import reason
 from steer.jobs.image_prompts import without_prompt
 from steer.jobs.reward_loader import RewardLoader
 from steer.jobs.score_job import IMAGES_PER_BATCH, ScoreJob
+from steer.jobs.spread.worker import Crew, Worker
 from steer.rewards.parts import check_prompts, is_relative, scores_of
 
 
@@ -50,11 +51,60 @@ class ScoredBatch:
     failed: dict[Task, str] = field(default_factory=dict)
 
 
-class Scorer:
-    """A job's missing scores, with the rewards for them loaded.
+@dataclass(frozen=True)
+class ScoreSettings:
+    """The rewards that are needed, and what they are to score.
+
+    Attributes:
+        rewards: As they are written.
+        loader: What loads them.
+        prompts: The different prompts that each is to read.
+        lost: Why some image has no prompt; None where all have one.
+        size: Images scored at once.
+        scale: File of the scales that all rewards are put on.
+    """
+
+    rewards: tuple[str, ...]
+    loader: RewardLoader
+    prompts: Mapping[str, tuple[str, ...]]
+    lost: str | None = None
+    size: int = IMAGES_PER_BATCH
+    scale: str | None = None
+
+    @classmethod
+    def of(cls, job: ScoreJob) -> ScoreSettings:
+        """What a job lacks."""
+        missing = job.missing()
+        prompts: dict[str, dict[str, None]] = {name: {} for name in job.rewards}
+        for index, names in missing.items():
+            for name in names:
+                prompts[name][job.prompts[index] or ""] = None
+        needed = {name: tuple(found) for name, found in prompts.items() if found}
+        return cls(
+            tuple(needed),
+            RewardLoader(job.device, job.dtype, job.checkpoints, job.images_per_batch),
+            needed,
+            without_prompt(job.images, job.prompts),
+            job.images_per_batch or IMAGES_PER_BATCH,
+            job.scale,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tasks that are scored together: images of equal shape."""
+
+    tasks: tuple[Task, ...]
+
+    def __str__(self) -> str:
+        return f"images {self.tasks[0].path!r} to {self.tasks[-1].path!r}"
+
+
+class Scorer(Worker[Batch, ScoredBatch]):
+    """Rewards, loaded, and the scoring of files with them.
 
     Args:
-        job: What to score.
+        settings: Which rewards, and what for.
 
     Raises:
         ValueError: An unknown reward, device or dtype; a reward that only compares the images of
@@ -62,45 +112,77 @@ class Scorer:
         CheckpointError: Weights that cannot be found, read, or do not fit.
     """
 
-    def __init__(self, job: ScoreJob) -> None:
-        self.job, self.missing = job, job.missing()
-        needed = {name for names in self.missing.values() for name in names}
-        loader = RewardLoader(job.device, job.dtype, job.checkpoints, job.images_per_batch)
-        names = [name for name in job.rewards if name in needed]
-        self.rewards = {name: _single(name, loader.load(name, job.scale)) for name in names}
+    def __init__(self, settings: ScoreSettings) -> None:
+        self.settings, load, scale = settings, settings.loader.load, settings.scale
+        self.device = usable_device(settings.loader.device)
+        self.rewards = {name: _single(name, load(name, scale)) for name in settings.rewards}
         readers = [name for name, reward in self.rewards.items() if reward.needs_prompt]
-        lost = without_prompt(job.images, job.prompts)
-        if lost is not None and readers:
-            raise ValueError(f"{', '.join(readers)}: {lost}")
+        if settings.lost is not None and readers:
+            raise ValueError(f"{', '.join(readers)}: {settings.lost}")
         for name, reward in self.rewards.items():
-            wanted = (k for k, names in self.missing.items() if name in names)
-            check_prompts(reward, list(dict.fromkeys(job.prompts[k] or "" for k in wanted)))
+            check_prompts(reward, list(settings.prompts[name]))
 
-    def score(self) -> Iterator[int]:
-        """Score what is missing, each batch into the job's log at once; yields their sizes.
+    def work(self, unit: Batch) -> ScoredBatch:
+        """Score one batch."""
+        return next(result for _, result in self.work_all([unit]))
+
+    def work_all(self, units: Iterable[Batch]) -> Iterator[tuple[Batch, ScoredBatch]]:
+        """Score batches; the files of the next ones are read meanwhile.
+
+        Scores are those of `rewards[name](images, prompts)` on the batch. Files that cannot be
+        decoded are in `failed`, with the reason; so are images to which a reward gave no finite
+        number.
 
         Raises:
-            ValueError: Out of memory; what is scored is kept.
+            ValueError: Out of memory.
             RewardError: A reward does not return one score per image.
         """
-        job, indices = self.job, {self._task(k, names): k for k, names in self.missing.items()}
-        size = job.images_per_batch or IMAGES_PER_BATCH
         try:
-            with job.log.appending():
-                for done in score_tasks(indices, self.rewards, size=size, device=job.device):
-                    scores = {job.key(indices[t], r): v for (t, r), v in done.scores.items()}
-                    job.log.add(scores)
-                    job.failed.update({task.path: why for task, why in done.failed.items()})
-                    yield len(done.tasks)
+            with closing(_decode(iter(units))) as decoded:
+                for unit, done, images in decoded:
+                    for rows in _by_shape(images):
+                        pixels = torch.from_numpy(np.stack([images[row] for row in rows]))
+                        floats = pixels.to(self.device).permute(0, 3, 1, 2).contiguous().float()
+                        _score(done, [done.tasks[row] for row in rows], floats / 255, self.rewards)
+                    yield unit, done
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"--images-per-batch {size}: out of memory; what is scored is kept, continue with "
-                "a smaller one"
+                f"--images-per-batch {self.settings.size}: out of memory; what is scored is kept, "
+                "continue with a smaller one"
             ) from error
 
-    def _task(self, index: int, names: tuple[str, ...]) -> Task:
-        image = self.job.images[index]
-        return Task(image.path, image.size or (0, 0), self.job.prompts[index] or "", names)
+
+def score_missing(job: ScoreJob, crew: Crew[Batch, ScoredBatch]) -> Iterator[int]:
+    """Score what is missing, each batch into the job's log at once; yields their sizes.
+
+    Args:
+        job: What to score.
+        crew: A `Scorer` of `ScoreSettings.of(job)`, or several of them in a cluster.
+
+    Raises:
+        ValueError: Out of memory; what is scored is kept.
+        RewardError: A reward does not return one score per image.
+    """
+    indices = _tasks(job)
+    with job.log.appending():
+        for _, done in crew.work_all(batches_of(job)):
+            job.log.add({job.key(indices[t], r): v for (t, r), v in done.scores.items()})
+            job.failed.update({task.path: why for task, why in done.failed.items()})
+            yield len(done.tasks)
+
+
+def batches_of(job: ScoreJob) -> list[Batch]:
+    """What a job lacks, as the units that it is scored in."""
+    return list(batches(_tasks(job), job.images_per_batch or IMAGES_PER_BATCH))
+
+
+def _tasks(job: ScoreJob) -> dict[Task, int]:
+    """The images that lack scores, and their indices in the job."""
+    found = {}
+    for index, names in job.missing().items():
+        image, prompt = job.images[index], job.prompts[index] or ""
+        found[Task(image.path, image.size or (0, 0), prompt, names)] = index
+    return found
 
 
 def _single(name: str, reward: Reward) -> Reward:
@@ -113,38 +195,13 @@ def _single(name: str, reward: Reward) -> Reward:
     return reward
 
 
-def score_tasks(
-    tasks: Iterable[Task],
-    rewards: Mapping[str, Reward],
-    *,
-    size: int = IMAGES_PER_BATCH,
-    device: str = "auto",
-) -> Iterator[ScoredBatch]:
-    """Score tasks, in batches of at most `size` images of equal shape; tasks keep their order.
-
-    Scores are those of `rewards[name](images, prompts)` on the batch. Files that cannot be decoded
-    are in `failed`, with the reason; so are images to which a reward gave no finite number.
-
-    Raises:
-        RewardError: A reward does not return one score per image.
-    """
-    where = usable_device(device)
-    with closing(_decode(batches(tasks, size))) as decoded:
-        for done, images in decoded:
-            for rows in _by_shape(images):
-                pixels = torch.from_numpy(np.stack([images[row] for row in rows])).to(where)
-                floats = pixels.permute(0, 3, 1, 2).contiguous().float() / 255
-                _score(done, [done.tasks[row] for row in rows], floats, rewards)
-            yield done
-
-
-def batches(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
+def batches(tasks: Iterable[Task], size: int) -> Iterator[Batch]:
     """Tasks by shape, shapes in the order in which they first appear, at most `size` together."""
     shapes: dict[tuple[int, int], list[Task]] = {}
     for task in tasks:
         shapes.setdefault(task.size, []).append(task)
     for same in shapes.values():
-        yield from (same[start : start + size] for start in range(0, len(same), size))
+        yield from (Batch(tuple(same[k : k + size])) for k in range(0, len(same), size))
 
 
 def decode(path: str) -> np.ndarray:
@@ -163,25 +220,25 @@ def decode(path: str) -> np.ndarray:
 
 
 def _decode(
-    chunks: Iterator[list[Task]],
-) -> Generator[tuple[ScoredBatch, dict[int, np.ndarray]]]:
+    units: Iterator[Batch],
+) -> Generator[tuple[Batch, ScoredBatch, dict[int, np.ndarray]]]:
     """Batches with their images by row, the next ones being decoded meanwhile."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
-    queue: deque[tuple[list[Task], list[Future[np.ndarray]]]] = deque()
+    queue: deque[tuple[Batch, list[Future[np.ndarray]]]] = deque()
     try:
         while True:
-            for tasks in islice(chunks, _AHEAD + 1 - len(queue)):
-                queue.append((tasks, [pool.submit(decode, task.path) for task in tasks]))
+            for unit in islice(units, _AHEAD + 1 - len(queue)):
+                queue.append((unit, [pool.submit(decode, task.path) for task in unit.tasks]))
             if not queue:
                 return
-            tasks, futures = queue.popleft()
-            done, images = ScoredBatch(tasks), {}
+            unit, futures = queue.popleft()
+            done, images = ScoredBatch(unit.tasks), {}
             for row, future in enumerate(futures):
                 try:
                     images[row] = future.result()
                 except ValueError as error:
-                    done.failed[tasks[row]] = str(error)
-            yield done, images
+                    done.failed[unit.tasks[row]] = str(error)
+            yield unit, done, images
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -517,7 +517,7 @@ def test_each_file_once(folder: Path, tmp_path: Path) -> None:
 def test_batches_keep_the_order() -> None:
     sizes = [(1, 1), (2, 1), (1, 1), (2, 1), (1, 1)]
     tasks = [scoring.Task(str(k), size, "", ("r",)) for k, size in enumerate(sizes)]
-    found = [[task.path for task in batch] for batch in scoring.batches(tasks, 2)]
+    found = [[task.path for task in batch.tasks] for batch in scoring.batches(tasks, 2)]
     assert found == [["0", "2"], ["4"], ["1", "3"]]
 
 

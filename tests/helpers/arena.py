@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import accelerate  # noqa: F401  imported before the fork, for all children at once
-import jinja2  # noqa: F401
+import jinja2  # noqa: F401  imported before the fork, for all children at once
 import scipy.stats  # noqa: F401
 import torch
 from families import build
@@ -53,27 +51,21 @@ def comparison(**more: Any) -> Comparison:
     return from_dict({**plan, **more})
 
 
-def compare(folder: Path, **more: Any) -> Path | None:
+def compare(folder: Path, **more: Any) -> Path:
     """Run that comparison here, to its end."""
     return run(comparison(**more), folder, pipe=build("sd"), command="steer compare tiny.yaml")
 
 
-def forked(count: int, work: Callable[[], Any]) -> list[int | None]:
-    """`work` in so many processes that know of each other; their exit codes."""
-    context = multiprocessing.get_context("fork")
-    port = _free_port()
-    children = [context.Process(target=_child, args=(k, count, port, work)) for k in range(count)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-    return [child.exitcode for child in children]
+def forked(work: Callable[[], Any]) -> int | None:
+    """`work` in a process of its own; its exit code."""
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(work,))
+    child.start()
+    child.join(120)
+    return child.exitcode
 
 
-def _child(index: int, count: int, port: int, work: Callable[[], Any]) -> None:
+def _child(work: Callable[[], Any]) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(index)}
-    os.environ |= {"RANK": str(index), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
     code = 0
     try:
         work()
@@ -81,12 +73,6 @@ def _child(index: int, count: int, port: int, work: Callable[[], Any]) -> None:
         traceback.print_exc()
         code = 1
     os._exit(code)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def contents(folder: Path, kind: str) -> dict[str, str]:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from steer.core.files.versions import versions
 from steer.jobs.compare import results
-from steer.jobs.compare.arms import Painter, Studio, check_arm
+from steer.jobs.compare.arms import check_arm
 from steer.jobs.compare.config import Arm, Comparison
-from steer.jobs.compare.processes import Processes, join
 from steer.jobs.compare.prompt_sets import load_prompts
 from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.scoring import (
+    Judges,
     check_judges,
     check_scorers,
     diversity_names,
+    missing_blocks,
     reported_rewards,
-    score_missing,
 )
 from steer.jobs.compare.store import Store, Unit
+from steer.jobs.compare.worker import Artist, Call, Drawn
 from steer.jobs.reward_loader import scale_stamp
+from steer.jobs.spread.cluster import Cluster
+from steer.jobs.spread.crew import check_place, crew
+from steer.jobs.spread.worker import Crew, Result, Unit as Task, Worker
 from steer.rewards.families import warn_of_kin
-from steer.rewards.parts import check_prompts
 
 
 class CompareJob:
@@ -32,8 +38,8 @@ class CompareJob:
     Args:
         comparison: What to compare.
         folder: Where everything goes; continued where it holds this comparison.
-        processes: This process; joined from the launcher's when left out.
         pipe: The pipeline; loaded when left out.
+        cluster: Whose workers draw and score; left out, this process does.
 
     Raises:
         SteerError, ValueError: Prompts, judges, arms or the folder cannot be used.
@@ -44,28 +50,23 @@ class CompareJob:
         comparison: Comparison,
         folder: str | Path,
         *,
-        processes: Processes | None = None,
         pipe: Any = None,
+        cluster: Cluster | None = None,
     ) -> None:
-        self.comparison, self._pipe, self._versions = comparison, pipe, versions()
+        check_place(cluster, comparison.device, pipe=pipe)
+        self.comparison, self._versions = comparison, versions()
         self.prompts = check(comparison)
         self.names = reported_rewards(comparison)
         self.store = Store(folder)
-        self.processes = processes or join(comparison.device)
-        if self.processes.first:
-            self.store.begin(setup(comparison, self.prompts), [a.name for a in comparison.arms])
-        self.processes.meet()
+        self._pipe, self._cluster = pipe, cluster
+        self.store.begin(setup(comparison, self.prompts), [a.name for a in comparison.arms])
 
     def missing(self) -> dict[str, list[Unit]]:
-        """This process's share of the images that are not there, by arm.
-
-        Shares are of all pipeline calls, drawn or not, so that who draws what does not depend on
-        it.
-        """
+        """The images that are not there, by arm."""
         found = {}
         for arm in self.comparison.arms:
-            mine = [unit for call in self._calls(arm) for unit in call]
-            found[arm.name] = [unit for unit in mine if self.store.record(unit) is None]
+            units = [unit for call in self._calls(arm) for unit in call.units]
+            found[arm.name] = [unit for unit in units if self.store.record(unit) is None]
         return found
 
     def draw(self, missing: dict[str, list[Unit]]) -> Iterator[Unit]:
@@ -76,77 +77,82 @@ class CompareJob:
         Raises:
             SteerError, ValueError: What drawing raises; a disk that is full (`FolderError`).
         """
-        if not any(missing.values()):
+        wanting = {unit for units in missing.values() for unit in units}
+        calls = [
+            call
+            for arm in self.comparison.arms
+            for call in self._calls(arm)
+            if wanting.intersection(call.units)
+        ]
+        if not calls:
             return
         judges = [name for name in self.names if name != self.comparison.reward]
-        check_scorers(self.comparison, self.prompts, self.processes.device, judges)
-        studio = Studio(self.comparison, self.processes.device, self._pipe)
-        reported_rewards(self.comparison, studio.reward)
-        check_prompts(studio.reward, self.prompts.texts)
-        wanted = [arm for arm in self.comparison.arms if missing[arm.name]]
-        for position, arm in enumerate(wanted):
-            studio.keep_only(wanted[position:])
-            with studio.arm(arm) as painter:
-                for call in self._calls(arm):
-                    wanting = set(missing[arm.name]).intersection(call)
-                    if wanting:
-                        yield from self._draw(painter, arm, call, wanting)
+        if self._cluster is None:  # whose workers have the devices that judges need
+            check_scorers(self.comparison, self.prompts, judges)
+        make = partial(Artist, self.comparison, self.prompts.texts, self._pipe)
+        with self._crew(make, len(calls)) as artists:
+            for call, drawn in artists.work_all(calls):
+                yield from self._store(call, drawn, wanting)
 
     def score(self) -> Iterator[int]:
-        """Score this process's share of what is drawn; yields numbers of images as they are done.
+        """Score what is drawn; yields numbers of images as they are done.
 
         Raises:
             SteerError, ValueError: A reward that is not to be had or gives no number; a full disk.
         """
-        self.processes.meet()
-        yield from score_missing(
-            self.store, self.comparison, self.prompts, self.processes, self.names
-        )
-        self.processes.meet()
+        missing = missing_blocks(self.store, self.comparison, self.prompts, self.names)
+        if (first := next(missing, None)) is None:
+            return
+        most = self.scorings // len(first.files)
+        with self._crew(partial(Judges, self.comparison, self.prompts.texts), most) as judges:
+            for block, scores in judges.work_all(chain([first], missing)):
+                images = list(block.digests)
+                found = {"reward": block.reward, "images": images, "scores": scores}
+                self.store.put_scores(block.reward, block.arm, block.number, found)
+                yield len(images)
 
     @property
     def scorings(self) -> int:
-        """How many images this process scores at most, over all rewards."""
+        """How many images are scored at most, over all rewards."""
         rewards = len(self.names) + len(diversity_names(self.comparison))
-        images = self.comparison.images * len(self.prompts.prompts)
-        return rewards * -(-images // self.processes.count)
+        return rewards * self.comparison.images * len(self.prompts.prompts)
 
-    def finish(self, command: str = "") -> Path | None:
-        """Analyse and write results and page, in the first process; the page's path there.
+    def finish(self, command: str = "") -> Path:
+        """Analyse and write results and page; the page's path.
 
         Raises:
             FolderError: The disk is full.
         """
-        if not self.processes.first:
-            return None
         from steer.jobs.compare.page import write_page
 
         found = results.collect(self.store, self.comparison, self.prompts, self.names, command)
         results.write(self.store, self.comparison, self.prompts, found)
         return write_page(self.store, self.prompts, found)
 
-    def _calls(self, arm: Arm) -> list[list[Unit]]:
-        """This process's pipeline calls of an arm: fixed runs of its images."""
+    def _crew(
+        self, make: Callable[[], Worker[Task, Result]], units: int
+    ) -> AbstractContextManager[Crew[Task, Result]]:
+        return crew(make, self._cluster, device=self.comparison.device, units=units)
+
+    def _calls(self, arm: Arm) -> list[Call]:
+        """The pipeline calls of an arm: fixed runs of its images."""
         prompts, seeds = range(len(self.prompts.prompts)), self.comparison.seeds
         units = [Unit(arm.name, prompt, seed) for prompt in prompts for seed in seeds]
         size = self.comparison.images_per_call
-        return self.processes.share([units[k : k + size] for k in range(0, len(units), size)])
+        runs = [tuple(units[k : k + size]) for k in range(0, len(units), size)]
+        return [Call(run, tuple(self.prompts.texts[u.prompt] for u in run)) for run in runs]
 
-    def _draw(
-        self, painter: Painter, arm: Arm, call: list[Unit], wanting: set[Unit]
-    ) -> Iterator[Unit]:
-        """Draw one call's images, and store those that are wanting."""
-        texts = [self.prompts.texts[unit.prompt] for unit in call]
+    def _store(self, call: Call, drawn: Drawn, wanting: set[Unit]) -> Iterator[Unit]:
+        """Store those of a call's images that are wanting."""
         shared = {k: v for k, v in self.comparison.to_dict().items() if k not in _PAGE_ONLY}
         shared = {k: v for k, v in shared.items() if k not in ("arms", "prompts", "judges")}
         common = {
-            "arm": arm.model_dump(mode="json"),
+            "arm": self.comparison.arm(call.arm).model_dump(mode="json"),
             "comparison": shared,
             "versions": self._versions,
         }
         kept = ("seed", "noise_seed", "method", "denoiser", "weights", "steps")
-        drawn = painter.draw(call, texts)
-        for unit, text, (image, record) in zip(call, texts, drawn, strict=True):
+        for unit, text, (image, record) in zip(call.units, call.texts, drawn, strict=True):
             if unit in wanting:
                 own = {"prompt": text, "index": unit.prompt, **{k: record[k] for k in kept}}
                 self.store.put(unit, image, own | common, record)
@@ -182,32 +188,35 @@ def setup(comparison: Comparison, prompts: PromptSet) -> dict[str, Any]:
 
 
 def run(
-    comparison: Comparison, folder: str | Path, *, pipe: Any = None, command: str = ""
-) -> Path | None:
+    comparison: Comparison,
+    folder: str | Path,
+    *,
+    pipe: Any = None,
+    command: str = "",
+    cluster: Cluster | None = None,
+) -> Path:
     """Draw, score, analyse: the whole comparison, continued where it was left.
-
-    Started several times by a launcher, each process does its share; the results are the same.
 
     Args:
         comparison: What to compare.
         folder: Where everything goes.
         pipe: The pipeline; loaded from the comparison when left out.
         command: For the page: how to do it again.
+        cluster: Whose workers draw and score, as `steer.jobs.spread.cluster.connected` gives it;
+            left out, this process does. The results are the same.
 
     Returns:
-        The page; None in all processes but the first.
+        The page.
 
     Raises:
         SteerError, ValueError: Whatever cannot be used; the message names it and the way out.
     """
-    job = CompareJob(comparison, folder, pipe=pipe)
+    job = CompareJob(comparison, folder, pipe=pipe, cluster=cluster)
     try:
         for _ in job.draw(job.missing()):
             pass
         for _ in job.score():
             pass
-        page = job.finish(command)
+        return job.finish(command)
     finally:
         job.store.release()
-    job.processes.leave()
-    return page

@@ -1,13 +1,16 @@
 """Stored images through rewards and judges, a block at a time, and how much seeds differ.
 
 Scores are of the 8-bit images on disk, as anyone can check them. A block is a fixed run of an
-arm's prompts with all seeds: who scores it, and what was scored before, changes nothing.
+arm's prompts with all seeds: who scores it, and what was scored before, changes nothing. It is
+sent to whoever scores it with its images' files, so that only the job itself reads the folder.
 """
 
 from __future__ import annotations
 
 import gc
+import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,11 @@ from torch import Tensor
 
 from steer.core.errors import ComparisonError, RewardError
 from steer.jobs.compare.config import Comparison
-from steer.jobs.compare.processes import Processes
 from steer.jobs.compare.prompts import PromptSet
 from steer.jobs.compare.store import Store, Unit
+from steer.jobs.device import usable_device
 from steer.jobs.reward_loader import RewardLoader
+from steer.jobs.spread.worker import Worker
 from steer.rewards.parts import check_prompts, is_relative, scores_of
 
 
@@ -50,7 +54,7 @@ def reported_rewards(comparison: Comparison, reward: Any = None) -> list[str]:
 
 
 def blocks(prompts: int, seeds: int) -> list[range]:
-    """Prompt indices by block, the same for every arm and however many processes there are."""
+    """Prompt indices by block, the same for every arm and however many workers there are."""
     size = max(1, BLOCK // seeds)
     return [range(at, min(at + size, prompts)) for at in range(0, prompts, size)]
 
@@ -72,11 +76,10 @@ def check_judges(comparison: Comparison, prompts: PromptSet) -> None:
             ) from error
 
 
-def check_scorers(
-    comparison: Comparison, prompts: PromptSet, device: str, names: Sequence[str]
-) -> None:
-    """See, before anything is drawn, that every reward that will score can be loaded and takes the
-    prompts; each is let go before the next.
+def check_scorers(comparison: Comparison, prompts: PromptSet, names: Sequence[str]) -> None:
+    """See that all that will score can be loaded and takes the prompts, before anything is drawn.
+
+    One is let go before the next is loaded.
 
     Raises:
         CheckpointError, ValueError: A reward that is not to be had, or a prompt that it cannot
@@ -84,37 +87,87 @@ def check_scorers(
     """
     for name in [*names, *diversity_names(comparison)]:
         if name not in (ORACLE, ORACLE_ALL, DIVERSITY + PIXELS):
-            _load(name, comparison, device, prompts)
+            _load(name, comparison, prompts.texts)
             _release()
 
 
-def score_missing(
-    store: Store, comparison: Comparison, prompts: PromptSet, processes: Processes, names: list[str]
-) -> Iterator[int]:
-    """Score this process's share of the blocks that lack scores; yields images as they are done.
+@dataclass(frozen=True)
+class Block:
+    """Images that one reward lacks, to be scored together.
+
+    Attributes:
+        reward: What the scores are stored under.
+        arm, number: Which block of which arm.
+        texts: A prompt per image.
+        files: The images' PNG files.
+        digests: Their SHA-256, as recorded.
+    """
+
+    reward: str
+    arm: str
+    number: int
+    texts: tuple[str, ...]
+    files: tuple[bytes, ...]
+    digests: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.reward!r} on block {self.number} of arm {self.arm!r}"
+
+
+def missing_blocks(
+    store: Store, comparison: Comparison, prompts: PromptSet, names: Sequence[str]
+) -> Iterator[Block]:
+    """The blocks that lack scores, one reward after the other.
 
     Raises:
-        CheckpointError, ValueError: A reward that is not to be had.
-        RewardError: A score that is not a finite number.
+        ComparisonError: An image is missing.
     """
-    spans = list(enumerate(blocks(len(prompts.prompts), len(comparison.seeds))))
-    work = [(arm.name, k, span) for arm in comparison.arms for k, span in spans]
-    mine = processes.share(work)
     for name in [*names, *diversity_names(comparison)]:
-        judge = None
-        for arm, k, span in mine:
-            units = [Unit(arm, p, s) for p in span for s in comparison.seeds]
-            images = _digests(store, units)
-            if store.scores(name, arm, k, images) is not None:
-                continue
-            judge = judge or _judge(name, comparison, prompts, processes.device)
-            texts = [prompts.texts[unit.prompt] for unit in units]
-            pixels = load_images(store, units).to(processes.device)
-            found = judge(pixels, texts)
-            store.put_scores(name, arm, k, {"reward": name, "images": images, "scores": found})
-            yield len(units)
-        del judge
+        for arm in comparison.arms:
+            for k, units in enumerate(_blocks_of(arm.name, comparison, prompts)):
+                digests = _digests(store, units)
+                if store.scores(name, arm.name, k, digests) is None:
+                    texts = tuple(prompts.texts[unit.prompt] for unit in units)
+                    files = tuple(store.image(unit).read_bytes() for unit in units)
+                    yield Block(name, arm.name, k, texts, files, tuple(digests))
+
+
+class Judges(Worker[Block, list[float]]):
+    """Scores blocks; one judge is loaded at a time, with its first block.
+
+    Args:
+        comparison: What is compared.
+        texts: All prompts, which a judge may refuse.
+    """
+
+    def __init__(self, comparison: Comparison, texts: Sequence[str]) -> None:
+        self._comparison, self._texts = comparison, texts
+        self._device = usable_device(comparison.device)
+        self._name = ""
+        self._judge: Any = None
+
+    def work(self, unit: Block) -> list[float]:
+        """One number per image, or per prompt for diversity.
+
+        Raises:
+            CheckpointError, ValueError: A reward that is not to be had.
+            RewardError: A score that is not a finite number.
+        """
+        if self._name != unit.reward:
+            self.close()
+            self._judge = _judge(unit.reward, self._comparison, self._texts)
+            self._name = unit.reward
+        return self._judge(load_images(unit.files).to(self._device), list(unit.texts))
+
+    def close(self) -> None:
+        """Let go of the judge."""
+        self._name, self._judge = "", None
         _release()
+
+
+def _blocks_of(arm: str, comparison: Comparison, prompts: PromptSet) -> Iterator[list[Unit]]:
+    for span in blocks(len(prompts.prompts), len(comparison.seeds)):
+        yield [Unit(arm, prompt, seed) for prompt in span for seed in comparison.seeds]
 
 
 def gather(store: Store, comparison: Comparison, prompts: PromptSet, name: str) -> np.ndarray:
@@ -126,8 +179,7 @@ def gather(store: Store, comparison: Comparison, prompts: PromptSet, name: str) 
     per_arm = []
     for arm in comparison.arms:
         rows: list[Any] = []
-        for k, span in enumerate(blocks(len(prompts.prompts), len(comparison.seeds))):
-            units = [Unit(arm.name, p, s) for p in span for s in comparison.seeds]
+        for k, units in enumerate(_blocks_of(arm.name, comparison, prompts)):
             found = store.scores(name, arm.name, k, _digests(store, units))
             if found is None:
                 raise ComparisonError(f"scores of {name!r} are missing: run steer compare again")
@@ -147,11 +199,11 @@ def diversity_names(comparison: Comparison) -> list[str]:
     return [DIVERSITY + comparison.diversity] if len(comparison.seeds) > 1 else []
 
 
-def load_images(store: Store, units: Sequence[Unit]) -> Tensor:
-    """The stored images, float `(B, 3, H, W)` in [0, 1]."""
+def load_images(files: Sequence[bytes]) -> Tensor:
+    """PNG files as images, float `(B, 3, H, W)` in [0, 1]."""
     arrays = []
-    for unit in units:
-        with Image.open(store.image(unit)) as image:
+    for data in files:
+        with Image.open(io.BytesIO(data)) as image:
             arrays.append(np.asarray(image.convert("RGB")))
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
@@ -181,8 +233,9 @@ def _digests(store: Store, units: Sequence[Unit]) -> list[str]:
     return [digest for digest in found if digest is not None]
 
 
-def _load(name: str, comparison: Comparison, device: str, prompts: PromptSet) -> Any:
+def _load(name: str, comparison: Comparison, texts: Sequence[str]) -> Any:
     """The reward behind what scores or features are stored under, seen to fit its use."""
+    device = usable_device(comparison.device)
     rewards = RewardLoader(device, checkpoints=comparison.checkpoints)
     if name.startswith(DIVERSITY):
         name = name.removeprefix(DIVERSITY)
@@ -196,18 +249,18 @@ def _load(name: str, comparison: Comparison, device: str, prompts: PromptSet) ->
     reward = rewards.load(name, comparison.scale if name == comparison.reward else None)
     if is_relative(reward):
         raise ComparisonError(f"judge {name!r} only ranks images of one call: name its parts")
-    check_prompts(reward, prompts.texts)
+    check_prompts(reward, texts)
     return reward
 
 
-def _judge(name: str, comparison: Comparison, prompts: PromptSet, device: str) -> Any:
+def _judge(name: str, comparison: Comparison, texts: Sequence[str]) -> Any:
     """A function of images and prompts to a list of numbers, by what it is stored under."""
     seeds = len(comparison.seeds)
     if name == DIVERSITY + PIXELS:
         return lambda images, _: pixel_spread(images, seeds)
     if name in (ORACLE, ORACLE_ALL):
         return lambda images, texts: _oracle(images, texts, whole=name == ORACLE_ALL)
-    reward = _load(name, comparison, device, prompts)
+    reward = _load(name, comparison, texts)
     if name.startswith(DIVERSITY):
         return _diversity(reward, seeds)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from steer.core.errors import SteerError, first_line
 from steer.core.files.run_folder import RunFolder
 from steer.jobs.sample_job import SampleJob
+from steer.jobs.sampling import Prompt
 from steer.jobs.studio.cost import Pace
 from steer.jobs.studio.studio import Studio
 from steer.pipeline.progress import Progress
@@ -163,7 +164,9 @@ def _run(studio: Studio, ask: Ask, watch: _Watch) -> RunFolder:
     folder = studio.new_folder()
     run = RunFolder.create(folder, job.to_dict(), kind="sample", command=_command(job))
     run.data["configuration"] = sampler.configuration()
-    entry = sampler.draw(0, folder, watch)
+    drawn = sampler.work(Prompt(0, job.prompts[0]), watch)
+    drawn.save(folder)
+    entry = drawn.entry
     ledger = sampler.guided.report.ledger
     entry["ledger"] |= {"flops": ledger.flops, "plain_flops": ledger.plain_flops}
     run.data["configuration"]["method"] = entry["method"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,17 @@ from tqdm.auto import tqdm
 
 from steer.core.errors import TuneError
 from steer.core.types import Reward
-from steer.core.weights.reading import fingerprint
-from steer.driver.facts import quiet
-from steer.rewards.parts import identity
+from steer.jobs.spread.cluster import Cluster
+from steer.jobs.spread.crew import check_place, crew
+from steer.jobs.spread.worker import Crew
 from steer.tune.checks import check_room, own_folder
 from steer.tune.data.config import DataConfig
-from steer.tune.data.features import Features, denoiser_of
 from steer.tune.data.folder import Folder, latents_name, text_name
 from steer.tune.data.index import columns, finish
 from steer.tune.data.prompts import Prompt, read_prompts
 from steer.tune.data.relabel import relabel
-from steer.tune.data.sampling import LatentSampler, ScoredLatents, plan, splits
+from steer.tune.data.sampling import Sample, ScoredLatents, plan, splits
+from steer.tune.data.worker import SampleBatch, SetWorker, TextBatch, TextLayout
 from steer.tune.tables import SHARED, UNCOND
 
 
@@ -41,6 +42,7 @@ def make(
     pipe: Any = None,
     rewards: Sequence[Reward] | None = None,
     progress: bool = False,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Make the preference set that `config` describes, or continue it.
 
@@ -52,6 +54,8 @@ def make(
         pipe: The pipeline, where it is loaded already; else `config.pipeline`.
         rewards: Likewise, one per name in `config.rewards`.
         progress: Show a bar on stderr.
+        cluster: Whose workers sample and score, as `steer.jobs.spread.cluster.connected` gives it;
+            left out, this process does. The results are the same.
 
     Returns:
         The folder.
@@ -63,12 +67,18 @@ def make(
         ValueError: An unknown reward.
         UnsupportedPipelineError: A pipeline whose text features cannot be cached.
     """
+    if config.samples is None:
+        check_place(cluster, config.device, pipe=pipe, rewards=rewards)
     with own_folder(config.out) as path:
-        return _make(config, Folder(path), pipe, rewards, progress)
+        return _make(config, Folder(path), (pipe, rewards), progress, cluster)
 
 
 def _make(
-    config: DataConfig, folder: Folder, pipe: Any, rewards: Sequence[Reward] | None, progress: bool
+    config: DataConfig,
+    folder: Folder,
+    loaded: tuple[Any, Sequence[Reward] | None],
+    progress: bool,
+    cluster: Cluster | None,
 ) -> Path:
     if config.samples is not None:
         return relabel(config, folder)
@@ -77,50 +87,36 @@ def _make(
     settings = _settings(config, prompts)
     if folder.check(settings) and folder.finished:
         return folder.path
-    maker = _Maker(config, folder, prompts, *_load(config, pipe, rewards))
-    folder.begin(settings | {"models": maker.models()})
-    started = time.perf_counter()
-    maker.write_text(progress)
-    with _compilation(denoiser_of(maker.pipe)[1]) if config.compile else nullcontext():
+    shards = plan(config, prompts)
+    units = sum(-(-len(shard) // config.batch) for shard in shards)
+    worker = partial(SetWorker, config, prompts, *loaded)
+    with crew(worker, cluster, device=config.device, units=units) as workers:
+        maker = _Maker(config, folder, prompts, shards, workers)
+        folder.begin(settings | {"models": workers.about})
+        started = time.perf_counter()
+        maker.write_text(progress)
         drawn = maker.write_samples(progress)
     provenance = maker.provenance() | {
         "last_run": {"samples": drawn, "seconds": round(time.perf_counter() - started, 1)}
     }
-    return finish(config, folder, folder.read_parts(len(maker.shards)), provenance)
+    return finish(config, folder, folder.read_parts(len(shards)), provenance)
 
 
 @dataclass
 class _Maker:
-    """One run of the command."""
+    """One run of the command: what the workers make goes into the folder."""
 
     config: DataConfig
     folder: Folder
     prompts: list[Prompt]
-    pipe: Any
-    rewards: list[Reward]
+    shards: list[list[Sample]]
+    workers: Crew[Any, Any]
 
     def __post_init__(self) -> None:
-        self.sampler = LatentSampler(self.pipe, self.rewards, self.config)
-        self.shards = plan(self.config, self.prompts)
         self.split = splits(self.config, len(self.prompts))
 
-    def models(self) -> dict[str, Any]:
-        """What the samples and scores come from, so that nothing else continues them."""
-        name, module = denoiser_of(self.pipe)
-        parameter = next(module.parameters())
-        found = [identity(reward) for reward in self.rewards]
-        return {
-            "pipeline": type(self.pipe).__name__,
-            "denoiser": name,
-            "weights": fingerprint(module),
-            "scheduler": type(self.pipe.scheduler).__name__,
-            "dtype": str(parameter.dtype).removeprefix("torch."),
-            "device": parameter.device.type,
-            "rewards": {n: found[i][1] for i, n in enumerate(self.config.rewards)},
-        }
-
     def provenance(self) -> dict[str, Any]:
-        models = self.models()
+        models = self.workers.about
         return {
             "pipeline": {
                 "id": self.config.pipeline,
@@ -136,51 +132,51 @@ class _Maker:
 
     def write_text(self, progress: bool) -> None:
         """The prompts' features, and those of the negative prompt once."""
-        parts = range(0, len(self.prompts), TEXT_SHARD)
+        texts = [prompt.text for prompt in self.prompts]
+        parts = list(_batches(range(len(texts)), TEXT_SHARD))
         names = [text_name(i) for i in range(len(parts))]
         if all((self.folder.path / name).is_file() for name in [*names, SHARED]):
             return
-        texts = [prompt.text for prompt in self.prompts]
-        features = Features(self.pipe, self.config.arguments(), _two_texts(texts))
-        if features.unconditional is not None:
-            self.folder.write_tensors(UNCOND, self._cast_floats(features.unconditional))
-        for name, start in tqdm(
+        size = self.config.batch
+        rows = [batch for part in parts for batch in _batches(part, size)]
+        batches = [TextBatch(tuple(texts[i] for i in batch)) for batch in rows]
+        made = (done for _, done in self.workers.work_all([TextLayout(), *batches]))
+        unconditional, shared = next(made)
+        if unconditional is not None:
+            self.folder.write_tensors(UNCOND, self._cast_floats(unconditional))
+        for name, part in tqdm(
             list(zip(names, parts, strict=True)), desc="text features", disable=not progress
         ):
-            rows = range(start, min(start + TEXT_SHARD, len(texts)))
-            found = [
-                features([texts[i] for i in part]) for part in _batches(rows, self.config.batch)
-            ]
-            try:
-                joined = {key: torch.cat([part[key] for part in found]) for key in found[0]}
-            except RuntimeError as error:
-                raise TuneError(
-                    f"text features of another shape in another batch ({error}): where the "
-                    "pipeline pads prompts to a length, set it, as in call: {max_sequence_length: "
-                    "256}; or set batch: 1"
-                ) from error
+            joined = _joined(list(islice(made, len(_batches(part, size)))))
             self.folder.write_tensors(
-                name, {"prompt_ids": torch.tensor(list(rows)), **self._cast_floats(joined)}
+                name, {"prompt_ids": torch.tensor(list(part)), **self._cast_floats(joined)}
             )
-        self.folder.write_tensors(SHARED, self._cast_floats(features.layout.shared))
+        self.folder.write_tensors(SHARED, self._cast_floats(shared))
 
     def write_samples(self, progress: bool) -> int:
         """The shards that are missing; how many samples were drawn."""
         missing = [i for i in range(len(self.shards)) if not self.folder.has(i)]
         total = sum(map(len, self.shards))
-        left = sum(len(self.shards[i]) for i in missing)
-        drawn = left
+        drawn = left = sum(len(self.shards[i]) for i in missing)
+        batches = [
+            SampleBatch(shard, tuple(batch))
+            for shard in missing
+            for batch in _batches(self.shards[shard], self.config.batch)
+        ]
+        found: dict[int, list[ScoredLatents]] = {}
         bar = tqdm(total=total, initial=total - left, desc="samples", disable=not progress)
-        with quiet(self.pipe), bar:
-            for shard in missing:
-                parts = []
-                for batch in _batches(self.shards[shard], self.config.batch):
-                    parts.append(self.sampler.draw(batch, self.prompts))
-                    bar.update(len(batch))
+        with bar:
+            for batch, done in self.workers.work_all(batches):
+                bar.update(len(batch.samples))
+                parts = found.setdefault(batch.shard, [])
+                parts.append(done)
+                if sum(len(part.latents) for part in parts) < len(self.shards[batch.shard]):
+                    continue
                 latents = self._cast("latents", torch.cat([part.latents for part in parts]))
                 check_room(self.folder.path, latents[0].nbytes * left)
-                self._write_shard(shard, latents, parts)
+                self._write_shard(batch.shard, latents, parts)
                 left -= len(latents)
+                del found[batch.shard]
         return drawn
 
     def _write_shard(self, shard: int, latents: Tensor, parts: Sequence[ScoredLatents]) -> None:
@@ -232,41 +228,18 @@ def _settings(config: DataConfig, prompts: Sequence[Prompt]) -> dict[str, Any]:
     return {"config": settings, "prompts": {"count": len(prompts), "sha256": digest}}
 
 
-def _load(
-    config: DataConfig, pipe: Any, rewards: Sequence[Reward] | None
-) -> tuple[Any, list[Reward]]:
-    """The rewards first: they are cheap to get wrong."""
-    from steer.jobs.device import usable_device
-    from steer.jobs.pipelines import dtype_of, load_pipeline
-    from steer.rewards import reward
-
-    device = usable_device(config.device)
-    if rewards is None:
-        rewards = [reward(name, device=device) for name in config.rewards]
-    if pipe is None:
-        dtype = dtype_of(config.dtype, device, config.pipeline)
-        pipe = load_pipeline(config.pipeline, device, dtype)
-    return pipe, list(rewards)
-
-
-@contextmanager
-def _compilation(denoiser: torch.nn.Module) -> Iterator[None]:
-    """The denoiser's forward compiled; on a CPU with its weights packed in advance."""
-    own = denoiser.forward
-    cpu = next(denoiser.parameters()).device.type == "cpu"
-    options: dict[str, Any] = {"freezing": True} if cpu else {}
-    denoiser.forward = torch.compile(own, options=options)
+def _joined(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Text features of all batches of a file."""
     try:
-        yield
-    finally:
-        denoiser.forward = own
+        return {key: torch.cat([part[key] for part in found]) for key in found[0]}
+    except RuntimeError as error:
+        raise TuneError(
+            f"text features of another shape in another batch ({error}): where the pipeline pads "
+            "prompts to a length, set it, as in call: {max_sequence_length: 256}; or set batch: 1"
+        ) from error
 
 
-def _two_texts(texts: Sequence[str]) -> tuple[str, str]:
-    return texts[0], texts[-1] if len(texts) > 1 else f"not {texts[0]}"
-
-
-def _batches(items: Any, size: int) -> Iterable[Sequence[Any]]:
+def _batches(items: Any, size: int) -> list[Any]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 

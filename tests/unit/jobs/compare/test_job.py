@@ -1,10 +1,11 @@
-"""Whole comparisons on a tiny pipeline: resumed, killed, shared among processes, refused."""
+"""Whole comparisons on a tiny pipeline: resumed, killed, refused."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from steer.rewards import Scale, Scales
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare") / "one"
-    assert forked(1, lambda: compare(folder)) == [0]
+    assert forked(lambda: compare(folder)) == 0
     return folder
 
 
@@ -79,27 +80,17 @@ def test_images_say_where_they_come_from(finished: Path) -> None:
     assert data["arm"]["name"] == "best" and data["comparison"]["steps"] == 3
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_results_do_not_depend_on_processes(finished: Path, tmp_path: Path, count: int) -> None:
-    folder = tmp_path / "many"
-    assert forked(count, lambda: compare(folder)) == [0] * count
-    assert contents(folder, "images") == contents(finished, "images")
-    assert contents(folder, "scores") == contents(finished, "scores")
-    assert scores(folder) == scores(finished) and findings(folder) == findings(finished)
-
-
 def test_batches_are_fixed_runs(finished: Path, tmp_path: Path) -> None:
-    """Four images a call: shared among processes and made again whole, with the calls' costs."""
+    """Four images a call: made again whole where one is missing, with the calls' costs."""
     one, two = tmp_path / "one", tmp_path / "two"
-    assert forked(1, lambda: compare(one, images_per_call=4)) == [0]
-    assert forked(2, lambda: compare(two, images_per_call=4)) == [0, 0]
-    assert contents(one, "images") == contents(two, "images")
+    assert forked(lambda: compare(one, images_per_call=4)) == 0
+    shutil.copytree(one, two)
     for cell, alone in zip(scores(one), scores(finished), strict=True):
         assert float(cell["test-redder"]) == pytest.approx(float(alone["test-redder"]), abs=0.02)
         assert float(cell["equivalent_rows"]) == float(alone["equivalent_rows"])
     (two / "images" / "best" / "00001-s0.png").unlink()
     assert units(CompareJob(comparison(images_per_call=4), two)) == [Unit("best", 1, 0)]
-    assert forked(1, lambda: compare(two, images_per_call=4)) == [0]
+    assert forked(lambda: compare(two, images_per_call=4)) == 0
     assert contents(one, "images") == contents(two, "images")
     costs = [arm["cost"] for arm in findings(one)["arms"]]
     alone_costs = [arm["cost"] for arm in findings(finished)["arms"]]
@@ -124,10 +115,10 @@ def test_killed_and_continued(finished: Path, tmp_path: Path, when: int) -> None
         os.replace = replace  # type: ignore[assignment]
         compare(folder)
 
-    assert forked(1, killed) == [-signal.SIGKILL]
+    assert forked(killed) == -signal.SIGKILL
     for path in folder.rglob("[!.]*.json"):
         assert stores.unseal(path) is not None
-    assert forked(1, lambda: compare(folder)) == [0]
+    assert forked(lambda: compare(folder)) == 0
     assert contents(folder, "images") == contents(finished, "images")
     assert scores(folder) == scores(finished)
     assert not list(folder.rglob("*.tmp"))
@@ -139,8 +130,6 @@ def units(run: CompareJob) -> list[Unit]:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Iterator[Path]:
-    import shutil
-
     yield Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
@@ -337,7 +326,7 @@ def test_images_of_nan_are_told_with_their_arm(tmp_path: Path) -> None:
 def test_scores_are_the_same_bytes_after_a_kill_between_drawing_and_scoring(tmp_path: Path) -> None:
     more = {"reward": "shapes", "judges": ["shapes-clip"], "prompts": ["a red circle", "two rings"]}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert forked(1, lambda: compare(whole, **more)) == [0]
+    assert forked(lambda: compare(whole, **more)) == 0
 
     def die(self: CompareJob) -> Iterator[int]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -347,8 +336,8 @@ def test_scores_are_the_same_bytes_after_a_kill_between_drawing_and_scoring(tmp_
         CompareJob.score = die
         compare(cut, **more)
 
-    assert forked(1, killed) == [-signal.SIGKILL]
-    assert forked(1, lambda: compare(cut, **more)) == [0]
+    assert forked(killed) == -signal.SIGKILL
+    assert forked(lambda: compare(cut, **more)) == 0
     assert contents(cut, "scores") == contents(whole, "scores")
     assert contents(cut, "images") == contents(whole, "images")
 

@@ -19,6 +19,7 @@ import steer
 from steer.core.errors import RewardError, TuneError
 from steer.tune.data import make as making
 from steer.tune.data.config import DataConfig, PairConfig, SearchConfig
+from steer.tune.data.features import denoiser_of
 from steer.tune.data.folder import Folder
 from steer.tune.data.make import make
 from steer.tune.dataset import Dataset
@@ -112,7 +113,7 @@ def test_cached_text_features_give_the_pipelines_own_predictions(
     if family == "wan":
         pytest.importorskip("ftfy")
     data = Dataset.load(made(config, pipe))
-    name, module = making.denoiser_of(pipe)
+    name, module = denoiser_of(pipe)
     assert data.manifest["pipeline"]["denoiser"] == name
     seen: list[tuple[dict[str, Any], Tensor]] = []
 
@@ -173,7 +174,7 @@ def test_a_finished_set_is_left_alone(
     whole: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-    monkeypatch.setattr(making, "_load", None)  # nothing is loaded either
+    monkeypatch.setattr(making, "SetWorker", None)  # nothing is loaded either
     made(configured(whole), pipe)
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
