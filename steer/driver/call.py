@@ -51,6 +51,10 @@ class Call:
 
     def __init__(self, pipe: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         check_pipeline(pipe)
+        if hasattr(type(pipe), "update_components"):  # modular
+            from steer.driver.modular import adapted
+
+            pipe, kwargs = adapted(pipe, kwargs)
         signature = inspect.signature(pipe.__call__)
         self.pipe = pipe
         self._bound = signature.bind(*args, **kwargs)
@@ -112,6 +116,11 @@ class Call:
         if self._count is not None:
             given[self._count] = 1
         return self.pipe(*bound.args, **bound.kwargs)
+
+    def returned(self, output: Any) -> Any:
+        """The output as the call asked for it: modular pipelines have `output="images"`."""
+        asked = getattr(output, "asked", None)
+        return output if asked is None else asked(self.values.get("output"))
 
     def _copied(self) -> inspect.BoundArguments:
         """The arguments, with lists and dicts of their own: some pipelines write into them.
@@ -282,6 +291,15 @@ def check_scheduler(pipe: Any) -> None:
         f"{type(pipe).__name__}: has no scheduler with step and set_timesteps, so its loop cannot "
         f"be driven; {AGAIN}"
     )
+
+
+def check_loop(pipe: Any) -> None:
+    """Raise UnsupportedPipelineError where it is seen before the call that no search can sit in."""
+    why = getattr(pipe, "undriven", None)
+    if why is not None:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__}: its loop cannot be driven ({why}); {AGAIN}"
+        )
 
 
 def check_callbacks(call: Call) -> None:

@@ -54,6 +54,7 @@ class Source:
         self._bound: inspect.BoundArguments | None = None
         self._plain: Any = None
         self._noises: dict[int, Tensor] = {}
+        self.redraw = getattr(pipe, "redraw", None)
         self._refills = "strength" in inspect.signature(type(pipe).__call__).parameters
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -145,6 +146,8 @@ class Source:
         if self._bound is not None:
             drawn = self._draw(particle)
             return self._fitting(drawn[0] if isinstance(drawn, tuple) else drawn)
+        if self.redraw is not None:
+            return self._fitting(self.redraw(self._generators(particle)))
         if self._refills:
             raise UnsupportedPipelineError(
                 f"{self.pipe_name} starts from an image and has no prepare_latents(batch_size, "

@@ -18,7 +18,7 @@ from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import Decoded
 from steer.driver.decoding.previews import PreviewDecoder
-from steer.driver.facts import uses_guidance
+from steer.driver.facts import guidance_rows
 from steer.driver.jumps import jump_of
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
@@ -161,8 +161,7 @@ class Run:
         self.source.check_lane(opening.latents)
         self.steps = steps = len(opening.schedule)
         self.source.lane, self.source.scheduler = opening.latents, opening.scheduler
-        if uses_guidance(self.pipe):
-            self.ledger.cfg_rows = 2
+        self.ledger.cfg_rows = max(self.ledger.cfg_rows, guidance_rows(self.pipe))
         ctx = self.context = self._context(opening)
         self._read_meter(ctx, opening)
         if self.planned is not None:
