@@ -16,8 +16,8 @@ from torch import Tensor
 
 from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.warn import warn
-from steer.driver.call_checks import check_values
-from steer.driver.facts import execution_device
+from steer.driver.call_checks import check_pipeline, check_values
+from steer.driver.facts import execution_device, is_modular
 from steer.driver.noise import can_widen
 from steer.driver.solver_state import Generators
 
@@ -51,8 +51,8 @@ class Call:
 
     def __init__(self, pipe: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         check_pipeline(pipe)
-        if hasattr(type(pipe), "update_components"):  # modular
-            from steer.driver.modular import adapted
+        if is_modular(pipe):
+            from steer.driver.modular.adapted import adapted
 
             pipe, kwargs = adapted(pipe, kwargs)
         signature = inspect.signature(pipe.__call__)
@@ -118,9 +118,8 @@ class Call:
         return self.pipe(*bound.args, **bound.kwargs)
 
     def returned(self, output: Any) -> Any:
-        """The output as the call asked for it: modular pipelines have `output="images"`."""
-        asked = getattr(output, "asked", None)
-        return output if asked is None else asked(self.values.get("output"))
+        """The output as the call asked for it: modular pipelines take `output="images"`."""
+        return output.asked(self.values["output"]) if is_modular(self.pipe) else output
 
     def _copied(self) -> inspect.BoundArguments:
         """The arguments, with lists and dicts of their own: some pipelines write into them.
@@ -270,36 +269,6 @@ class Call:
     def can_widen(self) -> bool:
         """Whether the pipeline's batch may be made wider than the call's own."""
         return can_widen(self.pipe) and not self._own_inputs
-
-
-def check_pipeline(pipe: Any) -> None:
-    """Raise UnsupportedPipelineError unless `pipe` is callable."""
-    if callable(pipe):
-        return
-    raise UnsupportedPipelineError(
-        f"pipe={type(pipe).__name__}: is not callable; pass a diffusers pipeline such as "
-        "StableDiffusionPipeline.from_pretrained(...)"
-    )
-
-
-def check_scheduler(pipe: Any) -> None:
-    """Raise UnsupportedPipelineError unless the pipeline has a scheduler that can be stepped."""
-    scheduler = getattr(pipe, "scheduler", None)
-    if all(hasattr(scheduler, name) for name in ("step", "set_timesteps")):
-        return
-    raise UnsupportedPipelineError(
-        f"{type(pipe).__name__}: has no scheduler with step and set_timesteps, so its loop cannot "
-        f"be driven; {AGAIN}"
-    )
-
-
-def check_loop(pipe: Any) -> None:
-    """Raise UnsupportedPipelineError where it is seen before the call that no search can sit in."""
-    why = getattr(pipe, "undriven", None)
-    if why is not None:
-        raise UnsupportedPipelineError(
-            f"{type(pipe).__name__}: its loop cannot be driven ({why}); {AGAIN}"
-        )
 
 
 def check_callbacks(call: Call) -> None:

@@ -29,6 +29,11 @@ def named_device(pipe: Any) -> torch.device | None:
     return None if found is None else torch.device(found)
 
 
+def is_modular(pipe: Any) -> bool:
+    """Whether this is a `ModularPipeline`; other pipelines have no components to update."""
+    return hasattr(type(pipe), "update_components")
+
+
 def makes_videos(pipe: Any) -> bool:
     """Whether the pipeline's outputs are videos."""
     return getattr(pipe, "video_processor", None) is not None

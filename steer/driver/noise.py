@@ -154,8 +154,7 @@ class Source:
                 "generator) to draw further starts with; use a method of one particle."
             )
         shape = (self.prompts, *self.lane.shape[1:])
-        generators = self._generators(particle)
-        noise = randn_tensor(shape, generators, self.lane.device, self.lane.dtype)
+        noise = randn_tensor(shape, self._generators(particle), self.lane.device, self.lane.dtype)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def _draw(self, particle: int) -> Any:
@@ -231,8 +230,6 @@ class Source:
         """Where `prepare_latents` returns this noise, if it does."""
         parts = self._plain if isinstance(self._plain, tuple) else ()
         for place, part in enumerate(parts):
-            if part is noise:
-                return place
             if isinstance(part, Tensor) and part.shape == noise.shape and torch.equal(part, noise):
                 return place
         return None

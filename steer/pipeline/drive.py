@@ -8,7 +8,8 @@ from typing import Any
 
 from steer.core.errors import AGAIN, LaneWidthError, SteerError, UnsupportedPipelineError
 from steer.core.shortage import is_shortage
-from steer.driver.call import Call, check_callbacks, check_loop, check_scheduler
+from steer.driver.call import Call, check_callbacks
+from steer.driver.call_checks import check_loop, check_scheduler
 from steer.driver.counting import counting
 from steer.driver.decoding.nan import decoding_of
 from steer.driver.facts import edits_latents, is_interrupted, keeps_image
@@ -93,7 +94,9 @@ def _narrowed(run: Run, loop: Loop) -> AbstractContextManager[None]:
 
     assert run.checked is not None
     lane = run.rows * run.lane_width
-    return Narrow(run.pipe, lane, loop.wanted, run.uneven, run.checked, count).installed()
+    narrow = Narrow(run.pipe, lane, loop.wanted, run.uneven, run.checked, count)
+    run.groups = lambda: narrow.groups
+    return narrow.installed()
 
 
 def _is_ours(error: Exception) -> bool:

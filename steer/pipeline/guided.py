@@ -235,7 +235,6 @@ class Guided:
 
 
 def _kind(call: Call) -> tuple[type, type]:
-    """What decides whether a search can sit in a loop."""
     return type(call.pipe), type(getattr(call.pipe, "scheduler", None))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
-from families import arguments, build
+from families import arguments, build, seeded
 from families.models import vae
 from families.schedules import SCHEDULERS
 from families.text import EMBED, word_tokenizer
@@ -140,7 +140,7 @@ def calls(family: str, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if family == "qwen":
         texts = given["prompt"]
         given["negative_prompt"] = "blue" if isinstance(texts, str) else ["blue"] * len(texts)
-    classic, modular = dict(given), dict(given)
+    classic, modular = dict(given), {**given, "generator": seeded(0), **more}
     if family != "flux":
         scale = SCALE - 1 if family == "z-image" else SCALE  # added to the prompt's own answer
         classic[GUIDANCE.get(family, "guidance_scale")] = scale
