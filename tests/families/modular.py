@@ -30,7 +30,7 @@ GUIDANCE = {"qwen": "true_cfg_scale"}
 SCALE = 3.0
 
 
-def _language_model() -> Qwen3Model:
+def _language_model() -> Any:
     return Qwen3Model(
         Qwen3Config(
             vocab_size=16,
@@ -42,6 +42,10 @@ def _language_model() -> Qwen3Model:
             head_dim=4,
         )
     )
+
+
+def _tokenizer() -> Any:
+    return word_tokenizer()
 
 
 def _qwen() -> Any:
@@ -69,7 +73,7 @@ def _qwen() -> Any:
         vae=autoencoder,
         transformer=transformer,
         text_encoder=_language_model(),
-        tokenizer=word_tokenizer(),
+        tokenizer=_tokenizer(),
     )
 
 
@@ -89,7 +93,7 @@ def _z_image() -> Any:
         for name, weight in transformer.named_parameters():
             if "pad_token" in name:
                 weight.normal_()  # they are made empty
-    tokenizer = word_tokenizer()
+    tokenizer = _tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}"
     return diffusers.ZImagePipeline(
         scheduler=SCHEDULERS["flow"](),

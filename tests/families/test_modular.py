@@ -213,3 +213,14 @@ def test_guidance_that_is_off_costs_nothing() -> None:
     with counting(pipe) as seen:
         out = guided(pipe, redness, method=BestOfN(2))(**calls("sdxl")[1])
     assert out.report.ledger.cfg_rows == 1 and seen.rows == out.report.ledger.denoiser_rows
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_rows_asked_twice_do_not_make_a_row_cheaper(which: int) -> None:
+    """Guidance in two calls: the check of narrower batches asks one of them twice."""
+    pipe, given = pair("wan")[which], calls("wan")[which]
+    whole = guided(pipe, redness, method=BestOfN(3), lane_width=3)(**given).report.ledger
+    given = calls("wan")[which]
+    pruned = guided(pipe, redness, method=PRUNE)(**given).report.ledger
+    assert whole.checked_rows == 0 < pruned.checked_rows
+    assert pruned.plain_flops == pytest.approx(whole.plain_flops, rel=1e-6)

@@ -119,7 +119,8 @@ def search_verdict(pipe: Any, family: str, bare: tuple[Tensor, Any]) -> str:
         assert re.search(r"cache.*call pipe\.\w+\.disable_cache\(\) first", str(error))
         return "refused"
     scored = redness(images.float(), []).tolist()
-    assert report.rewards == pytest.approx(scored, abs=1e-5)
+    rounding = 1e-5 if images.dtype == torch.float32 else 5e-3  # decoded in another batch
+    assert report.rewards == pytest.approx(scored, abs=rounding)
     if torch.equal(images, bare[0]):
         return "same"
     near = torch.allclose(images, bare[0], atol=1e-3) and report.chosen == bare[1].chosen

@@ -67,7 +67,7 @@ class Adapted:
 
     def progress_bar(self, **options: Any) -> Any:
         """The loop's own bar."""
-        loop = self._workflow.loop
+        loop: Any = self._workflow.loop
         return type(loop).progress_bar(loop, **options)
 
     def redraw(self, generators: Sequence[torch.Generator]) -> Tensor:

@@ -89,12 +89,13 @@ class Workflow:
         """What the loop would begin with for other generators, one row per prompt."""
         assert self._entered is not None
         state = _copied(self._entered)
-        images = (state.get(self.count) if self.count else None) or 1
+        images: Any = (state.get(self.count) if self.count else None) or 1
         state.values["generator"] = [g for g in generators for _ in range(images)]
         state.values["latents"] = None
         for block in self.chain:
             _call(block, pipe, state)
-        return state.values["latents"][::images]
+        latents: Any = state.get("latents")
+        return latents[::images]
 
     @contextmanager
     def searched(self, source: Callable[..., Tensor] | None, bar: Any) -> Iterator[None]:
