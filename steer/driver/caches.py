@@ -1,4 +1,4 @@
-"""Feature caches on a denoiser, which reuse activations of the call before."""
+"""Feature caches on a denoiser, which reuse activations of the call before; and guiders that do."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _PACKAGES = ("DeepCache", "cache_dit", "para_attn")
 def check_caches(pipe: Any, in_order: bool, who: str) -> None:
     """Refuse a search for which a cache would reuse activations of other latents.
 
+    A guider's momentum is such a cache too.
+
     A cache assumes that every denoiser call is the next step of the same rows. That is true for one
     lane that runs once from the first step to the last, as in a plain call. It is false with
     several lanes, lookahead, short runs, steps back, rows that change places, or other weights.
@@ -29,6 +31,13 @@ def check_caches(pipe: Any, in_order: bool, who: str) -> None:
     Raises:
         UnsupportedPipelineError: A part has a cache that does not fit.
     """
+    momentum = getattr(getattr(pipe, "guider", None), "momentum_buffer", None)
+    if momentum is not None and not in_order:
+        raise UnsupportedPipelineError(
+            f"pipe.guider is a {type(pipe.guider).__name__} with momentum, which takes every "
+            f"answer for the next step of the same rows; {who} asks in another order: make the "
+            "guider without momentum"
+        )
     for name, part in parts(pipe).items():
         package = _package(part)
         if package == "DeepCache":

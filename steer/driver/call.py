@@ -16,8 +16,8 @@ from torch import Tensor
 
 from steer.core.errors import AGAIN, UnsupportedPipelineError
 from steer.core.warn import warn
-from steer.driver.call_checks import check_values
-from steer.driver.facts import execution_device
+from steer.driver.call_checks import check_pipeline, check_values
+from steer.driver.facts import execution_device, is_modular
 from steer.driver.noise import can_widen
 from steer.driver.solver_state import Generators
 
@@ -51,6 +51,10 @@ class Call:
 
     def __init__(self, pipe: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         check_pipeline(pipe)
+        if is_modular(pipe):
+            from steer.driver.modular.adapted import adapted
+
+            pipe, kwargs = adapted(pipe, kwargs)
         signature = inspect.signature(pipe.__call__)
         self.pipe = pipe
         self._bound = signature.bind(*args, **kwargs)
@@ -112,6 +116,10 @@ class Call:
         if self._count is not None:
             given[self._count] = 1
         return self.pipe(*bound.args, **bound.kwargs)
+
+    def returned(self, output: Any) -> Any:
+        """The output as the call asked for it: modular pipelines take `output="images"`."""
+        return output.asked(self.values["output"]) if is_modular(self.pipe) else output
 
     def _copied(self) -> inspect.BoundArguments:
         """The arguments, with lists and dicts of their own: some pipelines write into them.
@@ -261,27 +269,6 @@ class Call:
     def can_widen(self) -> bool:
         """Whether the pipeline's batch may be made wider than the call's own."""
         return can_widen(self.pipe) and not self._own_inputs
-
-
-def check_pipeline(pipe: Any) -> None:
-    """Raise UnsupportedPipelineError unless `pipe` is callable."""
-    if callable(pipe):
-        return
-    raise UnsupportedPipelineError(
-        f"pipe={type(pipe).__name__}: is not callable; pass a diffusers pipeline such as "
-        "StableDiffusionPipeline.from_pretrained(...)"
-    )
-
-
-def check_scheduler(pipe: Any) -> None:
-    """Raise UnsupportedPipelineError unless the pipeline has a scheduler that can be stepped."""
-    scheduler = getattr(pipe, "scheduler", None)
-    if all(hasattr(scheduler, name) for name in ("step", "set_timesteps")):
-        return
-    raise UnsupportedPipelineError(
-        f"{type(pipe).__name__}: has no scheduler with step and set_timesteps, so its loop cannot "
-        f"be driven; {AGAIN}"
-    )
 
 
 def check_callbacks(call: Call) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from steer.core.errors import AGAIN, UnsupportedPipelineError
+
 
 _COUNTED = ("num_inference_steps", "prior_num_inference_steps", "height", "width", "num_frames")
 
@@ -51,4 +53,34 @@ def _check_generator(generator: Any) -> None:
         raise ValueError(
             f"generator={generator!r}: must be a torch.Generator, such as "
             "torch.Generator().manual_seed(0), or a list of them, one per prompt"
+        )
+
+
+def check_pipeline(pipe: Any) -> None:
+    """Raise UnsupportedPipelineError unless `pipe` is callable."""
+    if callable(pipe):
+        return
+    raise UnsupportedPipelineError(
+        f"pipe={type(pipe).__name__}: is not callable; pass a diffusers pipeline such as "
+        "StableDiffusionPipeline.from_pretrained(...)"
+    )
+
+
+def check_scheduler(pipe: Any) -> None:
+    """Raise UnsupportedPipelineError unless the pipeline has a scheduler that can be stepped."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if all(hasattr(scheduler, name) for name in ("step", "set_timesteps")):
+        return
+    raise UnsupportedPipelineError(
+        f"{type(pipe).__name__}: has no scheduler with step and set_timesteps, so its loop cannot "
+        f"be driven; {AGAIN}"
+    )
+
+
+def check_loop(pipe: Any) -> None:
+    """Raise UnsupportedPipelineError where it is seen before the call that no search can sit in."""
+    why = getattr(pipe, "undriven", None)
+    if why is not None:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__}: its loop cannot be driven ({why}); {AGAIN}"
         )

@@ -18,6 +18,8 @@ from threading import Lock
 from types import ModuleType
 from typing import Any, Protocol
 
+from steer.driver.facts import loop_classes
+
 
 class Counts(Protocol):
     """A running loop that knows the number of the iteration that an item belongs to."""
@@ -71,8 +73,9 @@ def _leave(module: ModuleType) -> None:
 
 
 def _modules(pipe: Any) -> list[ModuleType]:
-    """The modules of the pipeline's class and its bases, without Python's own."""
-    names = dict.fromkeys(base.__module__ for base in type(pipe).__mro__)
+    """The modules of the loop's classes and their bases, without Python's own."""
+    bases = (base for kind in loop_classes(pipe) for base in kind.__mro__)
+    names = dict.fromkeys(base.__module__ for base in bases)
     found = [sys.modules.get(name) for name in names if name not in ("builtins", "abc", "typing")]
     return [module for module in found if module is not None]
 

@@ -29,6 +29,11 @@ def named_device(pipe: Any) -> torch.device | None:
     return None if found is None else torch.device(found)
 
 
+def is_modular(pipe: Any) -> bool:
+    """Whether this is a `ModularPipeline`; other pipelines have no components to update."""
+    return hasattr(type(pipe), "update_components")
+
+
 def makes_videos(pipe: Any) -> bool:
     """Whether the pipeline's outputs are videos."""
     return getattr(pipe, "video_processor", None) is not None
@@ -37,6 +42,12 @@ def makes_videos(pipe: Any) -> bool:
 def uses_guidance(pipe: Any) -> bool:
     """Whether the running call batches the null prompt with the prompt (CFG)."""
     return bool(getattr(pipe, "do_classifier_free_guidance", False))
+
+
+def guidance_rows(pipe: Any) -> int:
+    """Denoiser rows per latent in the running call."""
+    known = getattr(pipe, "guidance_rows", None)  # a modular pipeline's guider may have several
+    return known or (2 if uses_guidance(pipe) else 1)
 
 
 def is_interrupted(pipe: Any) -> bool:
@@ -51,9 +62,18 @@ def edits_latents(pipe: Any) -> bool:
     """
     if keeps_image(pipe):
         return True
-    call = inspect.unwrap(type(pipe).__call__)
-    names = getattr(getattr(call, "__code__", None), "co_names", ())
-    return bool({"add_noise", "scale_noise"} & set(names))
+    return any({"add_noise", "scale_noise"} & names_in(kind) for kind in loop_classes(pipe))
+
+
+def loop_classes(pipe: Any) -> tuple[type, ...]:
+    """Classes whose `__call__` is the pipeline's loop: its own, or those of modular blocks."""
+    return getattr(pipe, "loop_classes", (type(pipe),))
+
+
+def names_in(kind: type) -> set[str]:
+    """The names that the `__call__` of a class uses."""
+    code = getattr(inspect.unwrap(kind.__call__), "__code__", None)
+    return set(getattr(code, "co_names", ()))
 
 
 def keeps_image(pipe: Any) -> bool:

@@ -66,6 +66,10 @@ class Narrow:
         eager: See at the first call whether it can be done; else before it is first needed.
         checked: What was seen before.
         count: Told how many rows were asked twice.
+
+    Attributes:
+        groups: How many rows of the denoiser's batch each of those was: 2 where guidance doubles
+            the batch, 1 where it makes a call of its own. 0 before a check.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Narrow:
     ) -> None:
         self.pipe, self.lane, self.wanted, self.eager = pipe, lane, wanted, eager
         self.checked, self.count = checked, count
+        self.groups = 0
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -123,6 +128,7 @@ class Narrow:
             raise self._refusal("rows by themselves are not answered as in their batch")
         seen.add((self.lane, rows))
         if counts:
+            self.groups = rows // self.lane
             self.count(1 if whole else self.lane)
         return every if whole else some
 

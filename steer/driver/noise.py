@@ -54,6 +54,7 @@ class Source:
         self._bound: inspect.BoundArguments | None = None
         self._plain: Any = None
         self._noises: dict[int, Tensor] = {}
+        self.redraw = getattr(pipe, "redraw", None)
         self._refills = "strength" in inspect.signature(type(pipe).__call__).parameters
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -145,14 +146,15 @@ class Source:
         if self._bound is not None:
             drawn = self._draw(particle)
             return self._fitting(drawn[0] if isinstance(drawn, tuple) else drawn)
+        if self.redraw is not None:
+            return self._fitting(self.redraw(self._generators(particle)))
         if self._refills:
             raise UnsupportedPipelineError(
                 f"{self.pipe_name} starts from an image and has no prepare_latents(batch_size, "
                 "generator) to draw further starts with; use a method of one particle."
             )
         shape = (self.prompts, *self.lane.shape[1:])
-        generators = self._generators(particle)
-        noise = randn_tensor(shape, generators, self.lane.device, self.lane.dtype)
+        noise = randn_tensor(shape, self._generators(particle), self.lane.device, self.lane.dtype)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def _draw(self, particle: int) -> Any:
@@ -228,8 +230,6 @@ class Source:
         """Where `prepare_latents` returns this noise, if it does."""
         parts = self._plain if isinstance(self._plain, tuple) else ()
         for place, part in enumerate(parts):
-            if part is noise:
-                return place
             if isinstance(part, Tensor) and part.shape == noise.shape and torch.equal(part, noise):
                 return place
         return None

@@ -11,7 +11,8 @@ from steer.core.checks import one_of
 from steer.core.costs import Unit
 from steer.core.errors import SteerError
 from steer.core.types import Reward
-from steer.driver.call import Call, check_pipeline
+from steer.driver.call import Call
+from steer.driver.call_checks import check_pipeline
 from steer.driver.decoding.previews import preview_decoder
 from steer.driver.facts import makes_videos, named_device
 from steer.methods.default import for_compute

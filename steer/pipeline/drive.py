@@ -8,7 +8,8 @@ from typing import Any
 
 from steer.core.errors import AGAIN, LaneWidthError, SteerError, UnsupportedPipelineError
 from steer.core.shortage import is_shortage
-from steer.driver.call import Call, check_callbacks, check_scheduler
+from steer.driver.call import Call, check_callbacks
+from steer.driver.call_checks import check_loop, check_scheduler
 from steer.driver.counting import counting
 from steer.driver.decoding.nan import decoding_of
 from steer.driver.facts import edits_latents, is_interrupted, keeps_image
@@ -30,6 +31,7 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     pipe = call.pipe
     check_scheduler(pipe)
     check_callbacks(call)
+    check_loop(pipe)
     scheduler = SteeredScheduler(pipe.scheduler, run.search, run.ledger)
     loop = scheduler.loop
     loop.owner = type(pipe).__name__
@@ -92,7 +94,9 @@ def _narrowed(run: Run, loop: Loop) -> AbstractContextManager[None]:
 
     assert run.checked is not None
     lane = run.rows * run.lane_width
-    return Narrow(run.pipe, lane, loop.wanted, run.uneven, run.checked, count).installed()
+    narrow = Narrow(run.pipe, lane, loop.wanted, run.uneven, run.checked, count)
+    run.groups = lambda: narrow.groups
+    return narrow.installed()
 
 
 def _is_ours(error: Exception) -> bool:

@@ -188,13 +188,13 @@ class Guided:
             run = self._recalled(call, first, reward_prompt, error)
             output, self.report = finish(run, recall(call, run), call.latent_output, start)
             run.ledger.add(first.ledger)
-        return output
+        return call.returned(output)
 
     def _search(
         self, call: Call, run: Run, again: Callable[[Run, int | None], Run], start: float
     ) -> tuple[Run, Any, Report]:
         """A search in the loop; begins again where memory is short, or the batch is not borne."""
-        known = self._refused.get(self._kind)
+        known = self._refused.get(_kind(call))
         if known is not None and not run.method.needs_loop:
             raise UnsupportedPipelineError(known)
         attempt = partial(drive, call)
@@ -225,17 +225,17 @@ class Guided:
             method = BestOfN(max(1, math.floor(first.planned)))
         if method.needs_loop or self.models is not None:
             raise error
-        if self._kind not in self._refused:
+        if _kind(call) not in self._refused:
             warn(f"every particle is a call of the pipeline, since no search fits: {error}", 4)
         if first.ledger.denoiser_calls > 1:  # it took some calls to see: do not try again
-            self._refused[self._kind] = str(error)
+            self._refused[_kind(call)] = str(error)
         run = prepare(self, call, method, None, reward_prompt, 1)
         run.progress.on_step = first.progress.on_step
         return run
 
-    @property
-    def _kind(self) -> tuple[type, type]:
-        return type(self.pipe), type(getattr(self.pipe, "scheduler", None))
+
+def _kind(call: Call) -> tuple[type, type]:
+    return type(call.pipe), type(getattr(call.pipe, "scheduler", None))
 
 
 def guided(

@@ -25,7 +25,7 @@ from steer.driver.call import Call
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import decoding_of
 from steer.driver.decoding.previews import PreviewDecoder
-from steer.driver.facts import uses_guidance
+from steer.driver.facts import guidance_rows
 from steer.driver.grid import Schedule
 from steer.driver.model import Model
 from steer.driver.safety import flags_of
@@ -141,8 +141,7 @@ class Calls:
         ledger = self.run.ledger
         ledger.denoiser_calls += self.call.steps
         ledger.denoiser_rows += self.call.steps * len(names)
-        if uses_guidance(self.run.pipe):
-            ledger.cfg_rows = 2
+        ledger.cfg_rows = max(ledger.cfg_rows, guidance_rows(self.run.pipe))
         made = self._read(output, len(names))
         assert self.run.context is not None
         self.run.context.judging.flag(names, flags_of(output, len(names)))

@@ -19,7 +19,7 @@ from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import Decoded
 from steer.driver.decoding.previews import PreviewDecoder
-from steer.driver.facts import uses_guidance
+from steer.driver.facts import guidance_rows
 from steer.driver.jumps import jump_of
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
@@ -67,6 +67,7 @@ class Run:
         plans: What `planned` stands for, where that was calibrated.
         weights: What calls of the guided pipeline have taught about costs.
         counted: FLOPs of the denoiser so far, where they are counted.
+        groups: Rows of the denoiser's batch in each row that was asked twice; 0 where none was.
         seed: Of what lies beyond the plain call.
         chosen: The winners' names, once there are any.
         winners: The winners, with the latents of the pipeline's loop.
@@ -98,6 +99,7 @@ class Run:
     plans: Plans | None = None
     weights: Weights = field(default_factory=Weights)
     counted: Callable[[], float] = lambda: 0.0
+    groups: Callable[[], int] = lambda: 0
     ledger: Ledger = field(default_factory=Ledger)
     trace: Trace = field(default_factory=Trace)
     context: Context | None = None
@@ -163,8 +165,7 @@ class Run:
         self.source.check_lane(opening.latents)
         self.steps = steps = len(opening.schedule)
         self.source.lane, self.source.scheduler = opening.latents, opening.scheduler
-        if uses_guidance(self.pipe):
-            self.ledger.cfg_rows = 2
+        self.ledger.cfg_rows = max(self.ledger.cfg_rows, guidance_rows(self.pipe))
         ctx = self.context = self._context(opening)
         self._read_meter(ctx, opening)
         if self.planned is not None:
@@ -186,7 +187,8 @@ class Run:
         """What the pipeline's first denoiser call cost, and what is known of the rest."""
         self.weights.meter(ctx.meter, self.pipe, self.reward, opening.latents, self.previewer)
         if flops := self.counted():
-            rows = self.ledger.denoiser_rows + self.ledger.checked_rows
+            share = (self.groups() or self.ledger.cfg_rows) / self.ledger.cfg_rows
+            rows = self.ledger.denoiser_rows + self.ledger.checked_rows * share
             ctx.meter.known["row"] = flops / rows
 
     def _plan(self, ctx: Context, compute: float, opening: Opening) -> None:

@@ -27,7 +27,9 @@ def counting(pipe: Any) -> Iterator[SimpleNamespace]:
 
     @functools.wraps(forward)  # inside of what steer puts around it
     def counted(*args: Any, **kwargs: Any) -> Any:
-        x: Any = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        x: Any = (
+            args[0] if args else kwargs.get("hidden_states", kwargs.get("sample", kwargs.get("x")))
+        )
         seen.rows, seen.calls = seen.rows + len(x), seen.calls + 1
         return forward(*args, **kwargs)
 

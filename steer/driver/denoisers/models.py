@@ -16,6 +16,7 @@ from steer.driver.denoisers.checkpoints.lora import Lora
 from steer.driver.denoisers.checkpoints.peft_layers import plain_state, tuner_layers
 from steer.driver.denoisers.outputs import RLG
 from steer.driver.denoisers.parse import parse_blend
+from steer.driver.facts import is_modular
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ def models_for(pipe: Any, tuned: Any, blend: Any) -> Models | None:
         )
     if blend is None and tuned is None:
         return None
+    if is_modular(pipe):
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__}: tuned= and blend= need a classic pipeline; put a tuned "
+            "denoiser in by pipe.update_components(...)"
+        )
     if blend is not None and tuned is None and blend.needs_tuned:
         raise ValueError(
             f"blend={blend!r} without tuned: it needs a tuned model beside the base; give "

@@ -1,0 +1,1 @@
+"""Modular pipelines of diffusers, called and searched as the classic ones are."""
