@@ -164,6 +164,7 @@ def _run(studio: Studio, ask: Ask, watch: _Watch) -> RunFolder:
     run = RunFolder.create(folder, job.to_dict(), kind="sample", command=_command(job))
     run.data["configuration"] = sampler.configuration()
     entry = sampler.draw(0, folder, watch)
+    assert sampler.guided.report is not None
     ledger = sampler.guided.report.ledger
     entry["ledger"] |= {"flops": ledger.flops, "plain_flops": ledger.plain_flops}
     run.data["configuration"]["method"] = entry["method"]
