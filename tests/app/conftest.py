@@ -43,7 +43,7 @@ def serving(folder: Path) -> Iterator[Server]:
         while not server.started:
             time.sleep(0.05)
         yield Server(f"http://127.0.0.1:{listening.getsockname()[1]}", folder)
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         thread.join(10)
 
 

@@ -167,6 +167,7 @@ def _run(studio: Studio, ask: Ask, watch: _Watch) -> RunFolder:
     drawn = sampler.work(Prompt(0, job.prompts[0]), watch)
     drawn.save(folder)
     entry = drawn.entry
+    assert sampler.guided.report is not None
     ledger = sampler.guided.report.ledger
     entry["ledger"] |= {"flops": ledger.flops, "plain_flops": ledger.plain_flops}
     run.data["configuration"]["method"] = entry["method"]
