@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 from counted_work import counting, reddish
+from diffusers.modular_pipelines import ModularPipelineBlocks
 from PIL import Image
 from torch import Tensor
 
@@ -224,3 +225,31 @@ def test_rows_asked_twice_do_not_make_a_row_cheaper(which: int) -> None:
     pruned = guided(pipe, redness, method=PRUNE)(**given).report.ledger
     assert whole.checked_rows == 0 < pruned.checked_rows
     assert pruned.plain_flops == pytest.approx(whole.plain_flops, rel=1e-6)
+
+
+class Note(ModularPipelineBlocks):
+    """A user's own block at the end of the loop."""
+
+    model_name = "flux"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, float]] = []
+
+    def __call__(self, components: Any, block_state: Any, i: int, t: Tensor) -> Any:
+        self.seen.append((i, float(t)))
+        return components, block_state
+
+
+def test_blocks_of_the_users_own_are_run_with_the_step_that_is_evaluated() -> None:
+    pipe = modular_of("flux", classic_of("flux"))
+    loop = pipe._blocks.get_execution_blocks(prompt="a").sub_blocks["denoise.denoise"]
+    note = loop.sub_blocks["note"] = Note()
+    plain = made(pipe(**calls("flux")[1]))
+    order, note.seen = note.seen, []
+    one = guided(pipe, redness, method=BestOfN(1))(**calls("flux")[1])
+    assert torch.equal(one[0], plain) and note.seen == order and len(order) == 4
+    note.seen = []
+    out = guided(pipe, redness, method=PRUNE, lane_width=1)(**calls("flux")[1])
+    assert len(note.seen) == out.report.ledger.denoiser_calls == 12
+    assert {*note.seen} == {*order}

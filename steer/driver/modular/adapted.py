@@ -155,10 +155,11 @@ def adapted(pipe: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     whole = pipe._blocks
     wanted = {name: value for name, value in given.items() if value is not None}
     try:
-        leaves = list(whole.get_execution_blocks(**wanted).sub_blocks.values())
+        run = whole.get_execution_blocks(**wanted)
+        leaves = list(run.sub_blocks.values())
     except NotImplementedError:  # one block, which is the whole pipeline
-        leaves = [whole]
-    work = Workflow(leaves)
+        run, leaves = whole, [whole]
+    work = Workflow(leaves, run.inputs)
     signature = work.signature()
     key = (type(pipe), *map(type, leaves), str(signature))
     if key not in _made:

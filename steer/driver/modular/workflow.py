@@ -23,6 +23,7 @@ class Workflow:
 
     Args:
         blocks: They, in their order; loops are one block each.
+        inputs: What a call may give them, as diffusers describes it.
 
     Attributes:
         loop: The block of the denoising loop; `None` where there is not exactly one.
@@ -31,7 +32,7 @@ class Workflow:
         inputs: The arguments of the call, with their defaults.
     """
 
-    def __init__(self, blocks: Sequence[Any]) -> None:
+    def __init__(self, blocks: Sequence[Any], inputs: Sequence[Any]) -> None:
         self.blocks = blocks
         loops = [block for block in blocks if isinstance(block, LoopSequentialPipelineBlocks)]
         self.loop = loops[0] if len(loops) == 1 else None
@@ -41,7 +42,7 @@ class Workflow:
         after = before[found[0] :] if found else ()
         self.chain = [block for block in after if _changes_latents(block)]
         self.inputs: dict[str, Any] = {}
-        for given in (given for block in blocks for given in block.inputs):
+        for given in inputs:
             self.inputs.setdefault(given.name or given.kwargs_type, given.default)
         self._entered: PipelineState | None = None
         self._before: PipelineState | None = None
