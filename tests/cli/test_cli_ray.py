@@ -29,7 +29,13 @@ from steer.jobs.spread.worker import Worker
 
 
 pytestmark = pytest.mark.slow
-PROMPTS = ["a red circle", "two blue squares", "a green triangle", "a yellow circle", "a blue triangle"]
+PROMPTS = [
+    "a red circle",
+    "two blue squares",
+    "a green triangle",
+    "a yellow circle",
+    "a blue triangle",
+]
 TIMED = ("seconds", "peak_bytes", "updated", "started", "command", "when", "created", "last_run")
 
 
