@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from steer.core.errors import PaddedLaneError
 from steer.core.shortage import is_shortage
 from steer.core.types import wide
-from steer.driver.denoisers.tensors import is_opaque, picked, rows_of
+from steer.driver.denoisers.tensors import has_lists, is_opaque, picked, rows_of
 from steer.driver.replaced import replaced
 
 
@@ -123,7 +123,8 @@ class Narrow:
                 raise
             raise self._refusal(str(error)) from error
         places = [place + slot for place in range(0, rows, self.lane) for slot in asked]
-        pairs = zip(_tensors(every, rows), _tensors(some, rows), strict=True)
+        lists = has_lists(args, kwargs)
+        pairs = zip(_tensors(every, rows, lists), _tensors(some, rows, lists), strict=True)
         if not all(_alike(one[places], other[places]) for one, other in pairs):
             raise self._refusal("rows by themselves are not answered as in their batch")
         seen.add((self.lane, rows))
@@ -140,22 +141,23 @@ class Narrow:
         kwargs: Mapping[str, Any],
     ) -> Any:
         """The answer of all rows, of which only those in `slots` were asked."""
-        rows = rows_of(args, kwargs)
+        rows, lists = rows_of(args, kwargs), has_lists(args, kwargs)
         groups = range(rows // self.lane)  # null prompt and prompt
         kept = [group * self.lane + slot for group in groups for slot in slots]
-        answer = inner(*picked(args, rows, kept), **picked(kwargs, rows, kept))
+        given = picked(args, rows, kept, lists), picked(kwargs, rows, kept, lists)
+        answer = inner(*given[0], **given[1])
         place = {slot: number for number, slot in enumerate(slots)}
         back = [
             group * len(slots) + place.get(slot, 0) for group in groups for slot in range(self.lane)
         ]
-        return picked(answer, len(kept), back)
+        return picked(answer, len(kept), back, lists)
 
     def _refusal(self, why: str) -> PaddedLaneError:
         return PaddedLaneError(f"{type(self.pipe).__name__}: no narrower batches ({why})")
 
 
-def _tensors(value: Any, rows: int) -> list[Tensor]:
-    """All tensors of an output that have one entry per row."""
+def _tensors(value: Any, rows: int, lists: bool = False) -> list[Tensor]:
+    """All tensors of an output that have one entry per row; lists of them as in `picked`."""
     if isinstance(value, Tensor):
         return [value] if value.ndim and len(value) == rows else []
     items = list(value.values()) if isinstance(value, Mapping) else value
@@ -163,9 +165,10 @@ def _tensors(value: Any, rows: int) -> list[Tensor]:
         return []
     if len(items) == rows and all(isinstance(item, Tensor) for item in items):
         shapes = {item.shape for item in items}
-        if len(shapes) == 1 and not any(len(item) == rows for item in items if item.ndim):
+        batches = any(len(item) == rows for item in items if item.ndim)
+        if len(shapes) == 1 and (lists or not batches):
             return [torch.stack(list(items))]
-    return [tensor for item in items for tensor in _tensors(item, rows)]
+    return [tensor for item in items for tensor in _tensors(item, rows, lists)]
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -253,3 +253,9 @@ def test_blocks_of_the_users_own_are_run_with_the_step_that_is_evaluated() -> No
     out = guided(pipe, redness, method=PRUNE, lane_width=1)(**calls("flux")[1])
     assert len(note.seen) == out.report.ledger.denoiser_calls == 12
     assert {*note.seen} == {*order}
+
+
+def test_tuned_checkpoints_are_refused() -> None:
+    _, pipe = pair("flux")
+    with pytest.raises(UnsupportedPipelineError, match="update_components"):
+        guided(pipe, redness, tuned=pipe.transformer)

@@ -123,7 +123,7 @@ def search_verdict(pipe: Any, family: str, bare: tuple[Tensor, Any]) -> str:
     assert report.rewards == pytest.approx(scored, abs=rounding)
     if torch.equal(images, bare[0]):
         return "same"
-    near = torch.allclose(images, bare[0], atol=1e-3) and report.chosen == bare[1].chosen
+    near = torch.allclose(images.float(), bare[0], atol=1e-3) and report.chosen == bare[1].chosen
     return "close" if near else "own"
 
 
@@ -155,12 +155,12 @@ def test_callbacks_see_the_step_that_is_evaluated() -> None:
         return tensors
 
     given = arguments("sd", output_type="pt", callback_on_step_end=note)
+    pipe(**given)
+    plain, seen[:] = list(seen), []
+    given = arguments("sd", output_type="pt", callback_on_step_end=note)
     out = guided(pipe, redness, method=METHOD, lane_width=1)(**given)
-    times = [int(t) for t in pipe.scheduler.timesteps]
-    assert len(seen) == out.report.ledger.denoiser_calls > len(times)
-    assert {index for index, _, _ in seen} == set(range(len(times)))
-    assert all(t == times[index] for index, t, _ in seen)
-    assert {rows for _, _, rows in seen} == {1}
+    assert len(seen) == out.report.ledger.denoiser_calls > len(plain) == 4
+    assert {*seen} == {*plain}  # the same indices with the same timesteps, one row each
 
 
 def test_forward_hooks_see_every_denoiser_call() -> None:

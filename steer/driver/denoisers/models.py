@@ -77,7 +77,8 @@ def models_for(pipe: Any, tuned: Any, blend: Any) -> Models | None:
 
     Raises:
         ValueError: A blend without its tuned model, or something that is no blend.
-        CheckpointError, UnsupportedPipelineError: From loading.
+        CheckpointError: From loading.
+        UnsupportedPipelineError: From loading; a modular pipeline.
     """
     if isinstance(blend, str):
         blend = parse_blend(blend)

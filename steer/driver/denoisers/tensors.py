@@ -23,10 +23,19 @@ _MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask", "attention_mas
 
 def rows_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """Rows of a denoiser call: those of its latents, the first tensor (or list) it is given."""
+    return len(_latents_of(args, kwargs))
+
+
+def has_lists(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a denoiser is given its latents as a list, one entry per row (Z-Image)."""
+    return isinstance(_latents_of(args, kwargs), list)
+
+
+def _latents_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor | list) and not (isinstance(value, Tensor) and not value.ndim):
-            return len(value)
-    return 0
+            return value
+    return ()
 
 
 def halves(value: Any, rows: int) -> tuple[Any, Any]:
@@ -47,23 +56,24 @@ def halves(value: Any, rows: int) -> tuple[Any, Any]:
     return value, value
 
 
-def picked(value: Any, rows: int, index: Sequence[int]) -> Any:
+def picked(value: Any, rows: int, index: Sequence[int], lists: bool = False) -> Any:
     """Entries `index` of everything that has `rows` of them; all else as it is.
 
-    A list is one entry per row where it has that many items, and none of them is a batch itself.
+    A list is one entry per row where it has that many items, and none of them is a batch itself;
+    with `lists` also where they look like batches (images of as many channels as there are rows).
     """
     if isinstance(value, Tensor):
         if value.ndim and len(value) == rows:
             return value[torch.as_tensor(index, dtype=torch.long, device=value.device)]
         return value
     if isinstance(value, Mapping):
-        made = {key: picked(item, rows, index) for key, item in value.items()}
+        made = {key: picked(item, rows, index, lists) for key, item in value.items()}
         return made if type(value) is dict else type(value)(**made)
     if isinstance(value, list | tuple):
         batches = any(isinstance(v, Tensor) and v.ndim and len(v) == rows for v in value)
-        if len(value) == rows and not batches:
+        if len(value) == rows and (not batches or (lists and isinstance(value, list))):
             return type(value)([value[i] for i in index])
-        return type(value)([picked(item, rows, index) for item in value])
+        return type(value)([picked(item, rows, index, lists) for item in value])
     return value
 
 
