@@ -44,7 +44,7 @@ from steer.rewards.vlm.vqa import QUESTION
 
 BASE: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
 LARGE: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
-SMALL_TEXT: dict[str, Any] = {
+SHORT: dict[str, Any] = {
     "hidden_size": 512,
     "intermediate_size": 2048,
     "num_attention_heads": 8,
