@@ -61,7 +61,7 @@ def run(*words: Any) -> Result:
 
 
 def untimed(value: Any) -> Any:
-    """JSON without what is measured by a clock."""
+    """JSON without what a clock or the memory measures."""
     if isinstance(value, dict):
         return {k: untimed(v) for k, v in value.items() if k not in TIMED}
     return [untimed(v) for v in value] if isinstance(value, list) else value
@@ -123,12 +123,12 @@ def test_compare_with_two_workers(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(plan))
     run("compare", tmp_path / "c.yaml", "--out", tmp_path / "one")
     run("compare", tmp_path / "c.yaml", "--out", tmp_path / "two", "--ray", "auto", "--workers", 2)
-    tables = ("scores.csv", "arms.csv")  # they have a column of seconds
+    tables = ("scores.csv", "arms.csv")  # they have columns of seconds and of peak memory
     one, two = files(tmp_path / "one", *tables), files(tmp_path / "two", *tables)
     assert two == one and sum(name.endswith(".png") for name in one) == 12
     for name in tables:
         rows = [list(csv.DictReader((tmp_path / k / name).open())) for k in ("one", "two")]
-        kept = [[{k: v for k, v in r.items() if "seconds" not in k} for r in own] for own in rows]
+        kept = [[{k: v for k, v in r.items() if k not in TIMED} for r in own] for own in rows]
         assert kept[0] == kept[1]
 
 
@@ -144,7 +144,7 @@ def test_score_with_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert result.exit_code == 1 and "bad.png" in result.stderr  # the damaged one
         found.append([Path(f"{name}{end}").read_bytes() for end in (".csv", ".scores.jsonl")])
     assert found[0] == found[1]
-    assert found[0][1].count(b"\n") == 1 + 2 * len(PROMPTS)
+    assert found[0][1].count(b"\n") == 1 + 2 * 2 * len(PROMPTS)  # two rewards, two images each
 
 
 def test_tune_data_with_two_workers(tmp_path: Path) -> None:
