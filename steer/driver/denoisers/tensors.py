@@ -60,7 +60,8 @@ def picked(value: Any, rows: int, index: Sequence[int], lists: bool = False) -> 
     """Entries `index` of everything that has `rows` of them; all else as it is.
 
     A list is one entry per row where it has that many items, and none of them is a batch itself;
-    with `lists` also where they look like batches (images of as many channels as there are rows).
+    with `lists` also where they look like batches (images of as many channels as there are rows),
+    and no tuple is.
     """
     if isinstance(value, Tensor):
         if value.ndim and len(value) == rows:
@@ -71,7 +72,7 @@ def picked(value: Any, rows: int, index: Sequence[int], lists: bool = False) -> 
         return made if type(value) is dict else type(value)(**made)
     if isinstance(value, list | tuple):
         batches = any(isinstance(v, Tensor) and v.ndim and len(v) == rows for v in value)
-        if len(value) == rows and (not batches or (lists and isinstance(value, list))):
+        if len(value) == rows and (isinstance(value, list) if lists else not batches):
             return type(value)([value[i] for i in index])
         return type(value)([picked(item, rows, index, lists) for item in value])
     return value

@@ -122,6 +122,8 @@ def test_lists_with_one_entry_per_row_and_lists_of_batches() -> None:
     assert picked([7, 8, 9, 6], 4, [3]) == [6]
     images = [torch.full((4, 2), float(i)) for i in range(4)]  # of as many channels as rows
     assert [int(image[0, 0]) for image in picked(images, 4, [0, 2], lists=True)] == [0, 2]
+    one = ([torch.ones(3)],)  # an output of one list of one row
+    assert len(picked(one, 1, [0, 0], lists=True)[0]) == 2
     residuals = tuple(torch.arange(4.0) for _ in range(4))
     assert [part.tolist() for part in picked(residuals, 4, [1])] == [[1.0]] * 4
     assert picked({"a": torch.arange(4), "b": None, "c": torch.ones(1)}, 4, [2])["a"].tolist() == [
