@@ -27,6 +27,7 @@ UNSEEN = {"onnxruntime"}
 
 EXTRA_OF = {
     "steer/jobs/serving": "serve",
+    "steer/jobs/spread": "ray",
     "steer/jobs/studio": "app",
     "steer/rewards/ocr": "ocr",
     "steer/rewards/remote": "remote",
