@@ -86,6 +86,7 @@ class Guided:
         steps = options["num_inference_steps"]
         ledger = Ledger(denoiser_rows=2 * steps, decodes=2, reward_calls=2, seconds={"total": 0.1})
         report = SimpleNamespace(method=BestOfN(2), steps=steps, trace=trace, ledger=ledger)
+        report.stopped = False
         report.chosen, report.base_reward = [(0, best)], [rewards[0]]
         report.judges, report.base_judges = {"judge": [0.5]}, {}
         return SimpleNamespace(
