@@ -41,9 +41,9 @@ lint: $(READY)
 	$(BIN)/basedpyright
 	PYTHONPATH=. $(BIN)/lint-imports
 
-# The site, in build/site; a dead link is an error.
+# The site, in build/site; a dead link is an error (not with --quiet, which hides what strict counts).
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

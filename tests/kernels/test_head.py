@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from steer_kernels.head import clip_head, clip_head_ref
@@ -71,15 +72,20 @@ def test_scores_and_gradients_match_float64(
     assert (error <= bound).all(), (error / bound).max()
 
 
+def numpy_is_even() -> bool:
+    """Whether numpy gives a row of a product the same bits wherever it stands: as the CPU likes."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((32, 64), dtype=np.float32)
+    others = rng.standard_normal((64, 32), dtype=np.float32)
+    return np.array_equal((rows[::-1] @ others)[::-1], rows @ others)
+
+
 def test_a_row_scores_the_same_in_any_batch_and_any_run(device: torch.device) -> None:
-    """To the bit on a GPU; the interpreter's products are numpy's, rounded as the CPU likes."""
+    """To the bit, but under the interpreter where numpy's products depend on a row's place."""
+    loose = device.type == "cpu" and not numpy_is_even()
 
     def same(one: Tensor, other: Tensor) -> bool:
-        return (
-            torch.equal(one, other)
-            if device.type == "cuda"
-            else bool((one - other).abs().max() <= 1e-6 * SCALE)
-        )
+        return bool((one - other).abs().max() <= (1e-6 * SCALE if loose else 0))
 
     torch.manual_seed(1)
     rows, *rest = head(21, 150, 70, 19, torch.float16, device)

@@ -74,8 +74,9 @@ def test_fused_output_and_gradient_match_float64(
     leaf = x.detach().double().requires_grad_()
     expected = exact(leaf @ weight.double().T + bias.double(), kind)
     error = (out.double() - expected).abs().detach()
-    summands = leaf.detach().abs() @ weight.double().abs().T + bias.double().abs()
-    bound = ULP[dtype] * (1 / 16 + expected.abs()) + k * 2**-24 * summands  # float32 sums cancel
+    bound = ULP[dtype] * (1 / 16 + expected.abs()).detach()
+    if device.type == "cpu":  # numpy's float32 sums, in an order that is the CPU's: the usual bound
+        bound += k * 2**-24 * (leaf.detach().abs() @ weight.double().abs().T + bias.double().abs())
     assert (error <= bound).all(), (error / bound).max()
 
     grad = torch.randn(out.shape, device=device).to(dtype)
