@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -174,12 +175,14 @@ def worker(work: Callable[[int], int]) -> Any:
 
 
 def _deadly(unit: int) -> int:
+    time.sleep(unit == 1)  # it is still at work when the next one fails
     if unit == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return unit * unit
 
 
 def _wrong(unit: int) -> int:
+    time.sleep(unit == 1)
     if unit == 2:
         raise KeyError("two")
     return unit * unit

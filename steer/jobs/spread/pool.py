@@ -79,8 +79,8 @@ class Pool(Crew[Unit, Result]):
     def work_all(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Result]]:
         """Do units, and yield each with its result, in their order.
 
-        After an interrupt or an error the results that are here already come first, with gaps; then
-        it is raised.
+        After an error, units that are at work are finished, and all results that are there come
+        first, with gaps; then it is raised. After an interrupt nothing is waited for.
 
         Raises:
             WorkersError: A unit has cost three workers.
@@ -111,10 +111,25 @@ class Pool(Crew[Unit, Result]):
                         again.appendleft((number, unit))
                     else:
                         done[number] = unit, result[0]
-        except (KeyboardInterrupt, Exception):
+        except (KeyboardInterrupt, Exception) as error:
+            if not isinstance(error, KeyboardInterrupt):
+                done.update(self._finish())
             self.close()
             yield from (done[number] for number in sorted(done))
             raise
+
+    def _finish(self) -> dict[int, tuple[Unit, Result]]:
+        """The results of the units that are at work; an interrupt ends the wait."""
+        done: dict[int, tuple[Unit, Result]] = {}
+        with suppress(KeyboardInterrupt):
+            if self._busy:
+                ray.wait([*self._busy], num_returns=len(self._busy))
+        for ref, (_, number, unit) in self._busy.items():
+            with suppress(Exception):  # it fails as well, is lost, or has not ended
+                result, told = ray.get(ref, timeout=0)
+                done[number] = unit, result
+                _tell(told)
+        return done
 
     def close(self) -> None:
         """Stop all workers, whatever they do."""
