@@ -1,4 +1,5 @@
 # make demo | make test | make test-fast | make lint: each makes .venv from the lock on first use and reuses it.
+# make test-exhaustive: the whole of the tables of which make test runs a sample.
 # make test-newest | make test-lowest: the suite with the newest and the lowest versions allowed.
 # make gpu: what only an NVIDIA GPU can say. make release-check: what a release must pass.
 PYTHON ?= python3.11
@@ -11,8 +12,8 @@ UV := .venv-uv/bin/uv
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -n auto --dist loadfile
 
-.PHONY: demo docs test test-fast campaign gpu release-check lint format lock test-locked \
-  test-newest test-lowest clean
+.PHONY: demo docs test test-fast test-exhaustive campaign gpu release-check lint format lock \
+  test-locked test-newest test-lowest clean
 
 demo: $(READY)
 	$(BIN)/python -m steer.cli.demo --out demo
@@ -34,6 +35,10 @@ test-fast: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+# The rest of the tables of which `make test` runs a sample.
+test-exhaustive: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m exhaustive
 
 lint: $(READY)
 	$(BIN)/ruff check .

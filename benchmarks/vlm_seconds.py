@@ -172,15 +172,16 @@ def peak() -> float:
 
 
 @torch.no_grad()
-def measure(name: str, passes: int) -> dict[str, Any]:
-    """The least seconds of so many scores, and the peak."""
+def measure(name: str, passes: int, dtype: torch.dtype | None) -> dict[str, Any]:
+    """The least seconds of so many scores, and the peak; in the case's own type, or another."""
     case = CASES[name]
+    dtype = dtype or case.dtype
     before = peak()
     with init_empty_weights(include_buffers=False):
         model = case.make()
-    model = materialise(model, case.dtype)
+    model = materialise(model, dtype)
     inputs = {
-        key: value.to(case.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        key: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
         for key, value in case.inputs().items()
     }
     seconds = []
@@ -192,7 +193,7 @@ def measure(name: str, passes: int) -> dict[str, Any]:
     return {
         "case": name,
         **facts,
-        "dtype": str(case.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
         "cpu_seconds": round(min(seconds), 2),
         "passes": passes,
@@ -219,14 +220,16 @@ def main() -> None:
     parser.add_argument("--one", choices=CASES, help="Measure this one, here, and print it.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="Of the weights.")
     parser.set_defaults(threads=1)
     args = common.parsed(parser)
     if args.one:
-        print(json.dumps(measure(args.one, args.passes)))
+        print(json.dumps(measure(args.one, args.passes, getattr(torch, args.dtype or "", None))))
         return
     found = []
     for name in args.cases:
         command = [sys.executable, __file__, "--one", name, "--passes", str(args.passes)]
+        command += ["--dtype", args.dtype] if args.dtype else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=_PLAIN)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         lines = [common.provenance(), *found]

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from steer.cli.app import app
 from steer.jobs.serving.process import is_loopback, read_token
@@ -48,11 +49,28 @@ def process(*words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
         started.wait(30)
 
 
-def steer_process(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "steer.cli.entry", *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment(**more), cwd=ROOT, timeout=600
-    )
+def sampled(*words: object) -> Result:
+    """`steer sample` in this process, which has its imports already."""
+    return CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+
+
+@contextmanager
+def killed_at_the_first(folder: Path, server: subprocess.Popen[str]) -> Iterator[None]:
+    """The server is killed as soon as a picture is in the folder."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not drawn(folder) and not over.is_set():
+            time.sleep(0.01)
+        server.send_signal(signal.SIGKILL)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def results(folder: Path) -> list[tuple[list[float], dict[str, str]]]:
@@ -72,27 +90,17 @@ def test_a_served_reward_killed_mid_run_and_back(tmp_path: Path) -> None:
         url = line.split(" on ")[1].split(",")[0]
         port = url.rpartition(":")[2]
         out = tmp_path / "out"
-        sampler = subprocess.Popen(
-            [sys.executable, "-m", "steer.cli.entry", *SAMPLE, "--reward", url, "--out", str(out)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-            cwd=ROOT,
-        )
-        until = time.monotonic() + 300  # a busy machine
-        while not drawn(out) and time.monotonic() < until:
-            time.sleep(0.01)
-        server.send_signal(signal.SIGKILL)
-        _, err = sampler.communicate(timeout=300)
-    assert sampler.returncode == 2 and "Traceback" not in err
-    assert f"reward {url} ('shapes') cannot be reached" in " ".join(err.split())
+        with killed_at_the_first(out, server):
+            first = sampled(*SAMPLE, "--reward", url, "--out", out)
+    assert first.exit_code == 2 and "Traceback" not in first.stderr
+    assert f"reward {url} ('shapes') cannot be reached" in " ".join(first.stderr.split())
     kept = drawn(out)
     assert 0 < kept < 4
     with process(*serve, port):
-        again = steer_process(*SAMPLE, "--reward", url, "--out", out)
-        assert again.returncode == 0, again.stderr
-        whole = steer_process(*SAMPLE, "--reward", "shapes", "--out", tmp_path / "whole")
-        assert whole.returncode == 0, whole.stderr
+        again = sampled(*SAMPLE, "--reward", url, "--out", out)
+        assert again.exit_code == 0, again.stderr
+    whole = sampled(*SAMPLE, "--reward", "shapes", "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.stderr
     rewards = [
         [prompt["rewards"] for prompt in json.loads((folder / "run.json").read_text())["prompts"]]
         for folder in (out, tmp_path / "whole")
@@ -101,23 +109,27 @@ def test_a_served_reward_killed_mid_run_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_chat_judge_killed_mid_run_loses_no_answer(tmp_path: Path) -> None:
+def test_a_chat_judge_killed_mid_run_loses_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judge, cache = ROOT / "tests" / "helpers" / "mortal_judge.py", tmp_path / "cache"
+    monkeypatch.setenv("STEER_REWARD_CACHE", str(cache))
     with process(judge, 0, 7) as (server, line):
         name = f"openai:m@http://127.0.0.1:{int(line)}/v1"
         words = (*SAMPLE, "--reward", name, "--out", tmp_path / "out")
-        first = steer_process(*words, STEER_REWARD_CACHE=str(cache))
+        first = sampled(*words)
         assert server.wait(30) == -signal.SIGKILL
-    assert first.returncode == 2 and "Traceback" not in first.stderr
+    assert first.exit_code == 2 and "Traceback" not in first.stderr
     assert "cannot be reached" in " ".join(first.stderr.split())
     answers = {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.json")}
     assert 3 <= len(answers) <= 6
     with process(judge, int(line), 0):
-        again = steer_process(*words, STEER_REWARD_CACHE=str(cache))
-        whole = steer_process(*words[:-1], tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    assert again.returncode == 0, again.stderr
-    after = {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.json")}
+        again = sampled(*words)
+        after = {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.json")}
+        monkeypatch.setenv("STEER_REWARD_CACHE", str(tmp_path / "fresh"))
+        whole = sampled(*words[:-1], tmp_path / "whole")
+    assert whole.exit_code == 0, whole.stderr
+    assert again.exit_code == 0, again.stderr
     assert answers.items() < after.items()  # none was asked again
     assert results(tmp_path / "out") == results(tmp_path / "whole")
 

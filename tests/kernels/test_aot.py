@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aot import SPILLED, TENSOR_CORES, Case, build
@@ -110,9 +111,19 @@ def _no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
 
 
-@pytest.mark.slow
+def compiled(case: Case, sm: int, sample: bool) -> Any:
+    """A case of the table; the suite compiles every kernel for one card."""
+    mark = pytest.mark.slow if sample else pytest.mark.exhaustive
+    return pytest.param(case, sm, id=f"{case.name}-sm_{sm}", marks=mark)
+
+
 @pytest.mark.parametrize(
-    ("case", "sm"), [pytest.param(c, sm, id=f"{c.name}-sm_{sm}") for c, sms in CASES for sm in sms]
+    ("case", "sm"),
+    [
+        compiled(case, sm, sm == sms[place % len(sms)])
+        for place, (case, sms) in enumerate(CASES)
+        for sm in sms
+    ],
 )
 def test_compiled(case: Case, sm: int) -> None:
     built = build(case, sm)

@@ -43,7 +43,7 @@ def settings_of(method: str) -> str:
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        pytest.param(*pair, marks=() if quick(*pair) else pytest.mark.slow, id="-".join(pair))
+        pytest.param(*pair, marks=() if quick(*pair) else pytest.mark.exhaustive, id="-".join(pair))
         for pair in PAIRS
     ],
 )
