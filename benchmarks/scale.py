@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 
 
-PROMPTS, AHEAD, SEEDS = 1_000_000, 8, 20
+PROMPTS, AHEAD, SEEDS, RECORDS = 1_000_000, 8, 20, 2_000
 ROW, DECODE, SCORE = 6.76, 10.47, 0.34  # TFLOPs of SDXL at 1024 pixels, and of a ViT-H score
 STEPS, COMPUTE = 50, 4
 PEAK, SHARE = 989.0, 0.4  # dense bfloat16 TFLOP/s of an H100's data sheet; the share is assumed
@@ -129,6 +130,7 @@ def measure(count: int) -> dict[str, float]:
     from steer.jobs.sampling import Sampler, draw_missing
     from steer.jobs.score_job import make_score_job
     from steer.jobs.scoring import Scorer, ScoreSettings, score_missing
+    from steer.pipeline.report.page import write_report
     from steer.shapes import prompts
 
     found: dict[str, float] = {}
@@ -143,6 +145,7 @@ def measure(count: int) -> dict[str, float]:
         for _ in draw_missing(run, sampler):
             pass
         found["sample_seconds"] = (time.process_time() - start) / count
+        run.close("finished")
         images = list((folder / "images").iterdir())
         found["sample_image_bytes"] = sum(path.stat().st_size for path in images) / count
         found["files_per_prompt"] = len(images) / count
@@ -154,14 +157,29 @@ def measure(count: int) -> dict[str, float]:
         scored = sum(score_missing(scoring, scorer))
         found["score_seconds"] = (time.process_time() - start) / scored
         found["score_bytes"] = log.stat().st_size / len(ScoreLog(log))
-        entries = run.entries
-        for size in (1_000, 4_000):  # run.json is written anew with every prompt
-            copies = [{**entries[k % count], "index": k} for k in range(size)]
-            run.data["prompts"] = copies
-            start = time.perf_counter()
-            run.save()
-            found[f"save_{size}_seconds"] = time.perf_counter() - start
+        start = time.process_time()
+        page = write_report(run)
+        found["page_seconds"] = (time.process_time() - start) / count
+        found["page_bytes"] = page.stat().st_size / count
+        found |= record(run, RECORDS)
     return {key: round(value, 4) for key, value in found.items()}
+
+
+def record(run: Any, count: int) -> dict[str, float]:
+    """Seconds to record `count` prompts that are drawn already: copies of a run's own."""
+    entries, arguments = run.entries, {**run.data["arguments"], "prompts": [""] * count}
+    copy = type(run).create(run.folder.with_name("copy"), arguments, kind="sample", command="")
+    shutil.copytree(run.folder / "images", copy.folder / "images")
+    start, busy = time.perf_counter(), time.process_time()
+    copy.close("running")
+    for k in range(count):
+        copy.add({**entries[k % len(entries)], "index": k})
+    copy.close("finished")
+    return {
+        "records": count,
+        "record_seconds": time.perf_counter() - start,
+        "record_cpu_seconds": time.process_time() - busy,
+    }
 
 
 def main() -> None:

@@ -263,19 +263,17 @@ def draw_missing(run: RunFolder, crew: Crew[Prompt, Drawn]) -> Iterator[Mapping[
     """
     run.data["configuration"] = dict(crew.about)
     run.close("running")
-    status = "interrupted"
     prompts = run.data["arguments"]["prompts"]
     missing = [Prompt(index, prompts[index]) for index in run.missing()]
     try:
         for _, drawn in crew.work_all(missing):
             drawn.save(run.folder)
-            run.data["configuration"]["method"] = drawn.entry["method"]
             run.add(drawn.entry)
             yield drawn.entry
-        status = "running"
     except SteerError:
-        status = "failed"
+        run.close("failed")
         raise
-    finally:
-        run.close(status)
+    except BaseException:
+        run.close("interrupted")
+        raise
     run.data["status"] = "finished"

@@ -50,7 +50,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("name", ["report.html", "images/holiday.png"])
+@pytest.mark.parametrize("name", ["report.html", "run.jsonl", "images/holiday.png"])
 def test_files_of_others_are_not_replaced(tmp_path: Path, name: str) -> None:
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
@@ -108,7 +108,10 @@ def test_killed_before_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         sample(tmp_path / "out")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    before = pngs(tmp_path / "out")
+    assert len(RunFolder.load(tmp_path / "out").entries) == 2
     assert sample(tmp_path / "out").exit_code == 0
+    assert pngs(tmp_path / "out") == before
     assert (tmp_path / "out" / "report.html").is_file()
     assert RunFolder.load(tmp_path / "out").status == "finished"
 

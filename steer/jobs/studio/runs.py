@@ -170,7 +170,6 @@ def _run(studio: Studio, ask: Ask, watch: _Watch) -> RunFolder:
     assert sampler.guided.report is not None
     ledger = sampler.guided.report.ledger
     entry["ledger"] |= {"flops": ledger.flops, "plain_flops": ledger.plain_flops}
-    run.data["configuration"]["method"] = entry["method"]
     run.add(entry)
     run.close("interrupted" if was_stopped(entry) else "finished")
     write_report(run)

@@ -1,4 +1,4 @@
-"""run.json and PNG metadata: round trips, validity at every moment, clear errors."""
+"""A run's records and PNG metadata: round trips, validity at every moment, clear errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from steer.core.errors import RecordError
 from steer.core.files.atomic import plain, write_json
 from steer.core.files.png import read, save_png
-from steer.core.files.run_folder import RUN_FILE, RunFolder
+from steer.core.files.run_folder import LOG_FILE, RUN_FILE, RunFolder
 from steer.core.files.versions import versions
 
 
@@ -107,7 +107,7 @@ def test_a_crash_while_writing_leaves_the_old_file(
 
 
 def test_run_json_is_valid_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every rename sees a whole file before and after, and nothing writes in another way."""
+    """It is written whole at the beginning and the end, and not once a prompt."""
     seen: list[tuple[str, int]] = []
     real = os.replace
 
@@ -121,9 +121,81 @@ def test_run_json_is_valid_at_every_moment(tmp_path: Path, monkeypatch: pytest.M
     run = new_run(tmp_path)
     for index in (1, 0):
         run.add(entry(run, index))
-    run.close("finished")
-    assert seen == [("running", 0), ("running", 1), ("running", 2), ("finished", 2)]
     assert [e["index"] for e in RunFolder.load(tmp_path).entries] == [0, 1]
+    run.close("finished")
+    assert seen == [("running", 0), ("finished", 2)]
+    assert [e["index"] for e in RunFolder.load(tmp_path).entries] == [0, 1]
+    assert not (tmp_path / LOG_FILE).exists()
+
+
+def test_a_prompt_costs_the_same_however_many_there_are(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, {"prompts": ["a"] * 16}, kind="sample", command="")
+    sizes = []
+    for index in range(10, 16):
+        run.add({**entry(run, 0), "index": index})
+        sizes.append((tmp_path / LOG_FILE).stat().st_size)
+    assert len(set(np.diff(sizes))) == 1
+    assert json.loads((tmp_path / RUN_FILE).read_text())["prompts"] == []
+
+
+def test_killed_at_any_byte(tmp_path: Path) -> None:
+    """Whatever a kill leaves of the log: entries before the torn one count, and it continues."""
+    run = new_run(tmp_path)
+    run.add({**entry(run, 0), "method": "BestOfN(n=2)"})
+    first = len((tmp_path / LOG_FILE).read_bytes())
+    run.add(entry(run, 1))
+    whole = (tmp_path / LOG_FILE).read_bytes()
+    for kept in range(len(whole) + 1):
+        (tmp_path / LOG_FILE).write_bytes(whole[:kept])
+        found = RunFolder.load(tmp_path)
+        there = [0, 1] if kept == len(whole) else [0] if kept >= first else []
+        assert [e["index"] for e in found.entries] == there
+        assert found.data["configuration"] == ({"method": "BestOfN(n=2)"} if there else {})
+    run = RunFolder.load(tmp_path)
+    run.close("running")
+    assert RunFolder.load(tmp_path).entries == run.entries and run.status == "running"
+
+
+def test_killed_between_the_two_files_of_an_end(tmp_path: Path) -> None:
+    """`run.json` is there with all entries, and the log still: the same entries."""
+    run = new_run(tmp_path)
+    run.add(entry(run, 0))
+    log = (tmp_path / LOG_FILE).read_bytes()
+    run.close("interrupted")
+    (tmp_path / LOG_FILE).write_bytes(log)
+    again = RunFolder.load(tmp_path)
+    assert again.entries == run.entries and again.status == "interrupted"
+
+
+def test_a_folder_without_a_log_continues(tmp_path: Path) -> None:
+    """As 0.1.0's first folders are: entries in `run.json`, which says that it is running."""
+    run = new_run(tmp_path)
+    run.add(entry(run, 1))
+    run.close("running")
+    again = RunFolder.load(tmp_path)
+    assert again.missing() == [0]
+    again.add(entry(again, 0))
+    assert [e["index"] for e in RunFolder.load(tmp_path).entries] == [0, 1]
+
+
+def test_a_new_run_forgets_the_log_of_an_earlier_one(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.add(entry(run, 0))
+    (tmp_path / RUN_FILE).unlink()
+    new_run(tmp_path)
+    assert RunFolder.load(tmp_path).missing() == [0, 1]
+
+
+@pytest.mark.parametrize("line", ["{", "3", '{"index": "0", "images": []}', '{"index": 0}'])
+def test_a_damaged_log_is_told_and_has_a_way_out(tmp_path: Path, line: str) -> None:
+    run = new_run(tmp_path)
+    run.add(entry(run, 0))
+    with (tmp_path / LOG_FILE).open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(RecordError, match=r"run\.jsonl.*to draw its prompts again"):
+        RunFolder.load(tmp_path)
+    (tmp_path / LOG_FILE).unlink()
+    assert RunFolder.load(tmp_path).missing() == [0, 1]
 
 
 def test_missing_prompts_and_lost_images(tmp_path: Path) -> None:

@@ -183,11 +183,11 @@ def test_small_images_are_shown_pixel_by_pixel(tmp_path: Path) -> None:
 
 
 def test_interrupted_and_empty_runs_have_pages(tmp_path: Path) -> None:
-    run = make_run(tmp_path, ["one", "two"])
-    run.data["prompts"].pop()
-    assert "1 of 2 prompts are finished" in render(run_view(run))
-    run.data["prompts"].clear()
-    assert "0 of 2 prompts are finished" in render(run_view(run))
+    for finished in (1, 0):
+        (tmp_path / str(finished)).mkdir()
+        run = make_run(tmp_path / str(finished), ["one", "two"][:finished])
+        run.data["arguments"]["prompts"] = ["one", "two"]
+        assert f"{finished} of 2 prompts are finished" in render(run_view(run))
 
 
 def test_without_verdicts_base_and_previews(tmp_path: Path) -> None:
