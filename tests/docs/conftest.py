@@ -14,8 +14,12 @@ import open_clip
 import pytest
 import torch
 from families import build
+from families.modular import classic_of
 from torch import Tensor
+from tuned_pairs import adapted, save_lora
 
+from steer.driver.denoisers.checkpoints import source
+from steer.driver.denoisers.checkpoints.known import KNOWN
 from steer.rewards import names
 from steer.rewards.function import FunctionReward
 
@@ -42,6 +46,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "StableDiffusionXLPipeline": lambda **_: build("sdxl"),
     "StableDiffusion3Pipeline": lambda **_: build("sd3"),
     "FluxPipeline": lambda **_: build("flux"),
+    "QwenImagePipeline": lambda **_: classic_of("qwen"),
     "WanPipeline": lambda **_: build("wan"),
     "StableDiffusionControlNetPipeline": controlled,
     "StableDiffusionInpaintPipeline": inpainting,
@@ -61,13 +66,14 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
     monkeypatch.setattr(open_clip, "get_model_config", lambda _: TINY_HPS)
     monkeypatch.setattr(names, "_load", load_reward)
+    monkeypatch.setattr(source, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(source, "snapshot_download", lambda *_, **__: lora_folder(tmp_path))
     for name, make in STAND_INS.items():
         family = getattr(diffusers, name)
         monkeypatch.setattr(family, "from_pretrained", stand_in(family, make))
         monkeypatch.setattr(family, "to", lambda self, *_, **__: self)
-    monkeypatch.setattr(
-        diffusers.FluxPipeline, "enable_model_cpu_offload", lambda self, *_, **__: None
-    )
+    for family in (diffusers.FluxPipeline, diffusers.QwenImagePipeline):
+        monkeypatch.setattr(family, "enable_model_cpu_offload", lambda self, *_, **__: None)
     for family, size in SMALL.items():
         monkeypatch.setattr(family, "__call__", small(family.__call__, size))
     monkeypatch.setattr(diffusers.utils, "export_to_video", lambda frames, path, fps: None)
@@ -75,9 +81,19 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def lora_folder(place: Path) -> Path:
+    """A LoRA of the small SDXL, under the name of the published one."""
+    folder = place / "lora"
+    pipe, name = build("sdxl"), KNOWN["spo-sdxl-lora"].file
+    assert name is not None
+    save_lora(pipe, *adapted(pipe), folder).rename(folder / name)
+    return folder
+
+
 SMALL: dict[Any, dict[str, int]] = {
     diffusers.WanPipeline: {"height": 16, "width": 16, "num_frames": 5},
     diffusers.StableDiffusionControlNetPipeline: {"height": 16, "width": 16},
+    diffusers.QwenImagePipeline: {"height": 16, "width": 16},
 }
 
 
