@@ -117,6 +117,7 @@ def main(
     from steer.cli.exits import BAD_INPUT, INTERRUPTED
     from steer.cli.summary import summary
     from steer.core.errors import SteerError
+    from steer.pipeline.report.page import run_view
 
     start, console = time.perf_counter(), Console()
     try:
@@ -126,7 +127,7 @@ def main(
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    console.print(summary(run))
+    console.print(summary(run_view(run)))
     console.print(
         f"\n{time.perf_counter() - start:.0f} s in all. "
         f"Look at [bold]{escape(out / 'report.html')}[/] and [bold]{escape(out / GRID_FILE)}[/]."

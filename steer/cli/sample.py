@@ -222,10 +222,10 @@ def _sample(job: SampleJob, out: Path, cluster: Cluster | None) -> None:
             else:
                 _show(run)
             return
-    from steer.jobs.sampling import Sampler
+    say(f"[dim]Loading {escape(job.pipeline)} and the reward {escape(job.reward)}[/]")
+    from steer.jobs.sampling import Sampler  # torch and diffusers, which take seconds
     from steer.jobs.spread.crew import crew
 
-    say(f"[dim]Loading {escape(job.pipeline)} and the reward {escape(job.reward)}[/]")
     left = len(job.prompts if run is None or not run.entries else run.missing())
     with crew(partial(Sampler, job), cluster, device=job.device, units=left) as samplers:
         if run is None or not run.entries:
@@ -261,10 +261,11 @@ def _draw(run: RunFolder, samplers: Crew[Prompt, Drawn], bar: bool) -> None:
 def _show(run: RunFolder) -> None:
     """Write the page of a run whose images are all there, and show what came of it."""
     from steer.cli.summary import summary
-    from steer.pipeline.report.page import write_report
+    from steer.pipeline.report.page import run_view, write_report
 
     run.data["status"] = "finished"
-    path = write_report(run)
+    view = run_view(run)
+    path = write_report(run, view)
     run.close("finished")  # last: whoever finds this finds the page, too
-    say(summary(run))
+    say(summary(view))
     say(f"Report: [bold]{escape(path)}[/]")

@@ -9,18 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from steer.cli.terminal import escape
-from steer.pipeline.report.page import run_view
 from steer.pipeline.report.plots import number
 
 
 if TYPE_CHECKING:
-    from steer.core.files.run_folder import RunFolder
     from steer.pipeline.report.views import ImageView, RunView
 
 
-def summary(run: RunFolder) -> Group:
+def summary(view: RunView) -> Group:
     """Prompts with their rewards and verdicts, then the means and the cost."""
-    view = run_view(run)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("prompt", overflow="fold")
     table.add_column("plain", justify="right", style="yellow")

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from steer.core.when import When
-
 
 def whole(name: str, value: object, example: str) -> None:
     """Raise ValueError unless `value` is a whole number of at least 1."""
@@ -58,6 +56,8 @@ def rising_fractions(name: str, value: object, example: str) -> None:
 
 def predicate(when: object, example: str) -> None:
     """Raise ValueError unless `when` is a step predicate."""
+    from steer.core.when import When  # which needs torch; the other checks do not
+
     if not isinstance(when, When):
         raise ValueError(f"when={when!r}: must be a step predicate; write {example}")
 

@@ -1,4 +1,7 @@
-"""Methods written as text or as YAML, turned into objects: read as literals, never evaluated."""
+"""Methods written as text or as YAML, turned into objects: read as literals, never evaluated.
+
+Importing this module does not import torch; reading a method does.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from steer.core.expressions import Grammar
 from steer.core.settings import load_yaml
-from steer.search.method import Method
 
+
+if TYPE_CHECKING:
+    from steer.search.method import Method
 
 Written: TypeAlias = str | Mapping[str, Any]
 """A method as text (`"SMC(8, lam=2.0)"`), or as YAML has it (`{"SMC": {"n": 8, "lam": 2.0}}`)."""
@@ -131,6 +136,7 @@ def _known_methods() -> tuple[dict[str, type[Method]], dict[str, Any]]:
     from steer.core import when
     from steer.rewards.thresholds.prior import Prior
     from steer.search import picks
+    from steer.search.method import Method
 
     found = {name: getattr(exported, name) for name in exported.__all__}
     methods = {

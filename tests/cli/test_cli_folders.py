@@ -104,7 +104,7 @@ def test_killed_before_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if not pid:
         import steer.pipeline.report.page as page
 
-        page.write_report = lambda run: os.kill(os.getpid(), signal.SIGKILL)
+        page.write_report = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         sample(tmp_path / "out")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL

@@ -19,6 +19,10 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ("steer", "kernels", "pyproject.toml", "README.md", "LICENSE")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
+DRAW = "import sys; from steer.cli.entry import run\ntry: run()\nfinally: print(*sys.modules)"
+NEEDLESS = {"datasets", "gradio", "matplotlib", "pandas", "pyarrow", "ray", "sklearn"}
+"""Slow to import, installed with the extras or by other libraries, and no part of a picture."""
+
 pytestmark = pytest.mark.slow
 
 
@@ -108,7 +112,9 @@ def test_the_installed_command_draws_offline(wheel: Path, tmp_path: Path) -> Non
     assert Path(where.strip()).is_relative_to(home)
     words = ("sample", "a red circle", "--pipeline", "shapes", "--reward", "shapes")
     more = ("--compute", "2", "--steps", "6", "--device", "cpu", "--out", out)
-    call(python, "-m", "steer.cli.app", *words, *more, cwd=tmp_path)
+    *_, imported = call(python, "-c", DRAW, *words, *more, cwd=tmp_path).splitlines()
+    assert not NEEDLESS & set(imported.split())
+    assert not {"steer.tune", "steer.jobs.compare", "steer.jobs.studio"} & set(imported.split())
     run = json.loads((out / "run.json").read_text("utf-8"))
     assert run["status"] == "finished" and (out / "report.html").stat().st_size > 10_000
     assert all((out / name).is_file() for name in run["prompts"][0]["images"])

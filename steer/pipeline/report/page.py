@@ -39,7 +39,7 @@ def inline(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image = image.convert("RGB")
     if max(image.size) <= SMALL:
-        image.save(buffer, "WEBP", lossless=True, quality=80)
+        image.save(buffer, "WEBP", lossless=True, quality=0)  # the effort, not the pixels
     else:
         image.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
         image.save(buffer, "WEBP", quality=90)
@@ -227,8 +227,13 @@ def _folded(command: str) -> str:
     return " \\\n  ".join(shlex.join(line) for line in lines)
 
 
-def write_report(run: RunFolder) -> Path:
-    """Build `report.html` in the run's folder, from its files alone."""
+def write_report(run: RunFolder, view: RunView | None = None) -> Path:
+    """Build `report.html` in the run's folder, from its files alone.
+
+    Args:
+        run: The folder.
+        view: `run_view(run)`, where it is made already: it encodes every image.
+    """
     path = run.folder / PAGE_FILE
-    write_atomic(path, render(run_view(run)).encode())
+    write_atomic(path, render(view or run_view(run)).encode())
     return path

@@ -297,7 +297,7 @@ def test_summary_and_grid(tmp_path: Path) -> None:
 
     run = make_run(tmp_path, ["a [red] circle", *["two blue squares"] * 9], kind="demo")
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(summary(run))
+    console.print(summary(run_view(run)))
     text = console.export_text()
     assert "a [red] circle" in text and "0 → 10 of 10" in text and "3.0× a plain call" in text
     with Image.open(write_grid(run)) as image:
