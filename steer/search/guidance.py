@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
 
 from steer.core.ddim import ddim
-from steer.core.errors import GradientError, RewardError, UnsupportedSchedulerError
+from steer.core.errors import (
+    GradientError,
+    RewardError,
+    UnsupportedPipelineError,
+    UnsupportedSchedulerError,
+)
 from steer.core.rows import per_row
-from steer.core.types import Population, Step, wide
+from steer.core.types import Population, Query, Step, wide
 from steer.core.warn import warn
 from steer.core.when import When
 from steer.rewards.parts import check_absolute
@@ -126,6 +132,64 @@ def reward_gradient(ctx: Context, clean: Population) -> tuple[Tensor, Tensor]:
     gradient = torch.cat(gradients)
     check_finite(ctx, clean, gradient)
     return torch.cat(rewards), gradient
+
+
+def record_x0(
+    ctx: Context, step: Step, population: Population
+) -> Generator[Query, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Ask the denoiser so that its x0 can be differentiated.
+
+    Args:
+        ctx: Where the denoiser is asked.
+        population: Latents at `step`.
+        step: As the denoiser is to be asked; `steer.search.maps.to_clean` has a flow map jump.
+
+    Returns:
+        The output without gradients, the latents as a leaf, and the x0 that is a function of it,
+        both float32 at least; all `(rows, *latent)`.
+
+    Raises:
+        UnsupportedPipelineError: No gradient comes back from the denoiser.
+    """
+    with torch.enable_grad():
+        leaf = wide(population.x).detach().requires_grad_()
+        latents = leaf.to(population.x.dtype)
+    output = yield from ctx.denoise(population.at(latents), step, grad=True)
+    if not output.requires_grad:
+        raise UnsupportedPipelineError(
+            f"{ctx.model.name}: no gradient comes back from its denoiser (compiled "
+            "for inference, or quantised?); use through='x0'"
+        )
+    with torch.enable_grad():
+        x0 = step.x0(leaf, wide(output))
+    return output.detach(), leaf, x0
+
+
+def gradient_behind(
+    ctx: Context, step: Step, population: Population, leaf: Tensor, x0: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards of `x0`, and their gradient with respect to the latents `leaf` that it is made of.
+
+    Args:
+        ctx: Where to decode and score.
+        step: Of the denoiser's call.
+        population: Whose rows these are.
+        leaf, x0: As `record_x0` returns them.
+
+    Returns:
+        Rewards `(rows,)`, gradients `(rows, *latent)` of rewards whose gradient in x0 has a largest
+        entry of 1, and what to multiply them by, `(rows, 1, ...)`.
+
+    Raises:
+        RewardError: The scores carry no gradient.
+        GradientError: A gradient that is not finite.
+    """
+    rewards, slope = reward_gradient(ctx, population.at(x0.detach()))
+    size = per_row(largest(slope), slope)
+    with ctx.backward(step, len(population)):
+        (gradient,) = torch.autograd.grad(x0, leaf, slope / size)
+    check_finite(ctx, population, gradient)
+    return rewards, gradient, size
 
 
 def scaled_gradient(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from counted_work import reddish
 from diffusers import (
     AnyFlowFARPipeline,
     AnyFlowFARTransformer3DModel,
@@ -16,7 +17,7 @@ from diffusers import (
 
 from families import build, redness, seeded
 from families.text import EMBED
-from steer.methods import SMC, BestOfN, LookaheadGuidance, NoiseSearch, Prune
+from steer.methods import SMC, BestOfN, GradientProposal, LookaheadGuidance, NoiseSearch, Prune
 from steer.pipeline.guided import guided
 from steer.search.method import Method
 
@@ -58,10 +59,16 @@ def anyflow(kind: type = AnyFlowPipeline, denoiser: type = AnyFlowTransformer3DM
     return pipe
 
 
-def call(pipe: Any, method: Method | None = None, lane_width: int = 8, **more: Any) -> Any:
+def call(
+    pipe: Any,
+    method: Method | None = None,
+    lane_width: int = 8,
+    reward: Any = redness,
+    **more: Any,
+) -> Any:
     made = pipe
     if method is not None:
-        made = guided(pipe, redness, method=method, lane_width=lane_width)
+        made = guided(pipe, reward, method=method, lane_width=lane_width)
     return made("a red circle", generator=seeded(0), **{**FEW, "num_frames": 5, **more})
 
 
@@ -93,6 +100,16 @@ def test_narrow_lanes_find_what_wide_ones_do(method: Method, frames: int) -> Non
     elsewhere = isinstance(method, LookaheadGuidance)  # the pipeline's first call jumped elsewhere
     assert wide.report.ledger.denoiser_rows == method.cost(4) + elsewhere
     assert wide.rewards[0] == pytest.approx(float(redness(wide.frames[0], [""]).mean()), abs=1e-4)
+
+
+def test_a_gradient_through_the_map_is_the_same_in_narrow_lanes() -> None:
+    pipe = anyflow()
+    method = SMC(3, lookahead="map", proposal=GradientProposal(through="map"))
+    wide, narrow = (call(pipe, method, width, reddish, guidance_scale=3.0) for width in (8, 1))
+    assert narrow.rewards == pytest.approx(wide.rewards, abs=1e-5)
+    torch.testing.assert_close(narrow.frames, wide.frames, atol=1e-4, rtol=1e-3)
+    assert wide.report.ledger.backward_rows == 3 * 2  # the first step has no noise, nor the last
+    assert wide.report.ledger.equivalent_rows == method.cost(4) - 3 * 3
 
 
 def test_a_call_with_a_given_video_is_made_again() -> None:

@@ -29,6 +29,7 @@ from steer.methods import (
 from steer.pipeline.guided import guided
 from steer.rewards.parts import identity
 from steer.search.guidance import reach, reward_gradient, shift_output
+from steer.search.kernels.draws import finish_move
 from steer.search.lookahead import LookaheadSet, pull_towards_reward, standardise
 
 
@@ -274,7 +275,7 @@ def test_a_proposal_follows_the_gradient_of_its_reward() -> None:
             leaf = start.at(start.x.detach().requires_grad_())
             output = yield from ctx.denoise(leaf, step, grad=proposal.grad)
             base = ddim(step, leaf.x.detach(), step.x0(leaf.x, output).detach(), 1.0)
-            move = proposal(ctx, step, leaf, output)
+            move = yield from finish_move(proposal(ctx, step, leaf, output))
             assert move.std == base.std and not move.mean.requires_grad
             found.append(((move.mean - base.mean).flatten(1) / base.std).double())
         return step, base.std, start.x.flatten(1).double(), found

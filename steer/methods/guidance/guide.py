@@ -12,17 +12,16 @@ from steer.core.checks import one_of, plain_calls, positive, predicate, whole
 from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.errors import UnsupportedPipelineError
 from steer.core.potentials import damping
-from steer.core.rows import per_row
 from steer.core.sphere import radius, unit
 from steer.core.types import Population, Query, Search, Step, wide
 from steer.core.when import When, between
 from steer.methods.selection.prune import Prune
 from steer.search.context import Context
 from steer.search.guidance import (
-    check_finite,
     check_gradient,
-    largest,
+    gradient_behind,
     leave_plain_names,
+    record_x0,
     reward_gradient,
     shift_output,
     window,
@@ -190,7 +189,7 @@ class Guide(Around):
         output = yield query
         here = Population(query.latents[rows], ids)  # after the answer: a callback may write them
         if self.through == "map":
-            _, leaf, ahead = yield from self._recorded(ctx, to_clean(query.step), here)
+            _, leaf, ahead = yield from record_x0(ctx, to_clean(query.step), here)
             shift = self._pulled(ctx, query.step, here, leaf, ahead)
         else:
             shift = self._through_x0(ctx, query.step, here, output[rows])
@@ -213,35 +212,14 @@ class Guide(Around):
 
     def _through_denoiser(self, ctx: Context, step: Step, here: Population) -> Asking[Tensor]:
         """The output, shifted by the gradient at the noisy latents."""
-        output, leaf, x0 = yield from self._recorded(ctx, step, here)
+        output, leaf, x0 = yield from record_x0(ctx, step, here)
         return shift_output(step, output, self._pulled(ctx, step, here, leaf, x0))
-
-    def _recorded(
-        self, ctx: Context, step: Step, here: Population
-    ) -> Asking[tuple[Tensor, Tensor, Tensor]]:
-        """The denoiser's output, the latents as a leaf, and the x0 that is a function of them."""
-        with torch.enable_grad():
-            leaf = wide(here.x).detach().requires_grad_()
-            latents = leaf.to(here.x.dtype)
-        output = yield from ctx.denoise(here.at(latents), step, grad=True)
-        if not output.requires_grad:
-            raise UnsupportedPipelineError(
-                f"{ctx.model.name}: no gradient comes back from its denoiser (compiled "
-                "for inference, or quantised?); use through='x0'"
-            )
-        with torch.enable_grad():
-            x0 = step.x0(leaf, wide(output))
-        return output.detach(), leaf, x0
 
     def _pulled(
         self, ctx: Context, step: Step, here: Population, leaf: Tensor, x0: Tensor
     ) -> Tensor:
         """The shift along the gradient of the reward of `x0` with respect to `leaf`."""
-        rewards, slope = reward_gradient(ctx, here.at(x0.detach()))
-        scale = per_row(largest(slope), slope)
-        with ctx.backward(step, len(here)):
-            (gradient,) = torch.autograd.grad(x0, leaf, slope / scale)
-        check_finite(ctx, here, gradient)
+        rewards, gradient, _ = gradient_behind(ctx, step, here, leaf, x0)
         x0 = x0.detach()
         shift = self._size(step) * self._whole(step, here.x, x0) * unit(gradient)
         _tell(ctx, step, here, rewards, shift, x0)

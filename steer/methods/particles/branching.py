@@ -29,7 +29,7 @@ def check_moves(kernel: object, eta: float) -> None:
     """Raise ValueError unless these are a kernel and a share of fresh noise."""
     share("eta", eta, "fresh noise")
     check_kernel(kernel, eta)
-    if getattr(kernel, "grad", False):
+    if getattr(kernel, "grad", False) or getattr(kernel, "through", None) == "map":
         raise ValueError(
             f"kernel={kernel!r} needs recorded denoiser calls, which searches do not make; use "
             "SMC(proposal=...) with it"

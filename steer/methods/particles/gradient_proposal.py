@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from torch import Tensor
 
-from steer.core.checks import one_of, positive, predicate, share
-from steer.core.ddim import ddim
+from steer.core.checks import positive
 from steer.core.potentials import damping, tempering
-from steer.core.rows import per_row
 from steer.core.sphere import radius, unit
-from steer.core.types import Move, Population, Step, wide
+from steer.core.types import Move, Step, wide
 from steer.core.when import When, every
-from steer.search.context import Context
-from steer.search.guidance import check_finite, check_gradient, largest, reward_gradient
+from steer.search.kernels.uphill import GradientMove, Through
 
 
 _ALWAYS = every(1)
 
 
 @dataclass(frozen=True)
-class GradientProposal:
+class GradientProposal(GradientMove):
     """The kernel's move with its mean shifted up the reward: `SMC(n, proposal=GradientProposal())`.
 
         x' = mu + std z + std^2 gamma lam G,    G = grad_x r(decode(x0(x)))
@@ -32,7 +26,10 @@ class GradientProposal:
     The filter weights every particle by the density of the unshifted move over that of this one,
     so the weighted population follows the same law as without a proposal; only the weights are
     less unequal. With `lam` as that of the filter, `temper` and no `pull` this is DAS (Kim et al.
-    2025, arXiv:2501.05803).
+    2025, arXiv:2501.05803). On a flow map, `through="map"` and `SMC(lookahead="map")` filter by the
+    reward of where the flow ends, as FMTT does (Sabour et al. 2025, arXiv:2511.22688): with the
+    shift that a tilted kernel has, which is twice the drift that keeps p_t(x) exp(lam r_t(x)), and
+    with importance weights in the place of that drift's.
 
     Args:
         lam: In the reward's own units, as in `SMC(lam=..., standardise=False)`. `None` takes the
@@ -42,7 +39,8 @@ class GradientProposal:
             variance of the log-weights, so keep it well below 1 over many steps.
         through: `"denoiser"` is the gradient above, at two more rows per row; `"x0"` takes
             dx0/dx = alpha / (alpha^2 + sigma^2) (white data of variance 1) for the denoiser's
-            derivative, at no denoiser row: a worse proposal, corrected all the same.
+            derivative, at no denoiser row: a worse proposal, corrected all the same; `"map"` takes
+            the gradient of the reward of where a flow map leads from x in one jump, at three rows.
         temper: A rate g for gamma = min((1 + g)^i - 1, 1) with i in hundredths of the way, as in
             `SMC(temper=...)`; `None` for 1.
         eta: Share of fresh noise where it is the kernel itself; as a proposal it takes the noise of
@@ -55,11 +53,13 @@ class GradientProposal:
         ValueError: Arguments of the wrong kind, neither `lam` nor `pull`, `damping` without `lam`.
         RewardError: When called: the reward is not differentiable.
         GradientError: When called: a gradient that is not finite.
+        UnsupportedPipelineError: When called: `through="map"` on a model that is no flow map, or
+            from whose denoiser no gradient comes back.
     """
 
     lam: float | None = None
     pull: float | None = 0.5
-    through: Literal["denoiser", "x0"] = "denoiser"
+    through: Through = "denoiser"
     temper: float | None = None
     eta: float = 1.0
     when: When = _ALWAYS
@@ -70,9 +70,8 @@ class GradientProposal:
         positive("lam", self.lam)
         positive("pull", self.pull)
         positive("temper", self.temper)
-        share("eta", self.eta, "fresh noise")
         positive("damping", self.damping, zero=True, none=False)
-        one_of("through", self.through, ("denoiser", "x0"))
+        self.check_settings()
         if self.lam is None and self.pull is None:
             raise ValueError(f"lam=None and pull=None: nothing says how far; write {example}")
         if self.damping and self.lam is None:
@@ -80,27 +79,9 @@ class GradientProposal:
                 f"damping={self.damping!r} and lam=None: it divides lam, and pull alone drops the "
                 "gradient's length; give lam too, or leave damping out"
             )
-        predicate(self.when, "every(1)")
 
-    @property
-    def grad(self) -> bool:
-        """Whether the denoiser's call must be recorded."""
-        return self.through == "denoiser"
-
-    def __call__(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Move:
-        """As a kernel of its own: the shifted DDIM move of every row."""
-        x = population.x
-        base = ddim(step, x.detach(), step.x0(x, output).detach(), self.eta)
-        return self.shift(base, ctx, step, population, output)
-
-    def shift(
-        self, base: Move, ctx: Context, step: Step, population: Population, output: Tensor
-    ) -> Move:
-        """The kernel's move of every row, shifted; `base` where there is no noise to shift."""
-        if base.std == 0 or not self.when(step):
-            return base
-        check_gradient(ctx, type(self).__name__)
-        gradient = gradient_at(ctx, step, population, output, self.grad)
+    def changed(self, base: Move, step: Step, gradient: Tensor) -> Move:
+        """The kernel's move with its mean shifted up the gradient."""
         shift = self._shift(step, gradient, base.std)
         return Move((wide(base.mean) + shift).to(base.mean.dtype), base.std, base.x0)
 
@@ -112,26 +93,3 @@ class GradientProposal:
         if self.pull is None:
             return shift
         return shift * (self.pull * std / radius(shift).clamp(min=1e-30)).clamp(max=1.0)
-
-
-def gradient_at(
-    ctx: Context, step: Step, population: Population, output: Tensor, recorded: bool
-) -> Tensor:
-    """The gradient of r(decode(x0(x))) at noisy latents, `(rows, *latent)`, float32 at least.
-
-    Args:
-        ctx, step, population, output: As a `Kernel` has them.
-        recorded: The denoiser's call was recorded, and is differentiated; else dx0/dx is
-            alpha / (alpha^2 + sigma^2), that of white data of variance 1.
-    """
-    with torch.enable_grad() if recorded else nullcontext():
-        x0 = step.x0(wide(population.x), wide(output))
-    _, slope = reward_gradient(ctx, population.at(x0.detach()))
-    if not recorded:
-        return slope * (step.alpha / (step.alpha**2 + step.sigma**2))
-    size = per_row(largest(slope), slope)
-    with ctx.backward(step, len(population)):
-        (gradient,) = torch.autograd.grad(x0, population.x, slope / size)
-    gradient = wide(gradient) * size
-    check_finite(ctx, population, gradient)
-    return gradient

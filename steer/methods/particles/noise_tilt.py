@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-from steer.core.checks import one_of, positive, predicate, share, whole
-from steer.core.ddim import ddim
+from steer.core.checks import positive, whole
 from steer.core.spectrum import whiten
 from steer.core.sphere import unit
-from steer.core.types import Move, Population, Step, wide
+from steer.core.types import Move, Step, wide
 from steer.core.when import When, every
-from steer.methods.particles.gradient_proposal import gradient_at
-from steer.search.context import Context
-from steer.search.guidance import check_gradient
+from steer.search.kernels.uphill import GradientMove, Through
 
 
 _ALWAYS = every(1)
 
 
 @dataclass(frozen=True)
-class NoiseTilt:
+class NoiseTilt(GradientMove):
     """A DDIM move whose fresh noise leans up the reward: `SMC(n, kernel=NoiseTilt())`.
 
         x' = mu + std (sqrt(1 - a^2) z + a G),    G = sqrt(d) grad / |grad|
@@ -42,7 +38,8 @@ class NoiseTilt:
         strength: a, in (0, 1): the cosine of the fresh noise with the gradient.
         block: Numbers per block of frequencies in which G has the strength of white noise; `None`
             leaves its spectrum as it is.
-        through: As in `GradientProposal`: `"x0"` costs no denoiser row, `"denoiser"` two per row.
+        through: As in `GradientProposal`: `"x0"` costs no denoiser row, `"denoiser"` two per row,
+            `"map"` three.
         eta: Share of fresh noise where it is the kernel itself; as a proposal it takes the noise of
             the filter's kernel.
         when: Steps at which the noise is tilted.
@@ -51,11 +48,13 @@ class NoiseTilt:
         ValueError: Arguments of the wrong kind.
         RewardError: When called: the reward is not differentiable.
         GradientError: When called: a gradient that is not finite.
+        UnsupportedPipelineError: When called: `through="map"` on a model that is no flow map, or
+            from whose denoiser no gradient comes back.
     """
 
     strength: float = 0.1
     block: int | None = None
-    through: Literal["x0", "denoiser"] = "x0"
+    through: Through = "x0"
     eta: float = 1.0
     when: When = _ALWAYS
 
@@ -63,29 +62,10 @@ class NoiseTilt:
         positive("strength", self.strength, 1.0, none=False)
         if self.block is not None:
             whole("block", self.block, "NoiseTilt(strength=0.1, block=64)")
-        one_of("through", self.through, ("x0", "denoiser"))
-        share("eta", self.eta, "fresh noise")
-        predicate(self.when, "every(1)")
+        self.check_settings()
 
-    @property
-    def grad(self) -> bool:
-        """Whether the denoiser's call must be recorded."""
-        return self.through == "denoiser"
-
-    def __call__(self, ctx: Context, step: Step, population: Population, output: Tensor) -> Move:
-        """As a kernel of its own: the tilted DDIM move of every row."""
-        x = population.x
-        base = ddim(step, x.detach(), step.x0(x, output).detach(), self.eta)
-        return self.shift(base, ctx, step, population, output)
-
-    def shift(
-        self, base: Move, ctx: Context, step: Step, population: Population, output: Tensor
-    ) -> Move:
-        """The kernel's move of every row, tilted; `base` where there is no noise to tilt."""
-        if base.std == 0 or not self.when(step):
-            return base
-        check_gradient(ctx, type(self).__name__)
-        gradient = gradient_at(ctx, step, population, output, self.grad)
+    def changed(self, base: Move, step: Step, gradient: Tensor) -> Move:
+        """The kernel's move with its noise turned towards the gradient."""
         return tilt_noise(base, gradient, self.strength, self.block)
 
 

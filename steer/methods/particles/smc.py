@@ -29,6 +29,7 @@ from steer.search.kernels.choose import (
     own_moves,
 )
 from steer.search.kernels.draws import Draw, Kernel, ask_denoiser, draw_move
+from steer.search.kernels.uphill import GradientMove
 from steer.search.maps import check_map, jump_to_clean
 from steer.search.method import Method
 
@@ -156,6 +157,8 @@ class SMC(Method):
             work += Work(previews=steps, scores=steps, gradients=steps) * self.n
         if self._differentiates:  # the pipeline's own first call, unrecorded, comes on top
             work += Work(rows=1, backward_rows=steps) * self.n
+        jumps = self._recorded_jumps(range(steps), steps)
+        work += Work(rows=jumps, backward_rows=jumps) * self.n
         return work + Work(decodes=1)
 
     def rows_at(self, steps: int, indices: Sequence[int]) -> int:
@@ -163,6 +166,7 @@ class SMC(Method):
         further = sum(further_calls(self.kernel, index, steps) for index in indices)
         once = 1 if self._differentiates and 0 in indices else 0
         jumps = self._scored(indices, steps) if self.lookahead == "map" else 0
+        jumps += self._recorded_jumps(indices, steps)
         return self.n * (len(indices) + further + once + jumps)
 
     def _scored(self, indices: Iterable[int], steps: int) -> int:
@@ -177,6 +181,11 @@ class SMC(Method):
     @property
     def _differentiates(self) -> bool:
         return bool(getattr(self.proposal or self.kernel, "grad", False))
+
+    def _recorded_jumps(self, indices: Iterable[int], steps: int) -> int:
+        """How often a row jumps along a flow map, for the gradient that moves it."""
+        move = self.proposal or self.kernel
+        return move.jumps(indices, steps) if isinstance(move, GradientMove) else 0
 
     def kl(self, ctx: Context, prompt: int) -> float | None:
         """That of all resamplings and the final choice; unknown where moves are not the model's."""
@@ -255,6 +264,8 @@ class SMC(Method):
     def _kernel(self, ctx: Context, solver: Solver) -> Kernel | None:
         """The law of the moves; `None` is the pipeline's own solver."""
         kernel = choose_kernel(ctx, solver, type(self).__name__, self.kernel, self.eta)
+        if isinstance(self.proposal, GradientMove):
+            self.proposal.check(ctx)
         if kernel is None and self.proposal is not None:
             return own_moves(ctx, self.eta)
         return kernel

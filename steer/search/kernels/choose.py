@@ -11,6 +11,7 @@ from steer.search.context import Context
 from steer.search.kernels.draws import Kernel
 from steer.search.kernels.laws import LAWS
 from steer.search.kernels.rho import FLOW_PRESET, Rho
+from steer.search.kernels.uphill import GradientMove
 
 
 _FEW = 8  # as many steps as distilled models take at most
@@ -49,6 +50,8 @@ def choose_kernel(
             this grid does not have.
         ValueError: A run of one step, a `noise_window` in which no step lies, or an `eta` that
             nothing listens to.
+        RewardError: A move along the gradient of a reward that has none.
+        UnsupportedPipelineError: A gradient through a flow map, of a model that is none.
     """
     if len(ctx.steps) == 1:
         raise ValueError(
@@ -70,6 +73,8 @@ def choose_kernel(
     if isinstance(chosen, Rho):
         chosen.check(ctx.steps, method)
         _check_of_map(chosen, ctx, method)
+    if isinstance(chosen, GradientMove):
+        chosen.check(ctx)
     return chosen
 
 

@@ -43,7 +43,7 @@ class Shift(Protocol):
 
     def shift(
         self, base: Move, ctx: Context, step: Step, population: Population, output: Tensor
-    ) -> Move:
+    ) -> Moving:
         """The move of every row to draw from; `base` is the kernel's."""
         ...
 
@@ -136,6 +136,8 @@ def draw_move(
     if proposal is None:
         return Draw(base, base).detach()
     if isinstance(proposal, Shift):
-        return Draw(base, proposal.shift(base, ctx, step, here, output)).detach()
-    move = yield from finish_move(proposal(ctx, step, here, output))
+        moving = proposal.shift(base, ctx, step, here, output)
+    else:
+        moving = proposal(ctx, step, here, output)
+    move = yield from finish_move(moving)
     return Draw(base, move).detach()

@@ -11,7 +11,7 @@ from families import arguments, redness, shared
 
 from steer.core.errors import RewardError
 from steer.core.when import at, every
-from steer.methods import SMC, NoiseTilt
+from steer.methods import SMC, Beam, NoiseTilt
 from steer.pipeline.guided import guided
 from steer.rewards.function import FunctionReward
 
@@ -55,6 +55,12 @@ def test_a_reward_without_a_gradient_is_refused() -> None:
     blind = FunctionReward(redness, differentiable=False, needs_prompt=False)
     with pytest.raises(RewardError, match=r"NoiseTilt: .*not differentiable"):
         guided(shared("sd"), blind, method=SMC(2, kernel=NoiseTilt()))(**arguments("sd"))
+
+
+@pytest.mark.parametrize("through", ["denoiser", "map"])
+def test_searches_that_record_no_calls_refuse_it(through: Any) -> None:
+    with pytest.raises(ValueError, match=r"needs recorded denoiser calls.*use SMC"):
+        Beam(2, kernel=NoiseTilt(through=through))
 
 
 @pytest.mark.parametrize(
