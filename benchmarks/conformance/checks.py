@@ -33,6 +33,7 @@ _STEERED = steer.between(0.2, 0.9)
 
 METHODS: dict[str, Method] = {
     "BestOfN": m.BestOfN(3),
+    "Adaptive": m.Adaptive(3, price=0),
     "Prune": m.Prune(4, (2,), (0.5,)),
     "Prune, strides=2": m.Prune(3, (1,), (0.75,), strides=2),
     "Gate": m.Gate(m.BestOfN(2), math.inf, 2),
@@ -40,6 +41,7 @@ METHODS: dict[str, Method] = {
     "Then": m.Then(m.BestOfN(2), m.BestOfN(1)),
     "NoiseSearch": m.NoiseSearch(n=2, rounds=2),
     "NoiseOptimization": m.NoiseOptimization(2, through=2),
+    "PCNL": m.PCNL(m.BestOfN(2), chains=1, burn_in=1, thin=1, through=2),
     "BestOfNGuidance": m.BestOfNGuidance(3),
     "LookaheadGuidance": m.LookaheadGuidance(lookaheads=3, through=2),
     "Guide": m.Guide(m.Prune(2, (1,), (0.5,)), when=_STEERED),
@@ -47,8 +49,16 @@ METHODS: dict[str, Method] = {
     "SMC": m.SMC(4),
     "SMC, kernel='ddim'": m.SMC(3, kernel="ddim"),
     "GradientProposal": m.SMC(2, proposal=m.GradientProposal()),
+    "GradientProposal, through a map": m.SMC(
+        2, lookahead="map", proposal=m.GradientProposal(through="map")
+    ),
+    "NoiseTilt": m.SMC(2, kernel=m.NoiseTilt()),
     "Beam": m.Beam(2),
     "Blockwise": m.Blockwise(2, block=2),
+    "RBF": m.RBF(2),
+    "RBF, kernel='ddim'": m.RBF(2, kernel="ddim"),
+    "EvoSearch": m.EvoSearch((2, 2, 1), at=(0.0, 0.5), elites=2),
+    "DepthFirst": m.DepthFirst(2, threshold=math.inf),
     "Tree": m.Tree(4, batch=2),
     "Tree, kernel='ddim'": m.Tree(4, batch=2, kernel="ddim"),
 }
