@@ -19,8 +19,9 @@ reward is its own, and it is no worse than the plain call's where that was score
 `right`, `refused` (steer says why), a `crash`, `wrong`, or a `test limit`, which says nothing of
 steer: plain calls that do not run offline, that return NaN or a constant image.
 
-Results are lines of a file, and cases that are in it are left out unless `--again`: a run can be
-interrupted, and shards may share the file.
+Results are lines of a file. Cases that are in it with every check and today's versions are left out
+unless `--again`: a run can be interrupted, shards may share the file, and a new method or a new
+version of diffusers makes all cases due again.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.list:
         print("\n".join([*(case.key for case in chosen), *map("{}: not imported".format, broken)]))
         return
-    done = {} if options.again else load(options.out)
+    found = {} if options.again else load(options.out)
+    done = {case for case, record in found.items() if _is_current(record)}
     if options.only is None and options.shard[0] == 1:
         _keep_broken(broken, done, options.out)
     for case in chosen:
@@ -93,6 +95,12 @@ def _chosen(cases: list[Case], options: argparse.Namespace) -> list[Case]:
     words, (number, of) = options.only or [""], options.shard
     found = [case for case in cases if any(word in case.key for word in words)]
     return found[number - 1 :: of]
+
+
+def _is_current(record: Record) -> bool:
+    """Whether a record has every check, of the versions that are installed."""
+    whole = not record.pipeline or set(CHECKS) <= set(record.checks)
+    return whole and record.versions == provenance()["versions"]
 
 
 def _keep_broken(broken: dict[str, str], done: Container[str], out: Path) -> None:

@@ -120,8 +120,10 @@ def general(why: str) -> str:
     return _NUMBER.sub("N", text)
 
 
-def cell(result: Result, notes: Notes) -> str:
-    """One cell: `yes`, a dash where the test says nothing, or the number of the reason."""
+def cell(result: Result | None, notes: Notes) -> str:
+    """One cell: `yes`, a dash where the test says nothing, the number of the reason, or nothing."""
+    if result is None:
+        return ""
     if result.outcome == "right":
         return "yes"
     if result.outcome == "refused":
@@ -143,11 +145,11 @@ def _row(pipeline: str, records: list[Record], notes: Notes) -> str:
     return f"| `{pipeline}` | " + " | ".join(cells) + " |"
 
 
-def _of_method(name: str, records: list[Record]) -> Result:
-    """The worst result of a method, of all tests of the pipeline and both lane widths."""
+def _of_method(name: str, records: list[Record]) -> Result | None:
+    """The worst result of a method, of all tests of the pipeline and both lane widths, if any."""
     names = (name, f"{name}{NARROW}")
     found = [record.checks[key] for record in records for key in names if key in record.checks]
-    return worst(found) if found else Result("test limit", "not checked")
+    return worst(found) if found else None
 
 
 def _safe(text: str) -> str:

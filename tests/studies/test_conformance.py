@@ -160,6 +160,12 @@ def test_the_command_tells_outcomes_apart_and_resumes(
     assert "we are offline" in checks["Unbuilt"]["SMC"].why
     assert "nothing_of_that_name" in found["tiny.test_broken"].why
 
+    keep, CHECKS["another"] = out.read_text(), CHECKS["identity"]
+    command.main([*given, "--only", "tiny:Pixart"])
+    assert load(out)["tiny.test_tiny:Pixart"].checks.keys() == {*right, "another"}
+    del CHECKS["another"]
+    out.write_text(keep)
+
     lines = len(out.read_text().splitlines())
     assert lines == 6  # the first two were not run twice
     command.main([*given, "--only", "tiny:Unbuilt", "--again"])

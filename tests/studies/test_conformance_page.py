@@ -28,6 +28,7 @@ def test_the_page_has_a_row_per_class_and_a_note_per_reason(tmp_path: Path) -> N
         record("b:Sana", "SanaPipeline", "refused", needs.format("DPM")),
         record("c:Sd", "SdPipeline", "wrong", "the reward is not that of the output"),
         record("d:Old", "OldPipeline", "test limit", "offline"),
+        Record("f:New", "NewPipeline", date="2025-01-31", versions=VERSIONS),
         Record("e", "", why="No|module", date="2025-02-01", versions=VERSIONS),
     ]
     for one in records:
@@ -38,12 +39,13 @@ def test_the_page_has_a_row_per_class_and_a_note_per_reason(tmp_path: Path) -> N
     page.write(load(tmp_path / "found.jsonl"), path)
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
-    assert "6 test classes of 4 pipeline classes; torch 2; 2025-01-31 to 2025-02-01." in text
+    assert "7 test classes of 5 pipeline classes; torch 2; 2025-01-31 to 2025-02-01." in text
     assert "| SMC | 1 | 2 | 0 | 1 | 1 |" in text and "| identity | 5 | 0 | 0 | 0 | 0 |" in text
     smc = 2 + list(METHODS).index("SMC")
     rows = {row.split("|")[1].strip(): row.split("|") for row in text.splitlines() if "|" in row}
     cells = {name: row[smc].strip() for name, row in rows.items() if name.endswith("Pipeline`")}
     assert cells == {
+        "`NewPipeline`": "",  # the run is older than the method
         "`FluxPipeline`": "[1]",
         "`OldPipeline`": "– [2]",
         "`SanaPipeline`": "[1]",
