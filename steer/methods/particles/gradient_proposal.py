@@ -27,9 +27,8 @@ class GradientProposal(GradientMove):
     so the weighted population follows the same law as without a proposal; only the weights are
     less unequal. With `lam` as that of the filter, `temper` and no `pull` this is DAS (Kim et al.
     2025, arXiv:2501.05803). On a flow map, `through="map"` and `SMC(lookahead="map")` filter by the
-    reward of where the flow ends, as FMTT does (Sabour et al. 2025, arXiv:2511.22688): with the
-    shift that a tilted kernel has, which is twice the drift that keeps p_t(x) exp(lam r_t(x)), and
-    with importance weights in the place of that drift's.
+    reward of where the flow ends, as FMTT does (Sabour et al. 2025, arXiv:2511.22688). FMTT's own
+    drift is half of this shift, and has weights of its own; here the kernel's density corrects it.
 
     Args:
         lam: In the reward's own units, as in `SMC(lam=..., standardise=False)`. `None` takes the
