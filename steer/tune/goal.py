@@ -20,7 +20,7 @@ class Errors:
         policy: (B,) errors; for pairs (2 B,), all winners before all losers.
         reference: Those of the reference, at the same noise and timesteps; None without one.
         labels: (B,) 1 for good images, of labelled objectives.
-        weights: (B,), likewise; signed where they are advantages.
+        weights: (B,), likewise; signed where they are advantages; of pairs their margins.
         baseline: (), of Diffusion-KTO; None takes it from this batch.
         change: (B,) mean squared difference of the policy's prediction from the reference's; None
             where the objective does not ask for it.

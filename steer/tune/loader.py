@@ -38,7 +38,7 @@ class Batch:
         text: Denoiser arguments by dotted name, (B, ...).
         shared: Denoiser arguments without a prompt dimension.
         draws: The randomness, (B, ...).
-        labels, weights: (B,) or None.
+        labels, weights: (B,) or None; the weights of pairs are their margins.
     """
 
     ids: tuple[str, ...]
@@ -137,8 +137,13 @@ class Loader:
             self._data.shared,
             draws,
             None if self._labels is None else self._labels.labels[at],
-            None if self._labels is None else self._labels.weights[at],
+            self._margins(rows) if self._labels is None else self._labels.weights[at],
         )
+
+    def _margins(self, rows: NDArray[np.int64]) -> Tensor | None:
+        if self._pairs is None:
+            return None
+        return torch.from_numpy(self._pairs.margin[rows]).float()
 
     def _text(self, rows: NDArray[np.int64], dropped: Tensor) -> dict[str, Tensor]:
         text = self._data.text(rows)
