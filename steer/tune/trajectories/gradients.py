@@ -129,7 +129,7 @@ class RewardLosses:
         cut = self._cut(runs.step)
         with self._accelerator.autocast():
             clean = self._run(self._model, runs, text, cut)
-            images = self._sampler.images(clean, grad=True)
+        images = self._sampler.images(clean, grad=True)
         texts = [prompt for prompt in runs.prompts for _ in range(draws)]
         reward = self._reward(images, texts)
         if not reward.requires_grad:
