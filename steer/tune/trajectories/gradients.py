@@ -62,7 +62,7 @@ class RunLoader:
 
     def at(self, step: int) -> Runs:
         """Those of an update."""
-        chosen = self._stream.take(step * self._rows, self._rows).tolist()
+        chosen: list[int] = self._stream.take(step * self._rows, self._rows).tolist()
         prompts = tuple([self._prompts[i] for i in chosen])
         seeds = tuple(row_seed(self._seed, 79, step, k) for k in range(self._rows))
         return Runs(prompts, seeds, step)

@@ -137,7 +137,7 @@ class Drawer:
             RewardError: A score that is not finite.
         """
         groups = self._count // self._images
-        chosen = self._stream.take(number * groups, groups).repeat(self._images).tolist()
+        chosen: list[int] = self._stream.take(number * groups, groups).repeat(self._images).tolist()
         prompts = tuple([self._prompts[i] for i in chosen])
         seeds = tuple(row_seed(self._seed, 97, number, k) for k in range(self._count))
         text, parts, rewards = self._sampler.text(prompts), [], []
