@@ -29,9 +29,9 @@ def run(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Train a LoRA, or the whole denoiser, with TGO, (Poly-)DPO, KTO, NFT, AWM, SFT or CSFT.
+    """Train a LoRA, or the whole denoiser: TGO, DPO, KTO, NFT, DRaFT, DDPO and others.
 
-    On a dataset, or in rounds that draw their own samples.
+    On a dataset, in rounds that draw their own samples, or on sampling runs.
 
     Interrupt it at any time: the same command continues exactly.
 

@@ -10,13 +10,16 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from steer.core.errors import TuneError
 from steer.core.settings import Settings, Several, build, read_yaml
-from steer.tune.goal import Goal
+from steer.tune.goal import Objective
 from steer.tune.goals import GOALS, Labelled
 from steer.tune.rounds_config import RoundsConfig, check_rounds
+from steer.tune.sampled_goals import SAMPLED
+from steer.tune.sampling_config import SamplingConfig, check_sampling
 
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Targets = Literal["winners"]
+OBJECTIVES: dict[str, type[Objective]] = {**GOALS, **SAMPLED}
 
 
 class LoraConfig(Settings):
@@ -59,22 +62,24 @@ class ValidationConfig(Settings):
     rows: int = Field(default=64, ge=0)
 
 
-def goal(value: Any) -> Goal:
+def goal(value: Any) -> Objective:
     """An objective from its name, or from `{name: tgo, beta: 1.0, ...}`.
 
     Raises:
         TuneError: An unknown name, a parameter that is unknown or out of range.
     """
-    if isinstance(value, Goal):
+    if isinstance(value, Objective):
         return value
     given = {"name": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping) or "name" not in given:
-        raise TuneError(f"objective={value!r}: a name ({', '.join(GOALS)}), or a name and values")
+        raise TuneError(
+            f"objective={value!r}: a name ({', '.join(OBJECTIVES)}), or a name and values"
+        )
     name = given["name"]
-    if name not in GOALS:
-        raise TuneError(f"objective={name!r}: one of {', '.join(GOALS)}")
+    if name not in OBJECTIVES:
+        raise TuneError(f"objective={name!r}: one of {', '.join(OBJECTIVES)}")
     rest = {k: v for k, v in given.items() if k != "name"}
-    return build(GOALS[name], rest, TuneError, "objective")
+    return build(OBJECTIVES[name], rest, TuneError, "objective")
 
 
 def _adapters(value: Any) -> Any:
@@ -88,7 +93,7 @@ class TuneConfig(Settings):
     """A training run: equal configurations on equal data give equal weights.
 
     Attributes:
-        data: The dataset's folder; not with `rounds`, which make their own.
+        data: The dataset's folder; not with `rounds` or `sampling`, which make their own.
         out: Where checkpoints, log, grids and the tuned weights go.
         objective: What is optimised, with its parameters.
         pipeline: `"shapes"`, a folder that `save_pretrained` wrote, or a hub id.
@@ -120,11 +125,12 @@ class TuneConfig(Settings):
         cpu: Do not use an accelerator.
         validation: What is looked at on the way.
         rounds: Sample, score, train, and again, instead of training on `data`.
+        sampling: The runs of objectives that sample while they train, instead of `data`.
     """
 
     data: str = ""
     out: str
-    objective: Annotated[Goal, BeforeValidator(goal)]
+    objective: Annotated[Objective, BeforeValidator(goal)]
     pipeline: str = "shapes"
     steps: int = Field(default=1000, ge=1)
     batch: int = Field(default=32, ge=1)
@@ -153,6 +159,7 @@ class TuneConfig(Settings):
     cpu: bool = False
     validation: ValidationConfig = ValidationConfig()
     rounds: RoundsConfig | None = None
+    sampling: SamplingConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -175,7 +182,15 @@ class TuneConfig(Settings):
 
     @model_validator(mode="after")
     def _check_data(self) -> TuneConfig:
-        if self.rounds is None and not self.data:
+        own = {
+            "data": bool(self.data),
+            "rounds": self.rounds is not None,
+            "siblings": self.siblings > 1,
+            "text_dropout": self.text_dropout > 0,
+            "noise_range": self.noise_range is not None,
+        }
+        check_sampling(self.sampling, self.objective, self.batch, own)
+        if self.rounds is None and self.sampling is None and not self.data:
             raise ValueError("'data' is missing: add a line 'data: ...' (or rounds)")
         if self.rounds is not None and self.data:
             raise ValueError(

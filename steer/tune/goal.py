@@ -20,7 +20,7 @@ class Errors:
         policy: (B,) errors; for pairs (2 B,), all winners before all losers.
         reference: Those of the reference, at the same noise and timesteps; None without one.
         labels: (B,) 1 for good images, of labelled objectives.
-        weights: (B,), likewise; signed where they are advantages.
+        weights: (B,), likewise; signed where they are advantages; of pairs their margins.
         baseline: (), of Diffusion-KTO; None takes it from this batch.
         change: (B,) mean squared difference of the policy's prediction from the reference's; None
             where the objective does not ask for it.
@@ -43,7 +43,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one batch.
+    """Of one batch; `named` is what of it is logged.
 
     Attributes:
         loss: (B,) per row, or per pair.
@@ -57,9 +57,14 @@ class Outcome:
     correct: Tensor | None = None
     margin: Tensor | None = None
 
+    def named(self) -> dict[str, Tensor]:
+        """What is known of the rows, (B,) each, by the name it is logged under."""
+        known = {"loss": self.loss, "accuracy": self.correct, "margin": self.margin}
+        return {name: value.detach() for name, value in known.items() if value is not None}
 
-class Goal(Settings, ABC):
-    """An objective and its parameters; `name` is what configurations call it.
+
+class Objective(Settings):
+    """What is optimised, with its parameters; `name` is what configurations call it.
 
     Attributes:
         pairs: Learns from pairs rather than from single images.
@@ -75,6 +80,15 @@ class Goal(Settings, ABC):
     labelled: ClassVar[bool] = True
     change: ClassVar[bool] = False
     on_policy: ClassVar[bool] = False
+
+    @property
+    def holds_reference(self) -> bool:
+        """Whether the model before tuning will be asked."""
+        return self.reference
+
+
+class Goal(Objective, ABC):
+    """An objective of denoising errors: on images, noised again."""
 
     @property
     def product(self) -> bool:

@@ -12,7 +12,16 @@ from steer.tune.advantages import Spread
 from steer.tune.forward_rl import awm, nft
 from steer.tune.goal import Errors, Goal, Outcome, single_outcome
 from steer.tune.objectives import CSFT_MARK, diffusion_kto, kto_baseline, tgo
-from steer.tune.pair_goals import DMPO, DiffusionDPO, MaPO, PolyDPO, RobustDPO
+from steer.tune.pair_goals import (
+    DMPO,
+    IPO,
+    ConservativeDPO,
+    DiffusionDPO,
+    MaPO,
+    PolyDPO,
+    RobustDPO,
+    SmPO,
+)
 
 
 class Labelled(Goal):
@@ -161,5 +170,8 @@ class AWM(Advantaged):
 
 GOALS: dict[str, type[Goal]] = {
     kind.name: kind
-    for kind in (TGO, KTO, SFT, CSFT, PolyDPO, DiffusionDPO, NFT, AWM, DMPO, RobustDPO, MaPO)
+    for kind in (
+        *(TGO, KTO, SFT, CSFT, PolyDPO, DiffusionDPO, NFT, AWM, DMPO, RobustDPO, MaPO),
+        *(ConservativeDPO, IPO, SmPO),
+    )
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,17 @@ from torch import Tensor
 from steer.tune.batches import Draws, Order
 from steer.tune.dataset import Dataset
 from steer.tune.labels import Labels
+
+
+class Rows(Protocol):
+    """What one update is made from."""
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+    def parts(self, count: int) -> Sequence[Any]:
+        """Parts that are computed one after the other, in at most `count` pieces of the rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Batch:
         text: Denoiser arguments by dotted name, (B, ...).
         shared: Denoiser arguments without a prompt dimension.
         draws: The randomness, (B, ...).
-        labels, weights: (B,) or None.
+        labels, weights: (B,) or None; the weights of pairs are their margins.
     """
 
     ids: tuple[str, ...]
@@ -39,6 +51,10 @@ class Batch:
 
     def __len__(self) -> int:
         return self.x0.shape[1]
+
+    def parts(self, count: int) -> list[Batch]:
+        """The rows in `count` parts."""
+        return [self.part(rows) for rows in pieces(len(self), count)]
 
     def part(self, rows: slice) -> Batch:
         """Some of the rows."""
@@ -121,8 +137,13 @@ class Loader:
             self._data.shared,
             draws,
             None if self._labels is None else self._labels.labels[at],
-            None if self._labels is None else self._labels.weights[at],
+            self._margins(rows) if self._labels is None else self._labels.weights[at],
         )
+
+    def _margins(self, rows: NDArray[np.int64]) -> Tensor | None:
+        if self._pairs is None:
+            return None
+        return torch.from_numpy(self._pairs.margin[rows]).float()
 
     def _text(self, rows: NDArray[np.int64], dropped: Tensor) -> dict[str, Tensor]:
         text = self._data.text(rows)
@@ -133,6 +154,12 @@ class Loader:
             for name, empty in self._data.uncond.items():
                 text[name][dropped] = empty.to(text[name])
         return text
+
+
+def pieces(rows: int, count: int) -> list[slice]:
+    """`rows` in at most `count` pieces of equal size, but for the last."""
+    size = -(-rows // count)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def to_device(

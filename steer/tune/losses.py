@@ -105,7 +105,7 @@ class Losses:
     def __init__(
         self, config: TuneConfig, accelerator: Any, policy: Policy, model: Any, noising: Noising
     ) -> None:
-        self._goal: Goal = config.objective
+        self._goal = cast(Goal, config.objective)
         self._dtype = getattr(torch, config.base_dtype)
         self._accelerator, self._policy, self._model = accelerator, policy, model
         self._noising = noising

@@ -60,8 +60,7 @@ class Noising:
             TuneError: An unknown prediction type, scheduler or denoiser.
         """
         config = dict(pipe.scheduler.config)
-        if (scale := timestep_scale) is None:
-            scale = _known_scale(denoiser(pipe)[1])
+        scale = scale_of(pipe, timestep_scale)
         if is_flow(pipe.scheduler):
             sigma, timesteps = _flow_grid(pipe.scheduler, config)
             return cls("flow", 1 - sigma, sigma, timesteps * scale)
@@ -123,6 +122,15 @@ class Noising:
             case _:
                 alpha, sigma = _along(self.alpha[index], x0), _along(self.sigma[index], x0)
                 return alpha * noise - sigma * x0
+
+
+def scale_of(pipe: Any, given: float | None = None) -> float:
+    """What a pipeline multiplies the scheduler's timestep by: `given`, or what is known.
+
+    Raises:
+        TuneError: Neither.
+    """
+    return _known_scale(denoiser(pipe)[1]) if given is None else given
 
 
 def denoiser(pipe: Any) -> tuple[str, Any]:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from steer.tune.goal import Errors, Goal, Outcome, agreement
 from steer.tune.objectives import poly_dpo
-from steer.tune.pair_objectives import dmpo, guarded_loser, mapo, robust_dpo
+from steer.tune.pair_objectives import (
+    dmpo,
+    guarded_loser,
+    ipo,
+    mapo,
+    robust_dpo,
+    smoothing,
+    soft_dpo,
+)
 
 
 class Paired(Goal):
@@ -41,7 +49,11 @@ class Paired(Goal):
             errors = replace(errors, policy=torch.cat([winner, loser]))
         winner, loser = errors.reward(self.beta / 2).chunk(2)
         logit = winner - loser
-        return Outcome(self.rows(logit), agreement(logit), logit.detach())
+        return Outcome(self.rows(logit * self.factors(errors)), agreement(logit), logit.detach())
+
+    def factors(self, errors: Errors) -> Tensor | float:
+        """What the logits are multiplied by in the loss, (B,) or one for all."""
+        return 1.0
 
     @abstractmethod
     def rows(self, logit: Tensor) -> Tensor:
@@ -106,6 +118,50 @@ class RobustDPO(Paired):
 
     def rows(self, logit: Tensor) -> Tensor:
         return robust_dpo(logit, self.flips)
+
+
+class ConservativeDPO(Paired):
+    """DPO with labels that are wrong at a known rate, held back rather than corrected.
+
+    Attributes:
+        flips: That rate.
+    """
+
+    name: ClassVar[str] = "cdpo"
+    flips: float = Field(default=0.1, ge=0, lt=0.5)
+
+    def rows(self, logit: Tensor) -> Tensor:
+        return soft_dpo(logit, 1 - self.flips)
+
+
+class IPO(Paired):
+    """IPO (arXiv:2310.12036): a bounded margin for every pair."""
+
+    name: ClassVar[str] = "ipo"
+
+    def rows(self, logit: Tensor) -> Tensor:
+        return ipo(logit)
+
+
+class SmPO(Paired):
+    """SmPO's smoothed labels (arXiv:2506.02698), from the pairs' margins; without its inversion.
+
+    Attributes:
+        span: Largest minus smallest score of the reward; the default is the paper's for PickScore.
+        factor: Of the logits of certain pairs.
+    """
+
+    name: ClassVar[str] = "smpo"
+    beta: float = Field(default=2000.0, gt=0)
+    span: float = Field(default=0.167, gt=0)
+    factor: float = Field(default=10.0, gt=0)
+
+    def factors(self, errors: Errors) -> Tensor | float:
+        assert errors.weights is not None
+        return smoothing(errors.weights, self.span, self.factor)
+
+    def rows(self, logit: Tensor) -> Tensor:
+        return poly_dpo(logit, 0.0)
 
 
 class MaPO(Goal):

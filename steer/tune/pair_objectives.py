@@ -62,6 +62,58 @@ def robust_dpo(logit: Tensor, flips: float = 0.1) -> Tensor:
     return ((1 - flips) * true - flips * flipped) / (1 - 2 * flips)
 
 
+def soft_dpo(logit: Tensor, share: float | Tensor) -> Tensor:
+    """-(q log sigma(m) + (1 - q) log sigma(-m)): DPO of labels that are right with probability q.
+
+    Its minimum is at sigma(m) = q, so no pair pulls without end. With one q for all, that is
+    conservative DPO (Mitchell 2023).
+
+    Args:
+        logit: m, (B,).
+        share: q, in [0, 1]: a number, or (B,), such as the share of annotators.
+
+    Returns:
+        (B,).
+
+    Raises:
+        TuneError: `share` is outside.
+    """
+    logit = wide(logit)
+    q = torch.as_tensor(share, dtype=logit.dtype, device=logit.device)
+    if not bool(((q >= 0) & (q <= 1)).all()):
+        raise TuneError(f"share={share!r}: must be in [0, 1], such as 0.9")
+    return -(q * F.logsigmoid(logit) + (1 - q) * F.logsigmoid(-logit))
+
+
+def ipo(logit: Tensor) -> Tensor:
+    """IPO, (m - 1/2)^2 (arXiv:2310.12036): a margin of 1/2 for every pair, and no more.
+
+    The paper's (h - 1 / (2 beta))^2 with m = beta h, times beta^2.
+    """
+    return (wide(logit) - 0.5).square()
+
+
+def smoothing(margin: Tensor, span: float, factor: float = 10.0) -> Tensor:
+    """SmPO's factor of a pair's logit: k (2 p - 1), p = sigma(margin / span) (arXiv:2506.02698).
+
+    p is the softmax of both scores, scaled to their span. Pairs that are nearly ties pull little.
+
+    Args:
+        margin: The winner's score minus the loser's, (B,).
+        span: Largest minus smallest score; the paper's for PickScore is 0.282 - 0.115.
+        factor: k.
+
+    Returns:
+        (B,), in (-k, k); 0 for ties.
+
+    Raises:
+        TuneError: `span` or `factor` is not positive.
+    """
+    if not (span > 0 and factor > 0):
+        raise TuneError(f"span={span!r}, factor={factor!r}: must be positive")
+    return factor * (2 * (wide(margin) / span).sigmoid() - 1)
+
+
 def mapo(
     winner: Tensor, loser: Tensor, beta: float = 0.1, scale: float = 0.5, steps: float = 1000.0
 ) -> Tensor:

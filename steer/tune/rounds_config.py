@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from steer.core.settings import Settings
 from steer.tune.data.config import Count, PairConfig, SearchConfig, check_pairs
-from steer.tune.goal import Goal
+from steer.tune.goal import Objective
 from steer.tune.goals import Advantaged
 
 
@@ -93,7 +93,7 @@ class RoundsConfig(Settings):
 
 
 def check_rounds(
-    rounds: RoundsConfig, goal: Goal, guidance_scale: float | None, text_dropout: float
+    rounds: RoundsConfig, goal: Objective, guidance_scale: float | None, text_dropout: float
 ) -> None:
     """Raise ValueError where rounds and the rest of a configuration do not go together."""
     sampled = rounds.guidance(guidance_scale)

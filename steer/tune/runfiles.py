@@ -13,7 +13,6 @@ from steer.core.files.folder import check_free
 from steer.core.files.versions import versions
 from steer.tune.checkpointing import checkpoints
 from steer.tune.config import TuneConfig
-from steer.tune.dataset import Dataset
 from steer.tune.labels import Labels
 from steer.tune.logs import append_line, trim_log
 
@@ -73,7 +72,12 @@ class RunFiles:
             append_line(self.out / LOG, {"step": step, **row})
 
     def origin(
-        self, weights: Path, step: int, config: TuneConfig, data: Dataset, labels: Labels | None
+        self,
+        weights: Path,
+        step: int,
+        config: TuneConfig,
+        manifest: Mapping[str, Any],
+        labels: Labels | None,
     ) -> None:
         """Write beside the tuned weights what they come from."""
         write_json(
@@ -83,7 +87,7 @@ class RunFiles:
                 "step": step,
                 "config": config.to_dict(),
                 "labels": _describe(labels),
-                "data": dict(data.manifest),
+                "data": dict(manifest),
                 "versions": versions(),
             },
         )

@@ -17,7 +17,7 @@ from steer.core.errors import TuneError
 from steer.tune.batches import Order
 from steer.tune.config import Targets, TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goal import Goal
+from steer.tune.goal import Objective
 from steer.tune.goals import Advantaged, Labelled
 from steer.tune.labels import Labels, found_labels, make_advantages, make_labels
 from steer.tune.noising import Noising
@@ -62,7 +62,7 @@ class Material:
 
 
 def training_rows(
-    goal: Goal, data: Dataset, targets: Targets | None = None
+    goal: Objective, data: Dataset, targets: Targets | None = None
 ) -> tuple[NDArray[np.int64], Labels | None]:
     """The rows (or pairs) that are trained on, and labels of all images where they are needed.
 

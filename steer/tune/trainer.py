@@ -17,11 +17,10 @@ from steer.tune import checkpointing
 from steer.tune.checks import own_folder
 from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
-from steer.tune.goal import Outcome
 from steer.tune.goals import CSFT
 from steer.tune.interrupts import Stopped, stop_requests
 from steer.tune.labels import Labels
-from steer.tune.loader import Batch, Loader
+from steer.tune.loader import Loader, Rows
 from steer.tune.losses import Guidance, Losses
 from steer.tune.marked import marked_features
 from steer.tune.policy import Policy
@@ -41,19 +40,20 @@ class Trainer:
     """One run. `steer.tune.tune` is the way in; this class is for those who look at single steps.
 
     Args:
-        config: What to do; with `rounds`, there is nothing to train on until `use` is called.
+        config: What to do; without `data`, there is nothing to train on until `use` is called.
         pipe: The pipeline to tune, in place; loaded by `config.pipeline` when left out.
         progress: Show a bar on stderr.
 
     Attributes:
         step: Updates made.
         policy: The denoiser that is trained.
-        data: What it is trained on.
+        data: What it is trained on; `manifest` is what the weights' origin says of it.
         old: Trained parameters of the policy that draws samples, where rounds keep one.
     """
 
     data: Dataset
-    loader: Loader
+    manifest: Mapping[str, Any]
+    loader: Any
 
     def __init__(self, config: TuneConfig, pipe: Any = None, progress: bool = False) -> None:
         from accelerate import Accelerator
@@ -62,14 +62,14 @@ class Trainer:
         self.config, self.goal, self.out = config, config.objective, Path(config.out)
         RunFiles(self.out, True).check()
         self.progress, self.step = progress, 0
-        material = None if config.rounds else Material.of(config, Dataset.load(config.data))
+        material = Material.of(config, Dataset.load(config.data)) if config.data else None
         self.accelerator = Accelerator(mixed_precision=_AUTOCAST[config.dtype], cpu=config.cpu)
         check_shares(config, self.accelerator.num_processes)
         self.pipe = pipe if pipe is not None else load_pipeline(config)
         self.noising = forward_process(config, self.pipe, material and material.data)
         set_seed(config.seed)  # the adapters' start; everything later has its own generators
         marked = {} if material is None else self._marked(material)
-        self.policy = Policy(self.pipe, config.lora, self.goal.reference)
+        self.policy = Policy(self.pipe, config.lora, self.goal.holds_reference)
         self._prepare()
         self.files = RunFiles(self.out, self.accelerator.is_main_process)
         self._checkpoint: Path | None = None
@@ -95,7 +95,7 @@ class Trainer:
         check_latents(data, self.policy.module)
         marked = self._marked(material) if marked is None else marked
         self.close()
-        self.data, self.labels = data, material.labels
+        self.data, self.labels, self.manifest = data, material.labels, data.manifest
         share = (self.accelerator.process_index, self.accelerator.num_processes)
         draws = (config.seed, len(self.noising), config.text_dropout, config.siblings)
         if config.text_dropout:
@@ -176,16 +176,15 @@ class Trainer:
             NonFiniteError: The loss or the gradient is not finite; the weights are as before.
         """
         batch = self.loader.at(self.step)
-        size = -(-len(batch) // self.config.accumulate)
-        parts = [slice(i, i + size) for i in range(0, len(batch), size)]
-        totals: list[Tensor] = []
+        parts = batch.parts(self.config.accumulate)
+        outcomes: list[dict[str, Tensor]] = []
         for part in parts:
             syncing = part is parts[-1]
             with nullcontext() if syncing else self.accelerator.no_sync(self.model):
-                outcome = self.losses(batch.part(part))
+                outcome = self.losses(part)
                 self.accelerator.backward(outcome.loss.sum() / len(batch))
-            totals.append(_sums(outcome))
-        row = self._means(totals, len(batch))
+            outcomes.append(outcome.named())
+        row = self._means(outcomes, len(batch))
         if not np.isfinite(row["loss"]):
             self._fail(f"the loss is {row['loss']}", batch)
         row["grad_norm"] = self._update(batch)
@@ -197,7 +196,7 @@ class Trainer:
         self.files.log(self.step, row)
         return row
 
-    def _update(self, batch: Batch) -> float:
+    def _update(self, batch: Rows) -> float:
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
         value = 0.0 if norm is None else float(norm)
         if not np.isfinite(value) and self.accelerator.scaler is None:
@@ -206,12 +205,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
-    def _means(self, totals: list[Tensor], rows: int) -> dict[str, float]:
+    def _means(self, outcomes: list[dict[str, Tensor]], rows: int) -> dict[str, float]:
         """Means over the batch and all processes; the one wait for the device in a step."""
-        mean = self.losses.mean(torch.stack(totals).sum(0) / rows)
-        return dict(zip(_SHOWN, mean.tolist(), strict=False))
+        totals = torch.stack([torch.stack([x.sum() for x in o.values()]) for o in outcomes])
+        mean = self.losses.mean(totals.sum(0) / rows)
+        return dict(zip(outcomes[0], mean.tolist(), strict=True))
 
-    def _fail(self, what: str, batch: Batch) -> None:
+    def _fail(self, what: str, batch: Rows) -> None:
         raise NonFiniteError(what, self.step + 1, batch.ids, self._checkpoint)
 
     @torch.no_grad()
@@ -220,13 +220,13 @@ class Trainer:
         rows = test_rows(self.data, self.goal.pairs, self.config.validation.rows)
         if not len(rows):
             return {}
-        totals = [
-            _sums(
-                self.losses(self.loader.measurement(rows[start : start + self.config.batch], tag))
-            )
-            for tag, start in enumerate(range(0, len(rows), self.config.batch), EVALUATION)
+        size = self.config.batch
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        outcomes = [
+            self.losses(self.loader.measurement(part, tag)).named()
+            for tag, part in enumerate(parts, EVALUATION)
         ]
-        return {f"test_{k}": v for k, v in self._means(totals, len(rows)).items()}
+        return {f"test_{k}": v for k, v in self._means(outcomes, len(rows)).items()}
 
     def _look(self) -> None:
         with self.average():
@@ -299,21 +299,15 @@ class Trainer:
         if self.accelerator.is_main_process:
             with self.average():
                 written = self.policy.save(folder)
-            self.files.origin(written, self.step, self.config, self.data, self.labels)
+            self.files.origin(written, self.step, self.config, self.manifest, self.labels)
         self.accelerator.wait_for_everyone()
         return folder
 
 
 _AUTOCAST = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 """accelerate's names."""
-_SHOWN = ("loss", "accuracy", "margin")
+_SHOWN = ("loss", "accuracy", "margin", "reward")
 
 
 def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in weights.items()}
-
-
-def _sums(outcome: Outcome) -> Tensor:
-    """(3,) or (1,): sums of loss, accuracy and margin over the rows."""
-    known = (outcome.loss, outcome.correct, outcome.margin)
-    return torch.stack([x.detach().sum() for x in known if x is not None])

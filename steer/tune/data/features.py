@@ -88,6 +88,10 @@ class Features:
         arguments: Of its calls, but for prompts and generators.
         probe: Two different prompts.
 
+    Attributes:
+        unconditional: The negative prompt's features, (1, ...); None without guidance.
+        latent_shape: Of one row of the latents, as the denoiser is given them.
+
     Raises:
         UnsupportedPipelineError: Arguments that are no tensors with a row per prompt, or prompts
             that make no difference to them.
@@ -95,6 +99,7 @@ class Features:
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any], probe: tuple[str, str]) -> None:
         self.pipe, self.arguments = pipe, dict(arguments)
+        self.latent_shape: tuple[int, ...] = ()
         first, second = probe
         two, three = self._calls([first, second]), self._calls([first, second, first])
         self.layout = _layout(type(pipe).__name__, two, three)
@@ -113,6 +118,7 @@ class Features:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = signature.bind(*args, **kwargs).arguments
             latents = next(iter(signature.parameters))
+            self.latent_shape = tuple(given[latents].shape[1:])
             kept = {k: v for k, v in given.items() if k not in (latents, *_TIME)}
             calls.append(dict(_tensors(kept, type(self.pipe).__name__)))
 

@@ -59,6 +59,9 @@ def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
         "dmpo",
         "rdpo",
         "mapo",
+        "cdpo",
+        "ipo",
+        "smpo",
     }
     for name, kind in (("dpo", DiffusionDPO), ("kto", KTO), ("csft", CSFT)):
         assert TuneConfig.from_dict({**LEAST, "objective": name}).objective == kind()
@@ -135,6 +138,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_the_example_is_valid() -> None:
     config = TuneConfig.load(EXAMPLES / "tune_shapes.yaml")
     assert config.pipeline == "shapes" and config.lora is not None
+
+
+@pytest.mark.parametrize("name", ["draft", "ddpo"])
+def test_the_examples_that_sample_are_valid(name: str) -> None:
+    config = TuneConfig.load(EXAMPLES / f"tune_shapes_{name}.yaml")
+    assert config.objective.name == name and config.sampling is not None and not config.data
+    assert config.batch % config.accumulate == 0
+    assert TuneConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_the_example_in_rounds_is_valid_and_trains_whole_groups() -> None:

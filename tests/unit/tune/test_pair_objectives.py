@@ -16,7 +16,15 @@ from torch import Tensor
 
 from steer.tune import TuneError, tune
 from steer.tune.objectives import poly_dpo, squared_error
-from steer.tune.pair_objectives import dmpo, guarded_loser, mapo, robust_dpo
+from steer.tune.pair_objectives import (
+    dmpo,
+    guarded_loser,
+    ipo,
+    mapo,
+    robust_dpo,
+    smoothing,
+    soft_dpo,
+)
 
 
 def double(*values: float) -> Tensor:
@@ -110,3 +118,64 @@ def test_the_trainer_takes_them(objective: Any, tmp_path: Path) -> None:
     assert all(row["grad_norm"] > 0 for row in log)
     if isinstance(objective, dict):  # the guard changes gradients and no values
         assert log[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
+
+
+@given(st.floats(-6, 6), st.floats(0.05, 0.95))
+@settings(max_examples=30, deadline=None)
+def test_soft_labels_pull_to_their_own_log_odds(at: float, share: float) -> None:
+    m, p = double(at), 1 / (1 + math.exp(-at))
+    assert slope(soft_dpo(m, share), m)[0] == pytest.approx(p - share, abs=1e-9)
+    assert soft_dpo(m, 1.0).item() == pytest.approx(poly_dpo(m, 0.0).item())
+    pairs = double(at, at)
+    shares = torch.tensor([share, 1 - share], dtype=torch.float64)
+    assert slope(soft_dpo(pairs, shares), pairs) == pytest.approx([p - share, p - 1 + share])
+
+
+def test_soft_labels_correct_what_robust_ones_undo() -> None:
+    """The mean of robust DPO over flips is DPO's; that of conservative labels is softened twice."""
+    m, e = double(-1.0, 0.3, 2.0), 0.2
+    mean = (1 - e) * robust_dpo(m, e) + e * robust_dpo(-m, e)
+    torch.testing.assert_close(mean, soft_dpo(m, 1.0))
+    mixed = (1 - e) * soft_dpo(m, 1 - e) + e * soft_dpo(-m, 1 - e)
+    torch.testing.assert_close(mixed, soft_dpo(m, (1 - e) ** 2 + e**2))
+
+
+def test_ipo_has_its_papers_margin() -> None:
+    beta, h = 20.0, double(0.01, 0.025, 0.2)
+    torch.testing.assert_close(ipo(beta * h), beta**2 * (h - 1 / (2 * beta)).square())
+    assert slope(ipo(beta * h), h)[1] == pytest.approx(0, abs=1e-12)
+
+
+def test_smoothed_pairs_pull_by_how_certain_they_are() -> None:
+    """k (2 p - 1) with p the softmax of both scores, each scaled to [0, 1] by the span."""
+    scores, low, high = torch.tensor([0.25, 0.15]).double(), 0.115, 0.282
+    p = ((scores - low) / (high - low)).softmax(0)[0]
+    margin = (scores[0] - scores[1])[None]
+    found = smoothing(margin, high - low)
+    torch.testing.assert_close(found, 10 * (2 * p - 1)[None])
+    assert smoothing(torch.zeros(1), 1.0).item() == 0
+    assert smoothing(torch.tensor([1e3]), 1.0, 3.0).item() == pytest.approx(3.0)
+
+
+def test_a_run_of_smoothed_pairs_reads_their_margins(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    data = write_set(tmp_path / "data", "sd")
+    first = []
+    for span in (1e-6, 1.0):  # margins are 1: certain, or sigma(1)
+        objective = {"name": "smpo", "beta": 1e4, "span": span, "factor": 1.0}
+        tune(config(tmp_path / str(span), data, objective=objective, steps=1), build("sd"))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        first.append(rows(tmp_path / str(span))[0]["grad_norm"])
+    assert first[1] / first[0] == pytest.approx(2 / (1 + math.exp(-1)) - 1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda m: soft_dpo(m, 1.5), r"share=1\.5: must be in \[0, 1\]"),
+        (lambda m: smoothing(m, 0.0), r"span=0\.0, factor=10\.0: must be positive"),
+    ],
+)
+def test_soft_settings_out_of_range_are_refused(make: Any, sentence: str) -> None:
+    with pytest.raises(TuneError, match=sentence):
+        make(double(0.0))

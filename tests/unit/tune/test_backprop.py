@@ -1,0 +1,161 @@
+"""Cuts of reward backpropagation against the matrices of a linear denoiser, in float64."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from families import seeded
+from torch import Tensor
+
+from steer.core.ddim import ddim
+from steer.core.types import Move, Step
+from steer.tune import TuneError
+from steer.tune.backprop import (
+    Cut,
+    last_steps,
+    one_step,
+    renoised_last,
+    reward_loss,
+    run,
+    spread_steps,
+)
+
+
+T, D = 5, 3
+ANGLES = torch.linspace(1.4, 0.0, T + 1, dtype=torch.float64).tolist()
+GRID = [
+    Step(
+        i, T, torch.tensor(float(T - i)), math.cos(a), math.sin(a), math.cos(b), math.sin(b),
+        "v_prediction",
+    )
+    for i, (a, b) in enumerate(pairwise(ANGLES))
+]  # fmt: skip
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def no_noise(position: int, x: Tensor) -> Tensor:
+    raise AssertionError("a deterministic run draws nothing")
+
+
+def move(position: int, step: Step, x: Tensor, x0: Tensor) -> Move:
+    return ddim(step, x, x0)
+
+
+class Linear:
+    """v = K x with one K at all steps, and the terms of the reward's gradient by step."""
+
+    def __init__(self) -> None:
+        self.k = drawn(D, D).requires_grad_()
+        self.g, self.start = drawn(D, seed=1), drawn(1, D, seed=2)
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        return x @ self.k.T
+
+    def gradient(self, cut: Cut) -> Tensor:
+        """Of g . x at the end, by the loop that is tested."""
+        end = run(GRID, self.start, self, cut, move, no_noise)
+        return torch.autograd.grad((end @ self.g).sum(), self.k)[0]
+
+    def terms(self, jacobians: bool) -> list[Tensor]:
+        """d(g . x_T)/dK by step: x' = cos(d) x - sin(d) K x, by products of matrices."""
+        k, x, points = self.k.detach(), self.start[0], []
+        steps = [(math.cos(a - b), math.sin(a - b)) for a, b in pairwise(ANGLES)]
+        for c, s in steps:
+            points.append(x)
+            x = c * x - s * (k @ x)
+        pull, found = self.g, []
+        for (c, s), point in zip(reversed(steps), reversed(points), strict=True):
+            found.append(-s * torch.outer(pull, point))
+            pull = c * pull - s * (k.T @ pull) * jacobians
+        return found[::-1]
+
+
+@pytest.mark.parametrize("last", [1, 2, T])
+def test_the_last_steps_are_the_last_terms_of_the_gradient(last: int) -> None:
+    linear = Linear()
+    expected = sum(linear.terms(jacobians=True)[T - last :])
+    torch.testing.assert_close(linear.gradient(last_steps(T, last)), expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(("trained", "chosen"), [(2, [0, 2]), (3, [0, 1, 3]), (T, [0, 1, 2, 3, 4])])
+def test_spread_steps_leave_the_denoisers_jacobians_out(trained: int, chosen: list[int]) -> None:
+    linear, cut = Linear(), spread_steps(T, trained)
+    assert sorted(cut.trained) == chosen
+    terms = linear.terms(jacobians=False)
+    expected = sum(terms[i] for i in chosen)
+    torch.testing.assert_close(linear.gradient(cut), expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("position", [0, 3, T - 1])
+def test_one_step_stops_there_and_differentiates_its_own_x0(position: int) -> None:
+    linear = Linear()
+    cut = one_step(T, position)
+    x = linear.start[0]
+    k = linear.k.detach()
+    for a, b in list(pairwise(ANGLES))[:position]:
+        x = math.cos(a - b) * x - math.sin(a - b) * (k @ x)
+    a = ANGLES[position]
+    found = run(GRID, linear.start, linear, cut, move, no_noise)
+    expected = math.cos(a) * x - math.sin(a) * (k @ x)
+    torch.testing.assert_close(found[0].detach(), expected, rtol=1e-10, atol=1e-14)
+    slope = torch.autograd.grad((found @ linear.g).sum(), linear.k)[0]
+    torch.testing.assert_close(slope, -math.sin(a) * torch.outer(linear.g, x))
+
+
+def test_noise_is_a_constant_of_the_gradient() -> None:
+    """With DDIM at eta = 1 and given noise, against finite differences."""
+    linear, cut = Linear(), last_steps(T, T)
+    noises = drawn(T, 1, D, seed=3)
+
+    def end(k: Tensor) -> Tensor:
+        def noisy(position: int, step: Step, x: Tensor, x0: Tensor) -> Move:
+            return ddim(step, x, x0, 1.0 if 0 < position < T - 1 else 0.0)
+
+        def denoise(x: Tensor, step: Step) -> Tensor:
+            return x @ k.T
+
+        x = run(GRID, linear.start, denoise, cut, noisy, lambda at, x: noises[at])
+        return (x @ linear.g).sum()
+
+    assert torch.autograd.gradcheck(end, [linear.k])
+
+
+def test_fresh_noisings_of_the_last_step_are_each_their_own_run() -> None:
+    linear, noises = Linear(), drawn(4, 2, D, seed=4)
+    step, clean = GRID[-1], drawn(2, D, seed=5).requires_grad_()
+    found = renoised_last(step, clean, linear, lambda k: noises[k], 4)
+    for row in range(2):
+        for k in range(4):
+            x = step.alpha * clean[row] + step.sigma * noises[k, row]
+            expected = step.alpha * x - step.sigma * (linear.k @ x)
+            torch.testing.assert_close(found[4 * row + k], expected)
+    assert torch.autograd.grad(found.sum(), clean, allow_unused=True, retain_graph=True)[0] is None
+    assert float(torch.autograd.grad(found.sum(), linear.k)[0].abs().max()) > 0
+
+
+def test_a_ceiling_leaves_good_images_alone() -> None:
+    reward = torch.tensor([0.5, 3.0], requires_grad=True)
+    assert reward_loss(reward).tolist() == [-0.5, -3.0]
+    loss = reward_loss(reward, 2.0)
+    assert loss.tolist() == [1.5, 0.0]
+    assert torch.autograd.grad(loss.sum(), reward)[0].tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: last_steps(5, 6), "last=6: must be from 1 to the 5 steps"),
+        (lambda: spread_steps(5, 0), "trained=0: must be from 1 to the 5 steps"),
+        (lambda: one_step(5, 5), "position=5: must be from 0 to 4"),
+    ],
+)
+def test_cuts_outside_the_run_are_refused(make: Any, sentence: str) -> None:
+    with pytest.raises(TuneError, match=sentence):
+        make()
