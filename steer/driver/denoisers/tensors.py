@@ -71,11 +71,54 @@ def picked(value: Any, rows: int, index: Sequence[int], lists: bool = False) -> 
         made = {key: picked(item, rows, index, lists) for key, item in value.items()}
         return made if type(value) is dict else type(value)(**made)
     if isinstance(value, list | tuple):
-        batches = any(isinstance(v, Tensor) and v.ndim and len(v) == rows for v in value)
-        if len(value) == rows and (isinstance(value, list) if lists else not batches):
+        if _is_per_row(value, rows, lists):
             return type(value)([value[i] for i in index])
         return type(value)([picked(item, rows, index, lists) for item in value])
     return value
+
+
+def gathered(answers: Sequence[Any], rows: Sequence[int], lists: bool = False) -> Any:
+    """Outputs of several batches as one, row after row; the inverse of `picked`.
+
+    Args:
+        answers: Outputs of one structure.
+        rows: How many rows each has.
+        lists: As in `picked`.
+    """
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(answers)) if first.ndim and len(first) == rows[0] else first
+    if isinstance(first, Mapping):
+        return type(first)(**{k: gathered([a[k] for a in answers], rows, lists) for k in first})
+    if isinstance(first, list | tuple):
+        if _is_per_row(first, rows[0], lists):
+            return type(first)([item for answer in answers for item in answer])
+        parts = zip(*answers, strict=True)
+        return type(first)([gathered(part, rows, lists) for part in parts])
+    return first
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """All tensors of nested arguments on a device; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        made = {key: moved(item, device) for key, item in value.items()}
+        return made if type(value) is dict else type(value)(**made)
+    if isinstance(value, list | tuple):
+        return type(value)([moved(item, device) for item in value])
+    return value
+
+
+def _is_per_row(value: list[Any] | tuple[Any, ...], rows: int, lists: bool) -> bool:
+    """Whether a list has one entry per row; see `picked`."""
+    if len(value) != rows:
+        return False
+    if lists:
+        return isinstance(value, list)
+    return not any(isinstance(v, Tensor) and v.ndim and len(v) == rows for v in value)
 
 
 def is_opaque(value: Any) -> bool:
