@@ -98,11 +98,7 @@ def _narrowed(run: Run, loop: Loop) -> AbstractContextManager[None]:
     if run.devices:
         share = lane // len(run.texts), len(run.texts)
         shares = Shares(run.pipe, run.devices, *share, loop.wanted, run.checked, count)
-        run.groups, run.own, loop.calls = (
-            (lambda: shares.groups),
-            (lambda: shares.own),
-            shares.calls,
-        )
+        run.groups, run.own, loop.calls = lambda: shares.groups, lambda: shares.own, shares.calls
         return shares.installed()
     narrow = Narrow(run.pipe, lane, loop.wanted, run.uneven, run.checked, count)
     run.groups = lambda: narrow.groups

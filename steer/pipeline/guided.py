@@ -297,7 +297,7 @@ def guided(
             autoencoder that cannot be loaded.
         PlansError: Plans that cannot be read, or were made for another pipeline or reward.
         ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `lane_width`
-            below 1, `devices` that torch does not have, a blend without its tuned denoiser, a `preview` that does not fit.
+            below 1, unknown `devices`, a blend without its denoiser, an unfitting `preview`.
     """
     made = Guided(
         pipe,

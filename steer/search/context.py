@@ -97,7 +97,7 @@ class Context:
         return self.make_solver(start is None or any(k < self.images for _, k in start.ids))
 
     def groups(self, population: Population) -> list[Population]:
-        """The population in pieces of a lane for every device, prompt-major as the pipeline's batch.
+        """The population in pieces of a lane for every device, prompt-major as the batch is.
 
         Finished ones are scored by `evaluate_lanes`, so that it is the same on one device.
         """
