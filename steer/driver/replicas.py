@@ -104,10 +104,20 @@ def replica(module: nn.Module, device: torch.device, name: str) -> nn.Module:
         ) from error
 
 
+def freeze_alike(module: nn.Module, twin: nn.Module) -> None:
+    """Record gradients for a copy's weights where they are recorded for the module's.
+
+    A search freezes weights and thaws them; and torch picks kernels by that, also under `no_grad`.
+    """
+    for own, other in zip(module.parameters(), twin.parameters(), strict=True):
+        if own.requires_grad != other.requires_grad:
+            other.requires_grad_(own.requires_grad)
+
+
 def _on(tensor: Tensor, device: torch.device) -> Tensor:
     there = tensor.detach().to(device)
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(there, requires_grad=False)
+        return nn.Parameter(there, tensor.requires_grad)
     return there
 
 

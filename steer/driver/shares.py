@@ -23,7 +23,7 @@ from steer.core.shortage import is_shortage
 from steer.driver.denoisers.tensors import gathered, has_lists, is_opaque, moved, picked, rows_of
 from steer.driver.narrow import Checked, alike, denoisers_of, is_denoiser, refusal
 from steer.driver.replaced import replaced
-from steer.driver.replicas import replica
+from steer.driver.replicas import freeze_alike, replica
 
 
 class Shares:
@@ -102,6 +102,8 @@ class Shares:
         shares, tried = self._shares(slots), None
         if (self.lane, rows) not in seen:
             tried = self._try(inner, shares, slots, args, kwargs)
+        for twin in self._copies[name]:
+            freeze_alike(module, twin)
         found = self._ask(inner, name, shares, args, kwargs)
         if is_denoiser(name):
             self.own = len(shares[0])

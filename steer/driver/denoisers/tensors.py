@@ -65,7 +65,8 @@ def picked(value: Any, rows: int, index: Sequence[int], lists: bool = False) -> 
     """
     if isinstance(value, Tensor):
         if value.ndim and len(value) == rows:
-            return value[torch.as_tensor(index, dtype=torch.long, device=value.device)]
+            chosen = torch.as_tensor(index, dtype=torch.long, device=value.device)
+            return _laid_out(value[chosen], value)
         return value
     if isinstance(value, Mapping):
         made = {key: picked(item, rows, index, lists) for key, item in value.items()}
@@ -89,7 +90,8 @@ def gathered(answers: Sequence[Any], rows: Sequence[int], lists: bool = False) -
     if len(answers) == 1:
         return first
     if isinstance(first, Tensor):
-        return torch.cat(list(answers)) if first.ndim and len(first) == rows[0] else first
+        per_row = first.ndim and len(first) == rows[0]
+        return _laid_out(torch.cat(list(answers)), first) if per_row else first
     if isinstance(first, Mapping):
         return type(first)(**{k: gathered([a[k] for a in answers], rows, lists) for k in first})
     if isinstance(first, list | tuple):
@@ -98,6 +100,18 @@ def gathered(answers: Sequence[Any], rows: Sequence[int], lists: bool = False) -
         parts = zip(*answers, strict=True)
         return type(first)([gathered(part, rows, lists) for part in parts])
     return first
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """The same values, the axes of a row in memory as in `like`: last digits depend on it.
+
+    (Kernels differ for what is permuted, such as images that a transformer puts together.)
+    """
+    if like.is_contiguous() or 0 in like.stride():
+        return value
+    order = [0, *sorted(range(1, like.ndim), key=lambda axis: -like.stride(axis))]
+    back = sorted(range(like.ndim), key=order.__getitem__)
+    return value.permute(order).contiguous().permute(back)
 
 
 def moved(value: Any, device: torch.device) -> Any:
