@@ -13,8 +13,9 @@ from families import arguments, build, redness, seeded, shared
 import steer
 from steer.core.errors import SteerError
 from steer.driver.replicas import replica
-from steer.methods import SMC, BestOfN, Gate, NoiseSearch, Prune
+from steer.methods import SMC, BestOfN, Gate, Guide, NoiseSearch, Prune
 from steer.pipeline.guided import guided
+from steer.rewards.function import FunctionReward
 
 
 def call(pipe: Any, method: Any, devices: int, **more: Any) -> Any:
@@ -58,6 +59,24 @@ def test_several_devices_give_what_one_gives(method: Any) -> None:
     pipe = shared("sd", "euler_a")
     one = call(pipe, method, 0)
     check_equal(one, call(pipe, method, 2))
+
+
+def test_gradients_through_the_denoisers_of_several_devices() -> None:
+    pipe, reward = shared("sd", "euler_a"), FunctionReward(redness, differentiable=True)
+    outs = [
+        guided(
+            pipe,
+            reward,
+            method=Guide(BestOfN(3), through="denoiser"),
+            lane_width=1,
+            devices=devices,
+        )(**arguments("sd", output_type="pt"))
+        for devices in (None, ["cpu", "cpu", "cpu"])
+    ]
+    assert torch.equal(outs[0].images, outs[1].images) and outs[0].rewards == outs[1].rewards
+    rows = [out.report.ledger.backward_rows for out in outs]
+    assert rows[0] == rows[1] > 0
+    assert all(weight.grad is None for weight in pipe.unet.parameters())
 
 
 def test_of_several_prompts_and_images() -> None:
