@@ -57,6 +57,7 @@ class Loop:
         jump: Where a flow map is asked to go by a query, if not where its pipeline asks it to.
         evaluations: How many denoisers evaluate a row at a step `(index, count)`: more than one
             for a blend of tuned and untuned models.
+        calls: Denoiser calls that some slots take: one for every device that has any of them.
         started, finished: Whether the search has begun, and returned.
         interrupted: The pipeline stopped calling `step` (`pipe._interrupt`).
         reusable: Whether `set_timesteps` begins another run, and then `around` is entered until
@@ -74,10 +75,9 @@ class Loop:
 
     def __init__(self, scheduler: Any, search: Callable[[Opening], Driven], ledger: Ledger) -> None:
         self.scheduler = scheduler
-        self.search_of = search
-        self.ledger = ledger
+        self.search_of, self.ledger = search, ledger
         self.owner, self._thread = "the pipeline", get_ident()
-        self.reusable = False
+        self.reusable = self.spares = False
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._around = ExitStack()
         self.callbacks = True
@@ -85,7 +85,7 @@ class Loop:
         self.noises: Noises = lambda names, noise: noise
         self.evaluations: Callable[[int, int], int] = lambda index, count: 1
         self.jump: Callable[[Query], float | None] = lambda query: None
-        self.spares = False
+        self.calls: Callable[[tuple[int, ...]], int] = lambda slots: 1
         self.opening: tuple[int, ...] = ()
         self._clear()
 
@@ -98,11 +98,9 @@ class Loop:
         self._search: Driven | None = None
         self.query: Query | None = None
         self._grid: Tensor | None = None
-        self._offset = 0
+        self._offset = self._moves = 0
         self._opened: Opened | None = None
-        self._asked = self._thinking = False
-        self._moves = 0
-        self._outer = self._inner = False
+        self._asked = self._thinking = self._outer = self._inner = False
 
     @property
     def started(self) -> bool:
@@ -172,8 +170,9 @@ class Loop:
             )
         self._asked = False
         torch.set_grad_enabled(self._outer)
-        self.ledger.denoiser_calls += 1
-        rows = len(self.wanted()) or len(sample)
+        wanted = self.wanted()
+        self.ledger.denoiser_calls += self.calls(wanted)
+        rows = len(wanted) or len(sample)
         self.ledger.denoiser_rows += rows * self.evaluations(*self.asked())
         self._arguments.clear()
         self._arguments |= step_kwargs

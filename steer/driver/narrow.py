@@ -52,6 +52,11 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
+def is_denoiser(name: str) -> bool:
+    """Whether a part of this name is a denoiser, whose rows count; a ControlNet's do not."""
+    return name in _DENOISERS
+
+
 class Narrow:
     """The pipeline's denoisers, and its ControlNet, on the rows that are needed.
 
@@ -91,7 +96,7 @@ class Narrow:
         with ExitStack() as stack:
             for name, module in denoisers_of(self.pipe).items():
                 inner: Callable[..., Any] = module.forward
-                around = functools.partial(self._forward, inner, module, name in _DENOISERS)
+                around = functools.partial(self._forward, inner, module, is_denoiser(name))
                 own = {"forward": functools.wraps(inner)(around)}
                 stack.enter_context(replaced(module, own))
             yield
@@ -124,8 +129,7 @@ class Narrow:
             raise self._refusal(str(error)) from error
         places = [place + slot for place in range(0, rows, self.lane) for slot in asked]
         lists = has_lists(args, kwargs)
-        pairs = zip(_tensors(every, rows, lists), _tensors(some, rows, lists), strict=True)
-        if not all(_alike(one[places], other[places]) for one, other in pairs):
+        if not alike(every, some, rows, places, lists):
             raise self._refusal("rows by themselves are not answered as in their batch")
         seen.add((self.lane, rows))
         if counts:
@@ -153,7 +157,18 @@ class Narrow:
         return picked(answer, len(kept), back, lists)
 
     def _refusal(self, why: str) -> PaddedLaneError:
-        return PaddedLaneError(f"{type(self.pipe).__name__}: no narrower batches ({why})")
+        return refusal(self.pipe, why)
+
+
+def refusal(pipe: Any, why: str) -> PaddedLaneError:
+    """The error for a denoiser that answers whole batches only."""
+    return PaddedLaneError(f"{type(pipe).__name__}: no narrower batches ({why})")
+
+
+def alike(one: Any, other: Any, rows: int, places: Sequence[int], lists: bool = False) -> bool:
+    """Whether two outputs of `rows` rows agree in some of them, but for rounding."""
+    pairs = zip(_tensors(one, rows, lists), _tensors(other, rows, lists), strict=True)
+    return all(_alike(a[places], b[places]) for a, b in pairs)
 
 
 def _tensors(value: Any, rows: int, lists: bool = False) -> list[Tensor]:

@@ -15,6 +15,7 @@ from steer.driver.call import Call
 from steer.driver.call_checks import check_pipeline
 from steer.driver.decoding.previews import preview_decoder
 from steer.driver.facts import makes_videos, named_device
+from steer.driver.replicas import as_devices
 from steer.methods.default import for_compute
 from steer.pipeline.planning.plans import as_plans
 from steer.rewards.judges import with_auto
@@ -90,6 +91,8 @@ def fitting(name: str, value: Any, own: Mapping[str, Any]) -> Any:
         value = as_plans(value)
         if value is not None:
             value.check(own["pipe"], own["reward"])
+    if name == "devices":
+        return as_devices(value)
     if name == "compute_unit":
         one_of("compute_unit", value, get_args(Unit))
     if name == "lane_width" and value is not None and (type(value) is not int or value < 1):

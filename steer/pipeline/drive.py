@@ -18,6 +18,7 @@ from steer.driver.loop import Loop
 from steer.driver.metering import Metering, is_countable
 from steer.driver.narrow import Narrow, denoisers_of
 from steer.driver.scheduler import SteeredScheduler
+from steer.driver.shares import Shares
 from steer.pipeline.images import first_of, is_per_row
 from steer.pipeline.run import Run
 
@@ -48,7 +49,7 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
         loop.evaluations = run.evaluations
         from steer.driver.denoisers.forward import answering
 
-        models = answering(run.models, loop.asked, run.rows * run.lane_width)
+        models = answering(run.models, loop.asked, run.rows * run.breadth)
     narrow = nullcontext()
     if run.checked is not None:
         loop.spares, loop.opening = True, run.opening
@@ -61,19 +62,19 @@ def drive(call: Call, run: Run) -> tuple[Any, bool]:
     jumps = jumping(pipe, lambda: None if loop.query is None else loop.jump(loop.query))
     with models, metered, narrow, jumps, counting(pipe), stands, returned as run.decoded:
         try:
-            output = call.run(run.lane_width)
+            output = call.run(run.breadth)
         except Exception as error:
             within = loop.failed or (loop.started and not loop.finished)
-            if run.lane_width == 1 or within or _is_ours(error):
+            if run.breadth == 1 or within or _is_ours(error):
                 raise
             raise LaneWidthError(
                 f"{type(pipe).__name__} raised {type(error).__name__} for a batch "
-                f"{run.lane_width} times as wide ({error})"
+                f"{run.breadth} times as wide ({error})"
             ) from error
         finally:
             loop.close()
     first = first_of(output)
-    if loop.finished and run.lane_width > 1 and is_per_row(first, run.rows * run.lane_width):
+    if loop.finished and run.breadth > 1 and is_per_row(first, run.rows * run.breadth):
         raise LaneWidthError(
             f"{type(pipe).__name__} returns {len(first)} rows for the {run.rows} that were chosen"
         )
@@ -93,7 +94,12 @@ def _narrowed(run: Run, loop: Loop) -> AbstractContextManager[None]:
         run.ledger.checked_rows += rows * loop.evaluations(*loop.asked())
 
     assert run.checked is not None
-    lane = run.rows * run.lane_width
+    lane = run.rows * run.breadth
+    if run.devices:
+        share = lane // len(run.texts), len(run.texts)
+        shares = Shares(run.pipe, run.devices, *share, loop.wanted, run.checked, count)
+        run.groups, run.own, loop.calls = lambda: shares.groups, lambda: shares.own, shares.calls
+        return shares.installed()
     narrow = Narrow(run.pipe, lane, loop.wanted, run.uneven, run.checked, count)
     run.groups = lambda: narrow.groups
     return narrow.installed()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from steer.core.costs import Unit
 from steer.core.errors import (
@@ -19,12 +20,11 @@ from steer.core.errors import (
 from steer.core.warn import warn
 from steer.driver.call import Call
 from steer.driver.windows import warn_of_cut_prompts
-from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_grad_mode, fitting
 from steer.pipeline.drive import drive
 from steer.pipeline.memory import Randomness, with_room
 from steer.pipeline.planning.plans import Plans
-from steer.pipeline.preparing import prepare
+from steer.pipeline.preparing import prepare, prepare_recalls
 from steer.pipeline.progress import Progress
 from steer.pipeline.recall import recall
 from steer.pipeline.report.call import Report
@@ -61,7 +61,7 @@ class Guided:
 
     _own = (
         frozenset(("pipe", "reward", "method", "compute", "compute_unit", "select", "judges"))
-        | {"lane_width", "keep_images", "preview", "plans", "models", "report", "widths"}
+        | {"lane_width", "devices", "keep_images", "preview", "plans", "models", "report", "widths"}
         | {"weights", "_refused"}
     )
 
@@ -76,6 +76,7 @@ class Guided:
         judge: Any = None,
         compute_unit: Unit = "flops",
         lane_width: int | None = None,
+        devices: Sequence[str | torch.device] | None = None,
         keep_images: bool = False,
         preview: Any = None,
         tuned: Any = None,
@@ -90,6 +91,7 @@ class Guided:
         self.plans: Any = plans
         self.report: Report | None = None
         self.lane_width, self.keep_images, self.preview = lane_width, keep_images, preview
+        self.devices: Any = devices
         self.widths, self.weights = Widths(), Weights()  # what calls have taught
         self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in
         self.models: Models | None = None
@@ -204,7 +206,7 @@ class Guided:
                 run, (output, ended), failed = with_room(attempt, run, again)
                 break
             except LaneWidthError as error:
-                if run.lane_width == 1:
+                if run.breadth == 1:
                     raise
                 padded = self.widths.refused(call, error)
                 if not padded:
@@ -220,17 +222,10 @@ class Guided:
 
     def _recalled(self, call: Call, first: Run, reward_prompt: Any, error: SteerError) -> Run:
         """A run that calls the pipeline again for every particle; raises `error` where none can."""
-        method = first.method
-        if first.planned is not None and first.family is None:
-            method = BestOfN(max(1, math.floor(first.planned)))
-        if method.needs_loop or self.models is not None:
-            raise error
-        if _kind(call) not in self._refused:
-            warn(f"every particle is a call of the pipeline, since no search fits: {error}", 4)
+        known = _kind(call) in self._refused
+        run = prepare_recalls(self, call, first, reward_prompt, error, known)
         if first.ledger.denoiser_calls > 1:  # it took some calls to see: do not try again
             self._refused[_kind(call)] = str(error)
-        run = prepare(self, call, method, None, reward_prompt, 1)
-        run.progress.on_step = first.progress.on_step
         return run
 
 
@@ -248,6 +243,7 @@ def guided(
     judge: Any = None,
     compute_unit: Unit = "flops",
     lane_width: int | None = None,
+    devices: Sequence[str | torch.device] | None = None,
     keep_images: bool = False,
     preview: Any = None,
     tuned: Any = None,
@@ -275,6 +271,9 @@ def guided(
             has at most 8 rows (or those of the call itself) and memory has sufficed for it before.
             Results do not depend on it. Where each of several prompts has its own image, mask or
             the like, it is 1.
+        devices: Where particles are denoised at the same time, such as `["cuda:0", "cuda:1"]`, the
+            pipeline's own device first; by default there alone. For the time of a call the others
+            hold a copy of the denoiser. Equal results for one `lane_width`, which is per device.
         keep_images: Keep small previews in the trace.
         preview: What decodes x0 previews and the ends of short runs: the pipeline's own VAE ("vae"
             or None), the tiny autoencoder of its latents ("tiny"), a linear map ("linear"), a
@@ -298,7 +297,7 @@ def guided(
             autoencoder that cannot be loaded.
         PlansError: Plans that cannot be read, or were made for another pipeline or reward.
         ValueError: Unknown reward, `compute` below 1, `compute` beside a method, a `lane_width`
-            below 1, a blend without its tuned denoiser, a `preview` that does not fit.
+            below 1, unknown `devices`, a blend without its denoiser, an unfitting `preview`.
     """
     made = Guided(
         pipe,
@@ -309,6 +308,7 @@ def guided(
         judge=judge,
         compute_unit=compute_unit,
         lane_width=lane_width,
+        devices=devices,
         keep_images=keep_images,
         preview=preview,
         tuned=tuned,

@@ -46,7 +46,7 @@ def recall(call: Call, run: Run) -> Any:
         UnsupportedPipelineError: The method asks for a denoiser call.
     """
     calls = Calls(call, run)
-    run.lane_width = 1
+    run.lane_width, run.devices = 1, ()
     ctx = run.context = Recalled(
         calls=calls,
         steps=Schedule(()),

@@ -251,8 +251,8 @@ def _images(run: Run, ctx: Context, output: Any, latent: bool) -> Tensor:
 
 def _plain_rows(output: Any, run: Run) -> Any:
     """An interrupted call's output, cut to as many rows as the plain call has."""
-    rows = run.rows * run.lane_width
-    keep = [row for row in range(rows) if row % (run.images * run.lane_width) < run.images]
+    rows = run.rows * run.breadth
+    keep = [row for row in range(rows) if row % (run.images * run.breadth) < run.images]
 
     def cut(value: Any) -> Any:
         if isinstance(value, list) and len(value) == rows:

@@ -56,6 +56,8 @@ class Run:
         texts: One per prompt, for the reward.
         images: Returned images per prompt.
         lane_width: Particles per returned image in one denoiser call.
+        devices: Where lanes are denoised at the same time, the pipeline's own first; empty for its
+            own alone.
         checked: Where padding is left out of the denoiser's batch: batches seen to bear it.
         values: Arguments of the pipeline's call by name, its defaults included.
         latent: Whether the call returns latents.
@@ -68,6 +70,7 @@ class Run:
         weights: What calls of the guided pipeline have taught about costs.
         counted: FLOPs of the denoiser so far, where they are counted.
         groups: Rows of the denoiser's batch in each row that was asked twice; 0 where none was.
+        own: Latents that the pipeline's own denoiser evaluated, where others did too.
         seed: Of what lies beyond the plain call.
         chosen: The winners' names, once there are any.
         winners: The winners, with the latents of the pipeline's loop.
@@ -88,6 +91,7 @@ class Run:
     source: Source
     seed: int
     lane_width: int = 1
+    devices: tuple[torch.device, ...] = ()
     checked: Checked | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     latent: bool = False
@@ -100,6 +104,7 @@ class Run:
     weights: Weights = field(default_factory=Weights)
     counted: Callable[[], float] = lambda: 0.0
     groups: Callable[[], int] = lambda: 0
+    own: Callable[[], int] | None = None
     ledger: Ledger = field(default_factory=Ledger)
     trace: Trace = field(default_factory=Trace)
     context: Context | None = None
@@ -126,6 +131,11 @@ class Run:
         return len(self.texts) * self.images
 
     @property
+    def breadth(self) -> int:
+        """Particles per returned image in the pipeline's batch: a lane for every device."""
+        return self.lane_width * max(len(self.devices), 1)
+
+    @property
     def spares(self) -> bool:
         """Whether padding is left out of the denoiser's batch, and so costs nothing."""
         return self.checked is not None
@@ -133,7 +143,7 @@ class Run:
     @property
     def opening(self) -> tuple[int, ...]:
         """Slots of the pipeline's first batch that the method starts with; empty for all."""
-        lane, size = self.images * self.lane_width, self.images * self.method.populations[0]
+        lane, size = self.images * self.breadth, self.images * self.method.populations[0]
         if self.planned is not None:
             size = self.images  # how many there will be is planned at the first step
         if size >= lane:
@@ -188,7 +198,8 @@ class Run:
         self.weights.meter(ctx.meter, self.pipe, self.reward, opening.latents, self.previewer)
         if flops := self.counted():
             share = (self.groups() or self.ledger.cfg_rows) / self.ledger.cfg_rows
-            rows = self.ledger.denoiser_rows + self.ledger.checked_rows * share
+            rows = self.ledger.denoiser_rows if self.own is None else self.own()
+            rows += self.ledger.checked_rows * share
             ctx.meter.known["row"] = flops / rows
 
     def _plan(self, ctx: Context, compute: float, opening: Opening) -> None:
@@ -228,7 +239,7 @@ class Run:
 
     def _keeps_order(self, steps: int) -> bool:
         """Whether one lane runs once from the first step to the last, as in a plain call."""
-        lane = self.lane_width
+        lane = self.breadth
         once = self.method.populations == (lane,) and self.method.cost(steps) == lane * steps
         return once and self.models is None and not self.method.reorders
 
@@ -241,6 +252,7 @@ class Run:
             steps=opening.schedule,
             images=self.images,
             lane_width=self.lane_width,
+            devices=max(len(self.devices), 1),
             model=Model(self.pipe, asked, opening.finish, self.previewer),
             judging=Judging(
                 self.reward,
@@ -273,5 +285,5 @@ class Run:
     def progress_bar(self, iterable: Any = None, total: int | None = None, **options: Any) -> Any:
         """The pipeline's own bar, over all planned denoiser calls; `options` are its own."""
         if total is not None:
-            total = -(-self.method.cost(total) // self.lane_width)
+            total = -(-self.method.cost(total) // self.breadth)
         return self.progress.bar(self.pipe, iterable=iterable, total=total, **options)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 from steer.core.errors import PaddedLaneError, UnsupportedPipelineError
+from steer.core.warn import warn
 from steer.driver.call import Call
 from steer.driver.facts import edits_latents
 from steer.driver.narrow import Checked, can_narrow
 from steer.driver.noise import can_widen
+from steer.driver.replicas import check_replicas
 from steer.search.method import Method
 
 
@@ -44,15 +49,18 @@ class Widths:
             return False
         return type(call.pipe) not in self._padded and can_narrow(call.pipe)
 
-    def width(self, call: Call, method: Method, spares: bool, given: int | None = None) -> int:
+    def width(
+        self, call: Call, method: Method, spares: bool, given: int | None = None, devices: int = 1
+    ) -> int:
         """Particles per returned image in one denoiser call.
 
         At most `ROWS` rows or as many as the call itself has, what fitted into memory before, and
-        as many as the method makes use of: lanes of a population are equally wide. Where padding
-        costs, the width divides all populations.
+        as many as the method makes use of: lanes of a population are equally wide, and as many as
+        there are devices are asked together. Where padding costs, the width divides all
+        populations.
         """
-        pipe, own = call.pipe, call.prompts * call.images
-        if type(pipe) in self._fixed or edits_latents(pipe):
+        own = call.prompts * call.images
+        if self._is_fixed(call):
             return 1
         if given is not None or not call.can_widen:
             return given or 1
@@ -61,8 +69,32 @@ class Widths:
         if not spares:
             sizes = method.populations
             return max(w for w in range(1, most + 1) if all(size % w == 0 for size in sizes))
-        size = max(method.populations)
-        return -(-size // -(-size // most))
+        size, most = max(method.populations), min(most * devices, method.widest)
+        return -(-size // (-(-size // most) * devices))
+
+    def _is_fixed(self, call: Call) -> bool:
+        """Whether the pipeline's batch is the call's own."""
+        return type(call.pipe) in self._fixed or edits_latents(call.pipe)
+
+    def devices(
+        self, call: Call, spares: bool, given: Sequence[torch.device]
+    ) -> tuple[torch.device, ...]:
+        """The devices that a call can use; none, with a warning, where only the pipeline's own can.
+
+        Raises:
+            ValueError, UnsupportedPipelineError: See `check_replicas`.
+        """
+        if len(given) < 2:
+            return ()
+        check_replicas(call.pipe, given)
+        if spares and call.can_widen and not self._is_fixed(call):
+            return tuple(given)
+        warn(
+            f"devices: {type(call.pipe).__name__} takes no batch that could be divided in this "
+            f"call, so that {given[0]} alone is used",
+            stacklevel=4,
+        )
+        return ()
 
     def check(self, call: Call, width: int) -> int:
         """A width that the call may have: `width`, or 1 with a warning.

@@ -30,6 +30,7 @@ class Context:
         steps: The grid that the pipeline runs.
         images: Winners to return per prompt.
         lane_width: Particles per returned image in one denoiser call.
+        devices: How many denoiser calls are made at the same time, each on a device of its own.
         model: Decodes, and keeps weights out of gradients; what is known of the pipeline.
         judging: The reward, and every score so far.
         starts: Initial latents that the method made, their names and their noise.
@@ -52,6 +53,7 @@ class Context:
     make_solver: Callable[[bool], Solver]
     evaluations: Callable[[Step], int] = lambda step: 1
     spares: bool = False
+    devices: int = 1
     clean: Clean | None = None
     accepted: dict[int, list[bool]] = field(default_factory=dict)
     viewers: list[Callable[[Population, Tensor, Step], None]] = field(default_factory=list)
@@ -66,6 +68,11 @@ class Context:
     def lane(self) -> int:
         """Rows per prompt in one denoiser call."""
         return self.images * self.lane_width
+
+    @property
+    def batch(self) -> int:
+        """Rows per prompt that are asked at the same time: a lane for every device."""
+        return self.lane * self.devices
 
     @property
     def piece(self) -> int:
@@ -90,8 +97,11 @@ class Context:
         return self.make_solver(start is None or any(k < self.images for _, k in start.ids))
 
     def groups(self, population: Population) -> list[Population]:
-        """The population in pieces of at most one lane, prompt-major as the pipeline's batch."""
-        return in_pieces(population, self.lane)
+        """The population in pieces of a lane for every device, prompt-major as the batch is.
+
+        Finished ones are scored by `evaluate_lanes`, so that it is the same on one device.
+        """
+        return in_pieces(population, self.batch)
 
     def denoise(
         self, population: Population, step: Step, grad: bool = False
@@ -104,7 +114,7 @@ class Context:
                 computes from the output it records itself, under `torch.enable_grad()`.
         """
         self.judging.asked = step
-        lanes = lanes_of(population.ids, len(self.prompts), self.lane)
+        lanes = lanes_of(population.ids, len(self.prompts), self.batch)
         answer = yield from ask(lanes, population, step, grad)
         if self.clean is not None:
             self.clean.note(population, step, answer)
@@ -160,6 +170,14 @@ class Context:
             for view in self.viewers:
                 view(population, values, step)
         return values
+
+    def evaluate_lanes(self, finished: Population) -> None:
+        """Decode and score final latents lane by lane, in the batches that one device would make.
+
+        `finals` keeps the rewards.
+        """
+        for part in in_pieces(finished, self.lane):
+            self.evaluate(part)
 
     def top(self, population: Population, values: Tensor, count: int) -> list[int]:
         """Rows of the `count` best of every prompt, best first; flagged last, ties in order."""

@@ -18,7 +18,7 @@ def sample_all(ctx: Context, population: Population) -> Asking[Population]:
     finished = []
     for part in ctx.groups(population):
         done = yield from ctx.sample(part)
-        ctx.evaluate(done)
+        ctx.evaluate_lanes(done)
         finished.append(done)
     return Population.join(finished)
 

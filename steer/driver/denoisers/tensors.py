@@ -65,17 +65,74 @@ def picked(value: Any, rows: int, index: Sequence[int], lists: bool = False) -> 
     """
     if isinstance(value, Tensor):
         if value.ndim and len(value) == rows:
-            return value[torch.as_tensor(index, dtype=torch.long, device=value.device)]
+            chosen = torch.as_tensor(index, dtype=torch.long, device=value.device)
+            return _laid_out(value[chosen], value)
         return value
     if isinstance(value, Mapping):
         made = {key: picked(item, rows, index, lists) for key, item in value.items()}
         return made if type(value) is dict else type(value)(**made)
     if isinstance(value, list | tuple):
-        batches = any(isinstance(v, Tensor) and v.ndim and len(v) == rows for v in value)
-        if len(value) == rows and (isinstance(value, list) if lists else not batches):
+        if _is_per_row(value, rows, lists):
             return type(value)([value[i] for i in index])
         return type(value)([picked(item, rows, index, lists) for item in value])
     return value
+
+
+def gathered(answers: Sequence[Any], rows: Sequence[int], lists: bool = False) -> Any:
+    """Outputs of several batches as one, row after row; the inverse of `picked`.
+
+    Args:
+        answers: Outputs of one structure.
+        rows: How many rows each has.
+        lists: As in `picked`.
+    """
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    if isinstance(first, Tensor):
+        per_row = first.ndim and len(first) == rows[0]
+        return _laid_out(torch.cat(list(answers)), first) if per_row else first
+    if isinstance(first, Mapping):
+        return type(first)(**{k: gathered([a[k] for a in answers], rows, lists) for k in first})
+    if isinstance(first, list | tuple):
+        if _is_per_row(first, rows[0], lists):
+            return type(first)([item for answer in answers for item in answer])
+        parts = zip(*answers, strict=True)
+        return type(first)([gathered(part, rows, lists) for part in parts])
+    return first
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """The same values, the axes of a row in memory as in `like`: last digits depend on it.
+
+    (Kernels differ for what is permuted, such as images that a transformer puts together.)
+    """
+    if like.is_contiguous() or 0 in like.stride():
+        return value
+    order = [0, *sorted(range(1, like.ndim), key=lambda axis: -like.stride(axis))]
+    back = sorted(range(like.ndim), key=order.__getitem__)
+    return value.permute(order).contiguous().permute(back)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """All tensors of nested arguments on a device; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        made = {key: moved(item, device) for key, item in value.items()}
+        return made if type(value) is dict else type(value)(**made)
+    if isinstance(value, list | tuple):
+        return type(value)([moved(item, device) for item in value])
+    return value
+
+
+def _is_per_row(value: list[Any] | tuple[Any, ...], rows: int, lists: bool) -> bool:
+    """Whether a list has one entry per row; see `picked`."""
+    if len(value) != rows:
+        return False
+    if lists:
+        return isinstance(value, list)
+    return not any(isinstance(v, Tensor) and v.ndim and len(v) == rows for v in value)
 
 
 def is_opaque(value: Any) -> bool:

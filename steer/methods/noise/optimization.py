@@ -194,7 +194,7 @@ class NoiseOptimization(Method):
         if left == math.inf:
             return -math.inf
         steps = 0 if self.finish == "short" else len(ctx.steps)
-        sampling = lanes * ctx.lane * len(ctx.prompts) * steps
+        sampling = lanes * ctx.batch * len(ctx.prompts) * steps
         return left - (left - sampling) / (lanes - number)
 
     def _resolve_monitor(self, ctx: Context) -> Reward | None:
@@ -207,7 +207,7 @@ class NoiseOptimization(Method):
         self, ctx: Context, part: Population, exact: bool, reserve: float
     ) -> Asking[Best | None]:
         """The best iterate of every row of one lane; `None` where not one could be paid for."""
-        lane, steps = ctx.lane * len(ctx.prompts), len(ctx.steps)
+        lane, steps = ctx.batch * len(ctx.prompts), len(ctx.steps)
         monitor = self._resolve_monitor(ctx)
         scale = math.hypot(ctx.steps[0].alpha, ctx.steps[0].sigma)
         first, dtype = wide(part.x), part.x.dtype
@@ -240,7 +240,7 @@ class NoiseOptimization(Method):
 
     def _fasten(self, ctx: Context, part: Population, reserve: float) -> Asking[Leash | None]:
         """The leash to the starts' clean latents; none where only the starts can be paid for."""
-        run_rows = ctx.lane * len(ctx.prompts) * passes.points(self, len(ctx.steps))
+        run_rows = ctx.batch * len(ctx.prompts) * passes.points(self, len(ctx.steps))
         if self.leash is None or ctx.left() - reserve < 2 * run_rows:
             return None
         grid = short_grid(ctx.steps, self.through)

@@ -262,7 +262,7 @@ def _run(ctx: Context, pool: Pool, population: Population, first: int) -> Asking
                 states = zip(now.x.unbind(), clean.unbind(), strict=True)
                 pool.states[step.index] |= dict(zip(now.ids, states, strict=True))
             now = now.at(solver.step(step, now.x, output, now.ids))
-        ctx.evaluate(now)
+        ctx.evaluate_lanes(now)
         pool.finished = Population.join([pool.finished, now])
     if ctx.judging.picking.is_best:
         pool.finished = ctx.winners(pool.finished)

@@ -122,7 +122,7 @@ class Adaptive(Method):
         while True:
             for part in ctx.groups(population):
                 done = yield from ctx.sample(part)
-                ctx.evaluate(done)
+                ctx.evaluate_lanes(done)
                 finished = Population.join([finished, done])
             rewards, drawn = _so_far(ctx, finished)
             if population is start:

@@ -82,7 +82,7 @@ class BestOfN(Method):
                 grid = short_grid(ctx.steps, self.strides)
                 done = part.at((yield from run(ctx, part, grid, part.x.dtype)).to(part.x.dtype))
             if self.n > 1:
-                ctx.evaluate(done)
+                ctx.evaluate_lanes(done)
             finished.append(done)
         return ctx.winners(Population.join(finished))
 
