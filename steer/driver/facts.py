@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -48,6 +48,22 @@ def guidance_rows(pipe: Any) -> int:
     """Denoiser rows per latent in the running call."""
     known = getattr(pipe, "guidance_rows", None)  # a modular pipeline's guider may have several
     return known or (2 if uses_guidance(pipe) else 1)
+
+
+def guidance_scale(pipe: Any, given: Mapping[str, Any]) -> float:
+    """Scale of classifier-free guidance in the running call, which has it.
+
+    Args:
+        pipe: The pipeline.
+        given: The call's arguments; `true_cfg_scale` stands there beside a scale that the model
+            embeds.
+
+    Returns:
+        The usual 7.5 where neither tells.
+    """
+    own = given.get("true_cfg_scale", getattr(pipe, "guidance_scale", None))
+    found = given.get("guidance_scale") if own is None else own
+    return float(found) if isinstance(found, int | float) else 7.5
 
 
 def is_interrupted(pipe: Any) -> bool:

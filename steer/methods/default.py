@@ -21,6 +21,7 @@ def for_compute(
     lane_width: int | None = None,
     costs: Costs = ROWS,
     drafts: bool = False,
+    guidance: float = 1.0,
 ) -> Method:
     """The default method that spends at most `compute` plain calls of `steps` steps.
 
@@ -33,6 +34,8 @@ def for_compute(
             it, so that no row is padding.
         costs: What a row, a decode, a score cost; by default rows alone count.
         drafts: Whether the call's solver can begin in the middle of the schedule.
+        guidance: The call's scale of classifier-free guidance, 1 for none: drafts take shorter
+            strides where it is strong.
 
     Raises:
         ValueError: `compute` below 1, or below `lane_width`, whose lane alone costs more.
@@ -51,7 +54,7 @@ def for_compute(
         )
     plans: list[Prune] = []
     if drafts and compute > 1 and steps >= _DRAFTED:
-        plans.append(Prune.for_compute(compute, steps, costs, drafts=True))
+        plans.append(Prune.for_compute(compute, steps, costs, drafts=True, guidance=guidance))
     if compute >= 2 and steps >= _PRUNED:
         plans.append(Prune.for_compute(compute, steps, costs))
     for plan in plans:

@@ -28,6 +28,7 @@ def affordable(
     lane_width: int | None = None,
     costs: Costs = ROWS,
     drafts: bool = False,
+    guidance: float = 1.0,
     plans: Plans | None = None,
     family: type[Method] | None = None,
 ) -> Method:
@@ -37,7 +38,7 @@ def affordable(
         compute: See `steer.methods.default.for_compute`.
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
-        lane_width, costs, drafts: See `for_compute`.
+        lane_width, costs, drafts, guidance: See `for_compute`.
         family: The method whose size is wanted, in place of the default one.
         plans: What was learnt from pilots, for calls of the guided pipeline as it is.
 
@@ -55,7 +56,9 @@ def affordable(
     fair = compute * plain
     if family is not None:
         return family.for_compute(fair, steps, dearer)
-    default = for_compute(fair, steps, lane_width=lane_width, costs=dearer, drafts=drafts)
+    default = for_compute(
+        fair, steps, lane_width=lane_width, costs=dearer, drafts=drafts, guidance=guidance
+    )
     if plans is None:
         return default
     return plans.at(fair, dearer, lane=lane_width or 1, drafts=drafts)

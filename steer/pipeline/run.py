@@ -19,7 +19,7 @@ from steer.driver.caches import check_caches
 from steer.driver.decoding.asked import Asked
 from steer.driver.decoding.nan import Decoded
 from steer.driver.decoding.previews import PreviewDecoder
-from steer.driver.facts import guidance_rows
+from steer.driver.facts import guidance_rows, guidance_scale
 from steer.driver.jumps import jump_of
 from steer.driver.loop import Driven, Opening
 from steer.driver.model import Model
@@ -211,12 +211,14 @@ class Run:
         if self.plans is not None:
             self.plans.check_steps(self.steps)
 
+        guidance = guidance_scale(self.pipe, self.values) if self.ledger.cfg_rows > 1 else 1.0
+
         def plan(drafts: bool) -> Method:
-            known = (self.models, fixed, costs, drafts, self.plans, self.family)
+            known = (self.models, fixed, costs, drafts, guidance, self.plans, self.family)
             return affordable(compute, self.steps, *known)
 
         drafts = plan(True).suits(ctx)
-        self.weights.drafts, self.weights.lane = drafts, fixed
+        self.weights.drafts, self.weights.lane, self.weights.guidance = drafts, fixed, guidance
         self.method = plan(drafts)
         if self.family is None and compute > 1 and self.method == BestOfN(1):
             least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(

@@ -28,11 +28,13 @@ class Weights:
     Attributes:
         counted: FLOPs of denoisers by the shapes of their arguments.
         drafts: Whether the latest planned call's solver allowed them.
+        guidance: That call's scale of classifier-free guidance.
         lane: The lane width that its populations had to be multiples of; `None` for none.
     """
 
     counted: Counted = field(default_factory=WeakKeyDictionary)
     drafts: bool = True
+    guidance: float = 1.0
     lane: int | None = None
     _latest: MutableMapping[Kind, float] = field(default_factory=dict)
     _known: dict[tuple[Any, ...], MutableMapping[Kind, float]] = field(default_factory=dict)

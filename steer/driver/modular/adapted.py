@@ -92,6 +92,11 @@ class Adapted:
         return most
 
     @property
+    def guidance_scale(self) -> float | None:
+        """The guider's scale; `None` where it has none."""
+        return getattr(getattr(self, "guider", None), "guidance_scale", None)
+
+    @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the denoiser evaluates the null prompt beside the prompt."""
         return self.guidance_rows > 1

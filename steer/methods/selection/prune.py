@@ -24,7 +24,7 @@ _EXAMPLE = "Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"
 _CUTS = (0.25, 0.5)
 _PLANNED = (0.5, 0.65)  # Spearman .83 and .95 on the bundled world
 _DRAFTED = (0.65, 0.7)  # drafts know less than particles that took every step: later cuts
-_STRIDES = 4
+_STRIDES = 4  # enough up to a guidance scale of 5; stronger guidance needs more (_strides)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,13 @@ class Prune(Method):
 
     @classmethod
     def for_compute(
-        cls, compute: float, steps: int, costs: Costs = ROWS, *, drafts: bool = False
+        cls,
+        compute: float,
+        steps: int,
+        costs: Costs = ROWS,
+        *,
+        drafts: bool = False,
+        guidance: float = 1.0,
     ) -> Prune:
         """The widest start that `compute` plain calls of `steps` steps pay for.
 
@@ -119,15 +125,17 @@ class Prune(Method):
                 to twice and to half as many particles as plain calls (at least one): among the best
                 plans of a replay (benchmarks/drafts.py). Where steps are too few for that, the cuts
                 are the usual ones.
+            guidance: The call's scale of classifier-free guidance, 1 for none. Above 5 drafts get
+                more strides: the flow that is followed is steeper (benchmarks/guidance_drafts.py).
 
         Raises:
-            ValueError: `compute` below 1.
+            ValueError: `compute` below 1, or a `guidance` that is no number.
         """
         plain_calls(compute)
         check_costs(costs)
         whole("steps", steps, "steps=20")
         usual = _plan(compute, steps, costs)
-        return _plan_drafts(usual, compute, steps, costs) if drafts else usual
+        return _plan_drafts(usual, compute, steps, costs, _strides(guidance)) if drafts else usual
 
     @property
     def populations(self) -> tuple[int, ...]:
@@ -247,15 +255,29 @@ def _plan(compute: float, steps: int, costs: Costs) -> Prune:
     return Prune(sizes[0], tuple(keep[i] for i in shrinks), tuple(_PLANNED[i] for i in shrinks))
 
 
-def _plan_drafts(usual: Prune, compute: float, steps: int, costs: Costs) -> Prune:
+def _strides(guidance: float) -> int:
+    """Denoiser calls of a draft up to its cut.
+
+    Guidance multiplies the difference of two predictions, and with it how fast latents may turn:
+    Euler steps stay stable where their number grows with the scale. As many strides are planned as
+    a whole schedule of that many steps has up to the cut, and the cut's own call.
+    """
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float):
+        raise ValueError(f"guidance={guidance!r}: must be a number, such as 7.5")
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance={guidance!r}: must be finite, such as 7.5")
+    return max(_STRIDES, 1 + round(_DRAFTED[0] * guidance))
+
+
+def _plan_drafts(usual: Prune, compute: float, steps: int, costs: Costs, strides: int) -> Prune:
     """The plan with strides, given the one without."""
     own = (math.floor(2 * compute), max(math.floor(compute / 2), 1))
     for keep, at in ((own, _DRAFTED), (usual.keep, usual.at)):
-        least = Prune(max(keep, default=1), keep, at, _STRIDES)
+        least = Prune(max(keep, default=1), keep, at, strides)
         plan = _widest(least, compute, steps, costs)
         if plan.start > least.start and plan.cost(steps) >= steps:
             return plan
-    return replace(usual, strides=_STRIDES)
+    return replace(usual, strides=strides)
 
 
 def _widest(plan: Prune, compute: float, steps: int, costs: Costs) -> Prune:

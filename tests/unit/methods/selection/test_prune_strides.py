@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from counted_work import agrees, counting, reddish
 from families import SCHEDULERS, arguments, redness, seeded, shared
 from hypothesis import given, settings, strategies as st
 
+import steer
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.when import at
 from steer.methods import Budget, Gate, Guide, NoiseOptimization, Prune, Then
+from steer.pipeline.estimate import estimate
 from steer.pipeline.guided import guided
 
 
@@ -36,9 +39,11 @@ def test_cost(method: Prune, steps: int, rows: int) -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.floats(1, 40), st.integers(1, 120))
-def test_plans_never_exceed_compute_nor_leave_much_of_it(compute: float, steps: int) -> None:
-    plan = Prune.for_compute(compute, steps, drafts=True)
+@given(st.floats(1, 40), st.integers(1, 120), st.floats(0, 30))
+def test_plans_never_exceed_compute_nor_leave_much_of_it(
+    compute: float, steps: int, guidance: float
+) -> None:
+    plan = Prune.for_compute(compute, steps, drafts=True, guidance=guidance)
     assert steps <= plan.cost(steps) <= compute * steps + 1e-6
     if steps >= 8:
         assert plan.cost(steps) > (compute - 1) * steps
@@ -51,6 +56,56 @@ def test_plans_never_exceed_compute_nor_leave_much_of_it(compute: float, steps: 
 def test_what_is_planned_for_20_steps(compute: int, start: int, keep: tuple[int, int]) -> None:
     plan = Prune(start, keep, (0.65, 0.7), strides=4)
     assert Prune.for_compute(compute, 20, drafts=True) == plan
+
+
+def test_strong_guidance_gets_more_strides() -> None:
+    found = [
+        Prune.for_compute(4, 50, drafts=True, guidance=scale).strides
+        for scale in (0, 1, 3.5, 5, 7.5, 10, 15)
+    ]
+    assert found == [4, 4, 4, 4, 6, 7, 11]
+    for wrong in (math.nan, math.inf, "7.5", True):
+        with pytest.raises(ValueError, match=r"guidance=.* must be"):
+            Prune.for_compute(4, 50, drafts=True, guidance=wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "strides"),
+    [
+        ("sd", {"guidance_scale": 7.5}, 6),
+        ("sd", {}, 6),  # its default
+        ("sd", {"guidance_scale": 3.5}, 4),
+        ("sd", {"guidance_scale": 1.0}, 4),
+        ("sd3", {"guidance_scale": 10.0}, 7),
+        ("flux", {"guidance_scale": 9.0}, 4),  # embedded: one prediction
+        ("flux", {"true_cfg_scale": 10.0, "negative_prompt": "b"}, 7),
+    ],
+)
+def test_compute_is_planned_with_the_guidance_of_the_call(
+    family: str, given: dict[str, Any], strides: int
+) -> None:
+    steered = guided(shared(family), redness, compute=8, compute_unit="rows")
+    call = {**arguments(family, num_inference_steps=24, output_type="pt"), **given}
+    assert steered(**call).report.method.strides == strides
+    assert estimate(steered, 24).method.strides == strides  # the next one
+
+
+@pytest.mark.slow
+def test_the_default_is_better_at_the_pipeline_s_own_guidance() -> None:
+    """SD's 7.5, which short runs do not stand: drafts of four strides would lose here."""
+    pipe = steer.shapes.pipeline()
+    captions = steer.shapes.prompts("held_out", 8, seed=5)
+    rewards = [
+        torch.tensor(
+            guided(pipe, "shapes", compute=compute)(
+                captions,
+                num_inference_steps=20,
+                generator=[seeded(k) for k in range(8)],
+            ).rewards
+        )
+        for compute in (1, 2)
+    ]
+    assert rewards[1].mean() > rewards[0].mean() + 0.01
 
 
 @pytest.mark.parametrize("strides", [2, 3, 4])
