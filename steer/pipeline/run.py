@@ -208,10 +208,10 @@ class Run:
         costs = ROWS
         if self.unit == "flops" and compute > 1:
             costs = weigh(ctx, opening.latents)
+        guidance = guidance_scale(self.pipe, self.values) if self.ledger.cfg_rows > 1 else 1.0
         if self.plans is not None:
             self.plans.check_steps(self.steps)
-
-        guidance = guidance_scale(self.pipe, self.values) if self.ledger.cfg_rows > 1 else 1.0
+            self.plans.check_guidance(guidance)
 
         def plan(drafts: bool) -> Method:
             known = (self.models, fixed, costs, drafts, guidance, self.plans, self.family)

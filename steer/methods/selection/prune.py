@@ -24,7 +24,7 @@ _EXAMPLE = "Prune(start=8, keep=(4, 2), at=(0.25, 0.5))"
 _CUTS = (0.25, 0.5)
 _PLANNED = (0.5, 0.65)  # Spearman .83 and .95 on the bundled world
 _DRAFTED = (0.65, 0.7)  # drafts know less than particles that took every step: later cuts
-_STRIDES = 4  # enough up to a guidance scale of 5; stronger guidance needs more (_strides)
+_STRIDES = 4  # enough up to a guidance scale of 4.5; stronger guidance needs more (_strides)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Prune(Method):
                 to twice and to half as many particles as plain calls (at least one): among the best
                 plans of a replay (benchmarks/drafts.py). Where steps are too few for that, the cuts
                 are the usual ones.
-            guidance: The call's scale of classifier-free guidance, 1 for none. Above 5 drafts get
+            guidance: The call's scale of classifier-free guidance, 1 for none. Above 4.5 drafts get
                 more strides: the flow that is followed is steeper (benchmarks/guidance_drafts.py).
 
         Raises:
@@ -266,7 +266,7 @@ def _strides(guidance: float) -> int:
         raise ValueError(f"guidance={guidance!r}: must be a number, such as 7.5")
     if not math.isfinite(guidance):
         raise ValueError(f"guidance={guidance!r}: must be finite, such as 7.5")
-    return max(_STRIDES, 1 + round(_DRAFTED[0] * guidance))
+    return max(_STRIDES, 1 + math.ceil(_DRAFTED[0] * guidance))
 
 
 def _plan_drafts(usual: Prune, compute: float, steps: int, costs: Costs, strides: int) -> Prune:

@@ -14,6 +14,7 @@ from steer.core.files.atomic import plain, write_json
 from steer.core.files.text import read_json
 from steer.core.intervals import Estimate
 from steer.core.types import Reward
+from steer.core.warn import warn
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.prune import Prune
 from steer.methods.text import parse_method
@@ -93,6 +94,20 @@ class Plans(Found):
         """Refuse a call that makes another number of denoiser calls; PlansError."""
         if steps != self.steps:
             raise self._differ(f"with {self.steps} denoiser calls, and this call makes {steps}")
+
+    def check_guidance(self, scale: float) -> None:
+        """Warn of another guidance scale than the pilots were given: short runs depend on it.
+
+        Args:
+            scale: Of classifier-free guidance in this call, 1 for none.
+        """
+        was = self.call.get("true_cfg_scale", self.call.get("guidance_scale"))
+        if isinstance(was, int | float) and max(was, 1) != scale:
+            warn(
+                f"plans: calibrated with guidance {was:g}, and this call has {scale:g}, at which "
+                "short runs and drafts are worth something else; calibrate with it",
+                stacklevel=9,
+            )
 
     def _differ(self, what: str) -> PlansError:
         return PlansError(f"plans: made {what}; calibrate again, or leave plans out")

@@ -63,7 +63,7 @@ def test_strong_guidance_gets_more_strides() -> None:
         Prune.for_compute(4, 50, drafts=True, guidance=scale).strides
         for scale in (0, 1, 3.5, 5, 7.5, 10, 15)
     ]
-    assert found == [4, 4, 4, 4, 6, 7, 11]
+    assert found == [4, 4, 4, 5, 6, 8, 11]
     for wrong in (math.nan, math.inf, "7.5", True):
         with pytest.raises(ValueError, match=r"guidance=.* must be"):
             Prune.for_compute(4, 50, drafts=True, guidance=wrong)  # pyright: ignore[reportArgumentType]
@@ -76,9 +76,9 @@ def test_strong_guidance_gets_more_strides() -> None:
         ("sd", {}, 6),  # its default
         ("sd", {"guidance_scale": 3.5}, 4),
         ("sd", {"guidance_scale": 1.0}, 4),
-        ("sd3", {"guidance_scale": 10.0}, 7),
+        ("sd3", {"guidance_scale": 10.0}, 8),
         ("flux", {"guidance_scale": 9.0}, 4),  # embedded: one prediction
-        ("flux", {"true_cfg_scale": 10.0, "negative_prompt": "b"}, 7),
+        ("flux", {"true_cfg_scale": 10.0, "negative_prompt": "b"}, 8),
     ],
 )
 def test_compute_is_planned_with_the_guidance_of_the_call(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def test_what_does_not_suit_the_call_is_left_out(plans: Plans) -> None:
     assert given.at(4, drafts=False) == plans.plans[0].method
     assert given.at(4, lane=2) == wide.method
     assert given.at(4, lane=3) == BestOfN(3)
+
+
+def test_another_guidance_scale_than_the_pilots_had_is_told(plans: Plans) -> None:
+    given = replace(plans, call={"guidance_scale": 3.5})
+    with pytest.warns(UserWarning, match=r"guidance 3\.5, and this call has 7\.5"):
+        given.check_guidance(7.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given.check_guidance(3.5)
+        replace(plans, call={"guidance_scale": 0}).check_guidance(1.0)  # both without
+        replace(plans, call={}).check_guidance(2.0)
 
 
 def test_a_file_and_back(plans: Plans, tmp_path: Path) -> None:
