@@ -177,11 +177,14 @@ class Prune(Method):
         return kl_of_draws(ctx, prompt)
 
     def suits(self, ctx: Context) -> bool:
-        """Whether the call's solver can begin where the strides end."""
+        """Whether the call's solver can begin where the strides end, and has points for all."""
+        first = self._first_cut(len(ctx.steps))
         try:
-            return self.strides is None or self._begin(ctx, self._first_cut(len(ctx.steps))) >= 0
+            begin = 0 if self.strides is None else self._begin(ctx, first)
         except (UnsupportedSchedulerError, ValueError):
             return False
+        strides = self._calls_before(first) - (first - begin)
+        return not begin or len(short_grid(ctx.steps[:begin], strides)) == strides
 
     def __call__(self, ctx: Context, start: Population) -> Search:
         """All particles side by side, fewer after every cut."""
