@@ -123,8 +123,8 @@ class Prune(Method):
             costs: What a row, a decode, a score cost; by default rows alone count.
             drafts: Plan four strides up to the first cut, with cuts after 65% and 70% of the steps
                 to twice and to half as many particles as plain calls (at least one): among the best
-                plans of a replay (benchmarks/drafts.py). Where steps are too few for that, the cuts
-                are the usual ones.
+                plans of a replay (benchmarks/drafts.py). Fewer are kept at the first cut where the
+                budget is too small for that; where steps are too few, the cuts are the usual ones.
             guidance: The call's scale of classifier-free guidance, 1 for none. Above 4.5 drafts get
                 more strides: the flow that is followed is steeper (benchmarks/guidance_drafts.py).
 
@@ -274,8 +274,9 @@ def _strides(guidance: float) -> int:
 
 def _plan_drafts(usual: Prune, compute: float, steps: int, costs: Costs, strides: int) -> Prune:
     """The plan with strides, given the one without."""
-    own = (math.floor(2 * compute), max(math.floor(compute / 2), 1))
-    for keep, at in ((own, _DRAFTED), (usual.keep, usual.at)):
+    widest, last = math.floor(2 * compute), max(math.floor(compute / 2), 1)
+    own = [((kept, last), _DRAFTED) for kept in range(widest, last, -1)]
+    for keep, at in (*own, (usual.keep, usual.at)):
         least = Prune(max(keep, default=1), keep, at, strides)
         plan = _widest(least, compute, steps, costs)
         if plan.start > least.start and plan.cost(steps) >= steps:

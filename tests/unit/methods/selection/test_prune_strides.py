@@ -94,7 +94,7 @@ def test_compute_is_planned_with_the_guidance_of_the_call(
 def test_the_default_is_better_at_the_pipeline_s_own_guidance() -> None:
     """SD's 7.5, which short runs do not stand: drafts of four strides would lose here."""
     pipe = steer.shapes.pipeline()
-    captions = steer.shapes.prompts("held_out", 8, seed=5)
+    captions = steer.shapes.prompts("held_out", 8, seed=9)
     rewards = [
         torch.tensor(
             guided(pipe, "shapes", compute=compute)(
@@ -103,9 +103,9 @@ def test_the_default_is_better_at_the_pipeline_s_own_guidance() -> None:
                 generator=[seeded(k) for k in range(8)],
             ).rewards
         )
-        for compute in (1, 2)
+        for compute in (1, 4)
     ]
-    assert rewards[1].mean() > rewards[0].mean() + 0.01
+    assert rewards[1].mean() > rewards[0].mean() + 0.02
 
 
 @pytest.mark.parametrize("strides", [2, 3, 4])
