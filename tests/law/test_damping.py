@@ -16,6 +16,7 @@ from steer.core.types import Population, Step
 from steer.core.when import every
 from steer.methods import SMC, BestOfN, GradientProposal, Guide
 from steer.pipeline.guided import guided
+from steer.search.kernels.draws import finish_move
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -44,7 +45,7 @@ def law_of(proposal: GradientProposal, steps: int) -> tuple[float, float]:
         for step in ctx.steps:
             x = torch.tensor([0.0, 1.0], dtype=start.x.dtype).view_as(start.x).requires_grad_()
             output = yield from ctx.denoise(start.at(x), step, grad=True)
-            move = proposal(ctx, step, start.at(x), output)
+            move = yield from finish_move(proposal(ctx, step, start.at(x), output))
             origin, there = move.mean.flatten().tolist()
             m, v = origin + (there - origin) * m, (there - origin) ** 2 * v + move.std**2
         return m, v
