@@ -71,7 +71,7 @@ def run(guided: Any, captions: list[str], seed: int, scale: float) -> dict[str, 
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """For docs/results/guidance.md: paired with pruning on the same captions."""
+    """For docs/results/guidance.md: paired with the plain call on the same captions."""
     rewards: dict[tuple[float, str], list[float]] = defaultdict(list)
     met: dict[tuple[float, str], list[float]] = defaultdict(list)
     for line in lines:
