@@ -47,6 +47,24 @@ Judge = Annotated[
 Particles = Annotated[
     int, typer.Option("--n", help="Particles per prompt; no plan starts with more.")
 ]
+Windows = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--window",
+        help="Look at guidance by the reward's gradient between two fractions of the steps, such as "
+        "0.5-0.95. Repeat it for several. Needs a reward with a gradient; give a judge.",
+        show_default=False,
+    ),
+]
+Previews = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--preview",
+        help="Look at a cheaper decoder of previews beside the pipeline's own: tiny, linear, or "
+        "an AutoencoderTiny. Repeat it for several.",
+        show_default=False,
+    ),
+]
 
 
 def calibrate(
@@ -58,6 +76,8 @@ def calibrate(
     steps: Steps = None,
     guidance_scale: GuidanceScale = None,
     n: Particles = 16,
+    window: Windows = None,
+    preview: Previews = None,
     seed: Seed = 0,
     lane_width: LaneWidth = None,
     scale: Scale = None,
@@ -84,6 +104,8 @@ def calibrate(
             steps=steps,
             guidance_scale=guidance_scale,
             n=n,
+            windows=tuple(_window(text) for text in window or ()),
+            previews=tuple(preview or ()),
             seed=seed,
             device=device,
             dtype=dtype,
@@ -94,6 +116,15 @@ def calibrate(
         check_folder(out)
         with held(out):
             _calibrate(job, out)
+
+
+def _window(text: str) -> tuple[float, float]:
+    """Two fractions of the steps; ValueError for something else."""
+    try:
+        first, last = map(float, text.split("-"))
+    except ValueError as error:
+        raise ValueError(f"--window {text}: two fractions of the steps, as in 0.5-0.95") from error
+    return first, last
 
 
 def _calibrate(job: CalibrateJob, out: Path) -> None:

@@ -29,6 +29,7 @@ class CalibrateJob:
         judge: A held-out reward, `"auto"` for one of another family; None lets the reward judge
             itself.
         n: Particles per prompt.
+        windows, previews: What else to look at, as in `steer.calibrate`.
         scale: A file of scales that the reward is put on.
     """
 
@@ -39,6 +40,8 @@ class CalibrateJob:
     steps: int | None = None
     guidance_scale: float | None = None
     n: int = 16
+    windows: tuple[tuple[float, float], ...] = ()
+    previews: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -110,7 +113,15 @@ def run_calibration(job: CalibrateJob, folder: Path, tell: Callable[[str], None]
         call["guidance_scale"] = job.guidance_scale
     steered = guided(pipe, reward, judge=judge, lane_width=job.lane_width)
     plans = calibrate(
-        steered, job.prompts, n=job.n, seed=job.seed, out=folder / PILOTS, tell=tell, **call
+        steered,
+        job.prompts,
+        n=job.n,
+        seed=job.seed,
+        windows=job.windows,
+        previews=job.previews,
+        out=folder / PILOTS,
+        tell=tell,
+        **call,
     )
     plans.save(folder / PLANS)
     plans.page(folder / PAGE)

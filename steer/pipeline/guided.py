@@ -85,12 +85,13 @@ class Guided:
     ) -> None:
         self.pipe: Any = pipe.pipe if isinstance(pipe, Guided) else pipe
         self.reward, self.judges = reward, judge
-        self.method, self.compute = method, compute
+        self.method, self.compute, self.select = method, compute, select
         self.compute_unit: Unit = compute_unit
-        self.select = select
         self.plans: Any = plans
         self.report: Report | None = None
-        self.lane_width, self.keep_images, self.preview = lane_width, keep_images, preview
+        self.lane_width, self.keep_images = lane_width, keep_images
+        own = preview is not None or self.plans is None
+        self.preview = preview if own else self.plans.preview or None
         self.devices: Any = devices
         self.widths, self.weights = Widths(), Weights()  # what calls have taught
         self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in
@@ -286,7 +287,7 @@ def guided(
             alone if left out. `compute` goes on counting plain calls of the base.
         plans: What a bare `compute` stands for, as `steer.calibrate` learnt it, or the path of such
             a file; the default otherwise. For the pipeline, reward and number of steps that it was
-            calibrated with.
+            calibrated with; its decoder of previews is taken where `preview` is None.
 
     Returns:
         A `Guided`: call it with the pipeline's own arguments.

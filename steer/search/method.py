@@ -160,6 +160,10 @@ class Around(Method):
         """Of the method inside."""
         return self.method.rows_at(steps, indices)
 
+    def suits(self, ctx: Context) -> bool:
+        """Whether the call's solver allows the method inside."""
+        return self.method.suits(ctx)
+
     @property
     def reorders(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the method inside changes the places of rows."""

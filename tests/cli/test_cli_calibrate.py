@@ -42,6 +42,14 @@ def test_it_writes_plans_and_goes_on(world: Path, tmp_path: Path) -> None:
     assert (out / "pilots.jsonl").read_bytes() == paid
 
 
+def test_decoders_of_previews(world: Path, tmp_path: Path) -> None:
+    result = run(world, tmp_path / "out", "--preview", "linear")
+    assert result.exit_code == 0, result.output
+    plans = Plans.load(tmp_path / "out" / "plans.json")
+    assert {decoder.name for decoder in plans.decoders} == {"", "linear"}
+    assert "preview='linear'" in result.output
+
+
 def test_it_refuses(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "few.txt").write_text("a\nb\n")
@@ -55,6 +63,14 @@ def test_it_refuses(world: Path, tmp_path: Path) -> None:
     ):
         result = run(world, tmp_path / "out", *words)
         assert result.exit_code == 2 and named in result.stderr, result.output
+    for words, named in (
+        (("--window", "0.5"), "--window 0.5: two fractions of the steps"),
+        (("--window", "0.9-0.2"), "between"),
+        (("--window", "0.5-0.9"), "'compressibility' is not differentiable"),
+        (("--preview", "no/such"), "no/such"),
+    ):
+        result = run(world, tmp_path / "out", *words)
+        assert result.exit_code == 2 and named in " ".join(result.stderr.split()), result.output
     gone = CliRunner().invoke(app, ["calibrate", str(tmp_path / "gone.txt"), "--out", str(out)])
     assert gone.exit_code == 2 and "gone.txt" in gone.stderr
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,17 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from steer.core.checks import whole
 from steer.core.costs import ROWS, Costs, Work
 from steer.core.errors import UnsupportedSchedulerError, first_line
 from steer.core.seeds import prompt_seed
 from steer.core.types import Reward
 from steer.driver.call import Call
+from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.facts import quiet
 from steer.pipeline.pilot_runs import model_name
-from steer.pipeline.planning.choice import Chooser
-from steer.pipeline.planning.kinds import Kind, kinds_of
+from steer.pipeline.planning.asked import check_prompts, decoders_of, windows_of
+from steer.pipeline.planning.choice import Chooser, choose_decoder
+from steer.pipeline.planning.kinds import Kind, Window, kinds_of
 from steer.pipeline.planning.knowledge import crowds, foresight, shorter
 from steer.pipeline.planning.pilots import EVENT, pilot_method
 from steer.pipeline.planning.plans import Plans, rising
@@ -31,9 +33,6 @@ from steer.rewards.parts import check_absolute, identity
 
 
 BUDGETS = (1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-LEAST = 4
-"""Prompts at least: plans are chosen on one half of them and looked at on the other."""
-
 _TAKEN = ("prompt", "generator", "method", "compute", "num_images_per_prompt", "output_type")
 
 
@@ -44,6 +43,8 @@ def calibrate(
     n: int = 16,
     seed: int = 0,
     budgets: Sequence[float] = BUDGETS,
+    windows: Sequence[Window] = (),
+    previews: Sequence[str] = (),
     out: str | Path | None = None,
     tell: Callable[[str], None] | None = None,
     **call: Any,
@@ -55,10 +56,11 @@ def calibrate(
         plans.save("plans.json")
 
     Every prompt gets `n` particles in every step, with previews scored on the way, the same as
-    drafts (a few strides, then every step), and with fewer steps to the end. All plans of
-    best-of-N, short runs, pruning and drafts are then replayed on these recordings at every budget,
-    and the best by the judge is taken; where several are within a standard error of it, the
-    cheapest. What this costs is told before it begins.
+    drafts (a few strides, then every step), and with fewer steps to the end; on request also
+    guided, and with previews by other decoders. All plans of best-of-N, short runs, pruning and
+    drafts are then replayed on these recordings at every budget, and the best by the judge is
+    taken; where several are within a standard error of it, the cheapest. What this costs is told
+    before it begins.
 
     Args:
         guided: A guided pipeline: its pipeline, reward, first judge and `compute_unit` are used,
@@ -67,6 +69,13 @@ def calibrate(
         n: Particles per prompt; no plan with more is looked at.
         seed: Prompt i starts from a generator seeded with `seed + i`.
         budgets: For which budgets to plan, in plain calls.
+        windows: Where to look at guidance by the reward's gradient, such as `[(0.5, 0.95)]`:
+            fractions of the steps, as `Guide(when=between(0.5, 0.95))` has them. Every kind of
+            pilots is sampled again for each, with gradients, which cost more than steps on large
+            models. None by default: guidance also finds what fools a reward, so give a judge.
+        previews: Decoders of previews to look at beside the guided pipeline's own, as
+            `guided(preview=)` takes them by name, such as `["tiny"]`: pilots with previews are
+            sampled again for each.
         out: A `.jsonl` file where pilots are kept as they come: the same call continues after an
             interruption.
         tell: Takes the line that says what it will cost; on stderr by default.
@@ -78,11 +87,13 @@ def calibrate(
 
     Raises:
         ValueError: Fewer than 4 prompts, an `n` below 2, no budgets, call arguments that are set
-            here, a reward or judge that only ranks candidates.
+            here, a reward or judge that only ranks candidates, windows without a step, a decoder
+            that does not fit.
+        RewardError: `windows` with a reward that has no gradient.
         RecordError: `out` is something else, or of other pilots.
         UnsupportedPipelineError: No search fits into the pipeline's loop.
     """
-    study = Study.of(guided, prompts, n=n, seed=seed, call=call)
+    study = Study.of(guided, prompts, n=n, seed=seed, call=call, windows=windows, previews=previews)
     budgets = rising(budgets)
     records = Records(study.about(), None if out is None else Path(out))
     with records.open():
@@ -107,7 +118,9 @@ class Study:
         call: Further arguments of the pipeline's calls.
         asked: Denoising steps asked for.
         steps: Denoiser calls that they come to; those asked for until a call has told.
-        costs: What one of each cost.
+        windows: Where guided pilots are guided.
+        decoders: Further decoders of previews by name.
+        costs: What one of each cost, by the name of the decoder of previews; empty for the own.
         unsampled: Kinds that the scheduler does not allow, with its word on it.
     """
 
@@ -118,24 +131,25 @@ class Study:
     call: Mapping[str, Any]
     asked: int
     steps: int
-    costs: Costs = ROWS
+    windows: tuple[Window, ...] = ()
+    decoders: Mapping[str, PreviewDecoder | None] = field(default_factory=dict)
+    costs: dict[str, Costs] = field(default_factory=dict)
     unsampled: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, guided: Any, prompts: Sequence[str], *, n: int, seed: int, call: Mapping[str, Any]
+        cls,
+        guided: Any,
+        prompts: Sequence[str],
+        *,
+        n: int,
+        seed: int,
+        call: Mapping[str, Any],
+        windows: Sequence[Window] = (),
+        previews: Sequence[str] = (),
     ) -> Study:
         """A study, its arguments checked."""
-        if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
-            raise ValueError(f"prompts={prompts!r}: must be a list of texts")
-        if len(prompts) < LEAST:
-            raise ValueError(
-                f"prompts: {len(prompts)} of them; give {LEAST} at least, and some 32 to tell "
-                "plans apart"
-            )
-        whole("n", n, "n=16")
-        if n < 2:
-            raise ValueError(f"n={n}: particles per prompt, at least 2; write n=16")
+        check_prompts(prompts, n)
         taken = [name for name in _TAKEN if name in call]
         if taken:
             raise ValueError(
@@ -146,7 +160,9 @@ class Study:
         for judge in guided.judges[:1]:
             check_absolute(judge, "plans")
         steps = Call(guided.pipe, (), {**call, "prompt": prompts[0]}).steps
-        return cls(guided, list(prompts), n, seed, call, steps, steps)
+        found = windows_of(windows, steps, guided.reward)
+        decoders = decoders_of(previews, guided.pipe)
+        return cls(guided, list(prompts), n, seed, call, steps, steps, found, decoders)
 
     @property
     def judge(self) -> Reward | None:
@@ -156,7 +172,8 @@ class Study:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The ways that pilots are sampled in; the full one first, which tells the steps."""
-        return tuple(kind for kind in kinds_of(self.steps) if kind.name not in self.unsampled)
+        found = kinds_of(self.steps, self.windows, tuple(self.decoders))
+        return tuple(kind for kind in found if kind.name not in self.unsampled)
 
     @property
     def work(self) -> Work:
@@ -167,8 +184,10 @@ class Study:
     def about(self) -> dict[str, Any]:
         """What the pilots depend on, for their file."""
         reward, version = identity(self.guided.reward)
+        shown_by = self.guided.preview
         return {
             "pipeline": type(self.guided.pipe).__name__,
+            "preview": None if shown_by is None else shown_by.name,
             "model": model_name(self.guided.pipe),
             "reward": reward,
             "version": version,
@@ -203,7 +222,8 @@ class Study:
             self.unsampled[kind.name] = unit["unsampled"]
             return 0
         self.steps = unit["count"]
-        self.costs = ROWS if self.guided.compute_unit == "rows" else Costs(**unit["costs"])
+        rows = self.guided.compute_unit == "rows"
+        self.costs[kind.preview] = ROWS if rows else Costs(**unit["costs"])
         return kind.rows * self.n
 
     def _run(self, index: int, kind: Kind) -> dict[str, Any]:
@@ -212,7 +232,8 @@ class Study:
         given = {**self.call, "prompt": self.prompts[index], "generator": generator}
         method = pilot_method(kind, self.n, self.judge)
         try:
-            self.guided(**given, method=method, output_type="latent")
+            with self._showing(kind.preview):
+                self.guided(**given, method=method, output_type="latent")
         except UnsupportedSchedulerError as error:
             if kind.strides is None:
                 raise
@@ -220,12 +241,27 @@ class Study:
         (found,) = self.guided.report.trace.of(EVENT)
         return {key: found[key] for key in ("count", "costs", "previews", "rewards", "judged")}
 
+    @contextmanager
+    def _showing(self, preview: str) -> Iterator[None]:
+        """Previews by another decoder for a while."""
+        own = self.guided.preview
+        self.guided.preview = self.decoders.get(preview, own)
+        try:
+            yield
+        finally:
+            self.guided.preview = own
+
     def plans(self, records: Records, budgets: Sequence[float]) -> Plans:
         """The plans that whole records support."""
         pools = Pools(Pool.of(kind, records.of(kind.name)) for kind in self.kinds)
         models = self.guided.models
-        costs = self.costs.blended(1 if models is None else models.cost(self.steps))
-        chooser = Chooser(pools, budgets, costs)
+        each = 1 if models is None else models.cost(self.steps)
+        choosers = {
+            name: Chooser(pools.shown_by(name), budgets, self.costs[name].blended(each))
+            for name in ("", *self.decoders)
+        }
+        preview, decoders = choose_decoder(choosers, budgets)
+        chooser = choosers[preview]
         told_apart = [b for b in budgets if b < chooser.dearest]
         budgets = [*told_apart, *[b for b in budgets if b >= chooser.dearest][:1]]
         about = self.about()
@@ -240,7 +276,9 @@ class Study:
             judge=about["judge"] or about["reward"],
             prompts=len(self.prompts),
             n=self.n,
-            costs=costs,
+            costs=chooser.costs,
+            preview=preview,
+            decoders=decoders,
             call={**about["call"], "seed": self.seed},
             shorter=shorter(pools),
             foresight=foresight(pools),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,21 @@ class Plan:
     pays: bool
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """What decodes previews, and what plans with it are worth.
+
+    Attributes:
+        name: As `guided(preview=)` takes it; empty for what the guided pipeline had.
+        cost: A preview, in denoiser rows.
+        gain: Judge score above the plain call's, a mean over the budgets.
+    """
+
+    name: str
+    cost: float
+    gain: Estimate
+
+
 class Chooser:
     """All plans at all budgets, replayed.
 
@@ -69,8 +84,7 @@ class Chooser:
 
     def at(self, budget: float) -> Plan:
         """The plan for a budget."""
-        fits = [self.costs.fits(work, budget, self.count) for work in self.works]
-        rows = np.flatnonzero([True, *fits[1:]])  # the plain call costs one, whatever its score
+        rows = self._affordable(budget)
         row = self._choose(rows, np.arange(self.judged.shape[1]))
         gain = estimate(self._held_out(rows))
         pays = gain.low is not None and gain.low > 0 and row != 0
@@ -86,6 +100,15 @@ class Chooser:
             gain=gain,
             pays=pays,
         )
+
+    def held_out(self, budget: float) -> Floats:
+        """Judge score above the plain call's per prompt, of what other prompts would choose."""
+        return self._held_out(self._affordable(budget))
+
+    def _affordable(self, budget: float) -> NDArray[np.int64]:
+        """Plans that a budget pays for; the plain call costs one, whatever its score."""
+        fits = [self.costs.fits(work, budget, self.count) for work in self.works]
+        return np.flatnonzero([True, *fits[1:]])
 
     def _choose(self, rows: NDArray[np.int64], prompts: NDArray[np.int64]) -> int:
         """The cheapest of the plans within a standard error of the best, by these prompts."""
@@ -106,3 +129,32 @@ class Chooser:
             row = self._choose(rows, prompts[~here])
             gains[here] = self.judged[row, here] - self.judged[0, here]
         return gains
+
+
+def choose_decoder(
+    choosers: Mapping[str, Chooser], budgets: Sequence[float]
+) -> tuple[str, tuple[Decoder, ...]]:
+    """The cheapest of the decoders within a standard error of the best, by held-out gains.
+
+    Args:
+        choosers: By the name of the decoder of previews.
+        budgets: Over which gains are averaged.
+
+    Returns:
+        Its name, and what is known of each; of a single one nothing.
+    """
+    if len(choosers) == 1:
+        return next(iter(choosers)), ()
+    gains = {
+        name: np.mean([chooser.held_out(budget) for budget in budgets], 0)
+        for name, chooser in choosers.items()
+    }
+    best = max(gains.values(), key=np.mean)
+    known, level = [], []
+    for name, chooser in choosers.items():
+        cost = chooser.costs.preview / chooser.costs.row
+        known.append(Decoder(name, cost, estimate(gains[name])))
+        behind = best - gains[name]
+        if behind.mean() <= behind.std(ddof=1) / np.sqrt(len(behind)):
+            level.append((cost, name))
+    return min(level, key=lambda pair: pair[0])[1], tuple(known)

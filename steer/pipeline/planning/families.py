@@ -1,4 +1,4 @@
-"""The plans that are compared: best-of-N, short runs, pruning, drafts, as wide as they may be."""
+"""The plans that are compared: best-of-N, short runs, pruning, drafts, guided or not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import combinations
 
 from steer.core.costs import Costs
+from steer.methods.guidance.guide import Guide
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.prune import Prune
 from steer.pipeline.planning.kinds import Kind
@@ -26,7 +27,13 @@ def plans_of(kind: Kind, n: int, compute: float, costs: Costs) -> Iterator[Metho
         costs: What a row, a decode, a score cost.
     """
 
-    def widest(make: Callable[[int], Method], least: int) -> Iterator[Method]:
+    def guided(method: Method) -> Method:
+        return method if kind.when is None else Guide(method, when=kind.when)
+
+    def widest(plan: Callable[[int], Method], least: int) -> Iterator[Method]:
+        def make(k: int) -> Method:
+            return guided(plan(k))
+
         found = costs.most(lambda k: make(k).work(kind.count), compute, kind.count, least)
         method = make(min(found, n))
         if least <= n and costs.fits(method.work(kind.count), compute, kind.count):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steer.core.costs import Costs
-from steer.pipeline.planning.choice import Plan
+from steer.pipeline.planning.choice import Decoder, Plan
 from steer.pipeline.planning.knowledge import Crowd, Foresight, Shorter
 
 
@@ -27,6 +27,9 @@ class Found:
         costs: What one of each cost.
         call: Arguments of the pilots' calls.
         shorter, foresight, crowds: What else the pilots say.
+        preview: The decoder of previews that the plans are for, as `guided(preview=)` takes it;
+            empty for what the guided pipeline had.
+        decoders: Which were looked at, where there were several.
         unsampled: Ways of drafting that the scheduler does not allow, with its word on it.
     """
 
@@ -45,6 +48,8 @@ class Found:
     shorter: tuple[Shorter, ...] = ()
     foresight: tuple[Foresight, ...] = ()
     crowds: tuple[Crowd, ...] = ()
+    preview: str = ""
+    decoders: tuple[Decoder, ...] = ()
     unsampled: Mapping[str, str]
 
     @property

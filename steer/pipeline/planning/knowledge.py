@@ -65,7 +65,7 @@ class Crowd:
 
 def shorter(pools: Pools) -> tuple[Shorter, ...]:
     """Runs of fewer steps, rising, the plain call last."""
-    kinds = [pool for pool in pools.by_name.values() if not pool.kind.looks or _is_full(pool)]
+    kinds = [pool for name, pool in pools.by_name.items() if not pool.kind.looks or name == "full"]
     kinds.sort(key=lambda pool: pool.kind.rows)
     plain = pools.by_name["full"].best_of(1)
     found = [(pool.kind.rows, pool.best_of(1)) for pool in kinds]
@@ -103,10 +103,6 @@ def _means(outcome: Outcome, plain: Outcome) -> tuple[Estimate, Estimate, Estima
 
 def _sizes(most: int) -> Iterable[int]:
     return [n for n in range(1, most + 1) if n <= 8 or n % max(most // 16, 1) == 0 or n == most]
-
-
-def _is_full(pool: Pool) -> bool:
-    return pool.kind.strides is None
 
 
 def _ranks(previews: Floats, finals: Floats) -> Floats:

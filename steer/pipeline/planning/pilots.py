@@ -12,6 +12,7 @@ from steer.core.costs import Costs
 from steer.core.errors import RewardError
 from steer.core.types import Population, Reward, Search, Step
 from steer.driver.decoding.nan import nan_rows
+from steer.methods.guidance.guide import Guide
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.prune import Prune
 from steer.pipeline.planning.kinds import Kind
@@ -73,8 +74,10 @@ def pilot_method(kind: Kind, n: int, judge: Reward | None) -> Method:
     if kind.strides is not None and not kind.looks:
         return ShortPilots(n, kind.strides, judge=judge)
     if kind.strides is None:
-        return StepPilots(n, (), (), looks=kind.looks, judge=judge)
-    return StepPilots(n, (n,), kind.at[:1], kind.strides, looks=kind.looks, judge=judge)
+        pilots = StepPilots(n, (), (), looks=kind.looks, judge=judge)
+    else:
+        pilots = StepPilots(n, (n,), kind.at[:1], kind.strides, looks=kind.looks, judge=judge)
+    return pilots if kind.when is None else Guide(pilots, when=kind.when)
 
 
 def tell(

@@ -15,10 +15,11 @@ from steer.core.files.text import read_json
 from steer.core.intervals import Estimate
 from steer.core.types import Reward
 from steer.core.warn import warn
+from steer.methods.guidance.guide import Guide
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.prune import Prune
 from steer.methods.text import parse_method
-from steer.pipeline.planning.choice import Plan
+from steer.pipeline.planning.choice import Decoder, Plan
 from steer.pipeline.planning.found import Found
 from steer.pipeline.planning.knowledge import Crowd, Foresight, Shorter
 from steer.pipeline.planning.words import described
@@ -62,7 +63,8 @@ class Plans(Found):
         for plan in sorted(self.plans, key=lambda plan: -plan.budget):
             method = plan.method
             even = all(size % lane == 0 for size in method.populations)
-            begins = isinstance(method, Prune) and method.strides is not None
+            inside = method.method if isinstance(method, Guide) else method
+            begins = isinstance(inside, Prune) and inside.strides is not None
             fits = plan.budget <= compute and now.fits(method.work(self.steps), compute, self.steps)
             if fits and even and (drafts or not begins):
                 return method
@@ -141,7 +143,7 @@ class Plans(Found):
             plans = [{**row, "method": parse_method(row["method"])} for row in values["plans"]]
             values["plans"] = tuple(_read(Plan, row) for row in plans)
             values |= {
-                name: tuple(_read(kind, row) for row in values[name])
+                name: tuple(_read(kind, row) for row in values.get(name, ()))
                 for name, kind in _ROWS.items()
             }
             values["costs"] = _read(Costs, values["costs"])
@@ -184,7 +186,12 @@ class Plans(Found):
             raise PlansError(f"plans={str(path)!r}: {error}") from error
 
 
-_ROWS: dict[str, type[Any]] = {"shorter": Shorter, "foresight": Foresight, "crowds": Crowd}
+_ROWS: dict[str, type[Any]] = {
+    "shorter": Shorter,
+    "foresight": Foresight,
+    "crowds": Crowd,
+    "decoders": Decoder,
+}
 
 
 def _read(kind: type[Any], row: Mapping[str, Any]) -> Any:

@@ -9,16 +9,17 @@ plans of up to as many particles as were recorded; for larger ones nothing is sa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steer.methods.guidance.guide import Guide
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.prune import Prune
-from steer.pipeline.planning.kinds import Kind
+from steer.pipeline.planning.kinds import Kind, way
 from steer.search.method import Method
 
 
@@ -99,21 +100,33 @@ class Pools:
     def __init__(self, pools: Iterable[Pool]) -> None:
         self.by_name = {pool.kind.name: pool for pool in pools}
 
+    def shown_by(self, preview: str) -> Pools:
+        """The pools whose previews a decoder showed, and those without previews."""
+        return Pools(
+            replace(pool, kind=replace(pool.kind, preview=""))
+            for pool in self.by_name.values()
+            if pool.kind.preview == preview or not pool.kind.looks
+        )
+
     def replay(self, method: Method) -> Outcome:
         """What a method's winner is worth.
 
         Raises:
             KeyError: A method that no recorded pilots stand for.
         """
-        full = self.by_name["full"]
+        window = None
+        if isinstance(method, Guide):
+            window = next(
+                pool.kind.window
+                for pool in self.by_name.values()
+                if pool.kind.window is not None and pool.kind.when == method.when
+            )
+            method = method.method
         if isinstance(method, BestOfN):
-            pool = full if method.strides is None else self.by_name[f"short {method.strides}"]
-            return pool.best_of(method.n)
+            return self.by_name[way(method.strides, None, window)].best_of(method.n)
         assert isinstance(method, Prune)
-        if method.strides is None:
-            return full.prune(method)
-        first = min(method.cuts(full.kind.count))
-        return self.by_name[f"draft {method.strides}-{first}"].prune(method)
+        first = min(method.cuts(self.by_name["full"].kind.count))
+        return self.by_name[way(method.strides, first, window)].prune(method)
 
 
 def _pick(values: Floats, rows: NDArray[np.int64]) -> Floats:

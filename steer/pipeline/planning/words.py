@@ -52,7 +52,7 @@ def interval(value: Estimate, sign: bool = False) -> str:
 
 def findings(plans: Found) -> list[str]:
     """What to take away, a sentence each."""
-    found = [_paying(plans), _crowding(plans), _reach(plans)]
+    found = [_paying(plans), _crowding(plans), _showing(plans), _reach(plans)]
     short = [row for row in plans.shorter if row.calls < plans.steps]
     if short:
         nearest = max(short, key=lambda row: row.judge.mean)
@@ -105,6 +105,21 @@ def _crowding(plans: Found) -> str:
     )
 
 
+def _showing(plans: Found) -> str:
+    if not plans.decoders:
+        return ""
+
+    def named(name: str) -> str:
+        return f"preview={name!r}" if name else "the decoder at hand"
+
+    each = "; ".join(
+        f"{named(d.name)}: {number(d.cost)} denoiser rows each, "
+        f"{interval(d.gain, sign=True)} above the plain call"
+        for d in plans.decoders
+    )
+    return f"Previews, over all budgets: {each}. Plans are for {named(plans.preview)}."
+
+
 def _reach(plans: Found) -> str:
     return (
         f"No plan with more than {plans.n} particles was looked at; compute above "
@@ -115,8 +130,10 @@ def _reach(plans: Found) -> str:
 def told(work: Work, steps: int, prompts: int, n: int) -> str:
     """What calibrating costs, in one line."""
     calls = work.rows / steps
+    gradients = f" and {work.gradients:,} gradients of the reward" if work.gradients else ""
     return (
         f"calibrating: {prompts} prompts with {n} particles each, sampled in every step, as drafts "
         f"and with fewer steps: {calls:,.0f} plain calls of denoising, "
         f"{work.decodes + work.previews:,} images to decode and {work.scores:,} scores"
+        f"{gradients}"
     )

@@ -12,12 +12,13 @@ from families import arguments, redness, seeded, shared
 from torch import Tensor
 
 import steer
-from steer.core.errors import RecordError
-from steer.methods import BestOfN, Prune
+from steer.core.errors import RecordError, RewardError
+from steer.core.when import between
+from steer.methods import BestOfN, Guide, Prune
 from steer.pipeline.guided import Guided, guided
 from steer.pipeline.planning.calibrate import Study, calibrate
 from steer.pipeline.planning.records import Records
-from steer.pipeline.planning.replay import Pool
+from steer.pipeline.planning.replay import Pool, Pools
 from steer.rewards.function import FunctionReward
 
 
@@ -66,6 +67,44 @@ def test_pilots_are_the_methods_own_particles(pilots: Path) -> None:
             plan = Prune(N, (2,), (at,), strides)
             pool = Pool.of(kinds[name], [mine[name]])
             assert run(plan) == pytest.approx(pool.prune(plan).reward[0], abs=1e-5)
+
+
+def test_guided_pilots_are_the_method_s_own_particles(tmp_path: Path) -> None:
+    """In every step and as drafts, whatever decodes the previews that guide and rank them."""
+    path = tmp_path / "pilots.jsonl"
+    reward = FunctionReward(redness, name="redness", differentiable=True)
+    given: Any = {"windows": [(0.7, 0.9)], "previews": ["linear"]}
+    steered_by = guided(shared("sd"), reward, judge=blueness)
+    lines: list[str] = []
+    plans = calibrate(
+        steered_by, PROMPTS, n=N, seed=3, out=path, tell=lines.append, **given, **CALL
+    )
+    assert "gradients of the reward" in lines[0]
+    assert steered_by.preview is None
+    study = Study.of(steered_by, PROMPTS, n=N, seed=3, call=CALL, **given)
+    kinds = {kind.name: kind for kind in study.kinds}
+    mine = {unit["kind"]: unit for unit in records(path) if unit["prompt"] == 0}
+    assert set(mine) == set(kinds)
+    for way, plan in (
+        ("full guided 0.7-0.9", BestOfN(N)),
+        ("full guided 0.7-0.9", Prune(N, (2,), (0.8,))),
+        ("draft 4-4 guided 0.7-0.9", Prune(N, (2, 1), (0.65, 0.8), 4)),
+    ):
+        method = Guide(plan, when=between(0.7, 0.9))
+        for decoder, name in ((None, way), ("linear", f"{way} by linear")):
+            steered_by.preview = decoder
+            pools = Pools(
+                [Pool.of(kinds[name], [mine[name]]), Pool.of(kinds["full"], [mine["full"]])]
+            )
+            found = pools.shown_by(decoder or "") if decoder else pools
+            call = arguments("sd", **CALL, prompt="a", generator=seeded(3))
+            out = steered_by(**call, method=method)
+            pool = found.by_name[way]
+            outcome = pool.best_of(N) if isinstance(plan, BestOfN) else pool.prune(plan)
+            assert out.rewards[0] == pytest.approx(outcome.reward[0], abs=1e-5)
+    assert {d.name for d in plans.decoders} == {"", "linear"}
+    assert {d.cost for d in plans.decoders} != {0.0}
+    assert plans.preview in ("", "linear") and "preview='linear'" in str(plans)
 
 
 def test_judges_see_the_same_images(pilots: Path) -> None:
@@ -195,8 +234,16 @@ def test_schedulers_that_ask_twice_or_cannot_begin_in_the_middle() -> None:
         ({"budgets": ()}, r"budgets=\(\)"),
         ({"budgets": (0.5,)}, "compute=0.5"),
         ({"generator": None}, "generator: set by the pilots"),
+        ({"windows": "0.5"}, "windows='0.5': a list of pairs"),
+        ({"windows": [0.5]}, "0.5 is no pair of fractions"),
+        ({"windows": [(0.9, 0.2)]}, "between"),
+        ({"windows": [(0.01, 0.02)]}, "no step of 8 lies in"),
+        ({"windows": [(0.5, 0.9)]}, "'redness' is not differentiable.*leave windows out"),
+        ({"previews": "tiny"}, "previews='tiny': a list of names"),
+        ({"previews": [3]}, "3 is no name of a decoder"),
+        ({"previews": ["no/such"]}, "no/such"),
     ],
 )
 def test_bad_arguments(given: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises((ValueError, RewardError), match=named):
         calibrate(steered(), **{"prompts": PROMPTS, **CALL, **given})

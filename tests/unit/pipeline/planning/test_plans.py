@@ -14,7 +14,8 @@ from pools import PLANNED_STEPS as STEPS, made_plans as made
 
 from steer.core.costs import ROWS, Costs
 from steer.core.errors import PlansError, SteerError
-from steer.methods import BestOfN, Prune
+from steer.core.when import between
+from steer.methods import BestOfN, Guide, Prune
 from steer.pipeline.guided import guided
 from steer.pipeline.planning.plans import Plans
 from steer.pipeline.planning.words import shown
@@ -108,6 +109,30 @@ def test_what_is_no_json_object(tmp_path: Path, content: str) -> None:
     (tmp_path / "plans.json").write_text(content)
     with pytest.raises(PlansError, match=r"plans=.*write one with steer.calibrate"):
         Plans.load(tmp_path / "plans.json")
+
+
+def test_guided_takes_the_decoder_of_the_plans(plans: Plans, tmp_path: Path) -> None:
+    replace(plans, preview="linear").save(tmp_path / "plans.json")
+    path = tmp_path / "plans.json"
+    assert guided(shared("sd"), redness, plans=path).preview.name == "linear"
+    assert guided(shared("sd"), redness, plans=path, preview="vae").preview is None
+    assert guided(shared("sd"), redness, plans=plans).preview is None
+
+
+def test_files_of_before_windows_and_decoders(plans: Plans) -> None:
+    data = plans.to_dict()
+    del data["preview"], data["decoders"]
+    assert Plans.from_dict(data) == plans
+
+
+def test_guided_plans_are_planned_and_kept(plans: Plans, tmp_path: Path) -> None:
+    method = Guide(Prune(8, (4, 2), (0.5, 0.65), strides=4), when=between(0.7, 0.95))
+    given = replace(plans, plans=(plans.plans[0], replace(plans.plans[1], method=method)))
+    given.save(tmp_path / "plans.json")
+    assert Plans.load(tmp_path / "plans.json") == given
+    dear = Costs(row=1.0, gradient=100.0, unit="flops")
+    assert given.at(4) == method and given.at(4, dear) != method
+    assert given.at(4, drafts=False) == plans.plans[0].method
 
 
 def test_guided_takes_the_plan(plans: Plans, tmp_path: Path) -> None:
