@@ -51,7 +51,7 @@ Windows = Annotated[
     list[str] | None,
     typer.Option(
         "--window",
-        help="Look at guidance by the reward's gradient between two fractions of the steps, such as "
+        help="Look at guidance by the reward's gradient between two fractions of the steps: "
         "0.5-0.95. Repeat it for several. Needs a reward with a gradient; give a judge.",
         show_default=False,
     ),
