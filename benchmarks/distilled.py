@@ -7,8 +7,8 @@
 Single-prompt calls on held-out captions, all arms of a unit in one process: the base as it is at
 several guidance scales and steered at 2x and 4x, the few-step model distilled from it, and that
 model tuned by its reward's gradient, alone and as best-of-n at the FLOPs of 1, 2 and 4 plain calls
-of the base. `shapes` is what tuning and search optimise; the oracle and `shapes-vqa` judge. One line
-per caption and seed goes to `results/distilled.jsonl`; the tables to docs/results/distilled.md.
+of the base. `shapes` is what tuning and search optimise; the oracle and `shapes-vqa` judge. One
+line per caption and seed goes to `results/distilled.jsonl`; the table to docs/results/distilled.md.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Models:
             pipe.set_progress_bar_config(disable=True)
         base, few = (steer.guided(pipe, REWARD) for pipe in pipes[:2])
         best = steer.guided(pipes[2], REWARD, tuned=tuned)
-        for guided, more in ((base, {"guidance_scale": STEERED}), (few, {})):
-            guided("a red circle", compute=4, num_inference_steps=STEPS, **more)
+        for guided, scale in ((base, STEERED), (few, 1.0)):
+            guided("a red circle", compute=4, num_inference_steps=STEPS, guidance_scale=scale)
         plain, costs = base.weights.costs.plain(STEPS), few.weights.costs
         sizes = {
             (budget, steps): costs.most(

@@ -90,8 +90,8 @@ class Guided:
         self.plans: Any = plans
         self.report: Report | None = None
         self.lane_width, self.keep_images = lane_width, keep_images
-        own = preview is not None or self.plans is None
-        self.preview = preview if own else self.plans.preview or None
+        planned = self.plans.preview if self.plans is not None else ""
+        self.preview = planned or None if preview is None else preview
         self.devices: Any = devices
         self.widths, self.weights = Widths(), Weights()  # what calls have taught
         self._refused: dict[tuple[type, type], str] = {}  # whose loop no search can sit in

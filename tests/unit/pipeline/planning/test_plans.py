@@ -114,7 +114,8 @@ def test_what_is_no_json_object(tmp_path: Path, content: str) -> None:
 def test_guided_takes_the_decoder_of_the_plans(plans: Plans, tmp_path: Path) -> None:
     replace(plans, preview="linear").save(tmp_path / "plans.json")
     path = tmp_path / "plans.json"
-    assert guided(shared("sd"), redness, plans=path).preview.name == "linear"
+    taken = guided(shared("sd"), redness, plans=path).preview
+    assert taken is not None and taken.name == "linear"
     assert guided(shared("sd"), redness, plans=path, preview="vae").preview is None
     assert guided(shared("sd"), redness, plans=plans).preview is None
 
