@@ -80,6 +80,13 @@ LaneWidth = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        help="Spread the particles of each call over several devices: cuda:0,cuda:1.",
+        show_default=False,
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Tuned = Annotated[
     str | None,
@@ -142,6 +149,7 @@ def sample(
     preview: Preview = None,
     plans: Plans = None,
     scale: Scale = None,
+    devices: Devices = None,
     ray: Ray = None,
     workers: Workers = None,
 ) -> None:
@@ -183,7 +191,10 @@ def sample(
             preview=preview,
             plans=plans,
             scale=scale,
+            devices=None if devices is None else tuple(devices.split(",")),
         )
+        if devices is not None and ray is not None:
+            raise ValueError("--devices with --ray: a worker has a device of its own; give one")
         usable(out)
         with connected(ray, workers) as cluster, held(out):
             _sample(job, out, cluster)

@@ -36,6 +36,8 @@ class SampleJob:
         seed: Prompt k is drawn with the seed `seed + k` (`steer.core.seeds.prompt_seed`).
         images_per_prompt: How many winners per prompt.
         device: `"auto"` or a torch device.
+        devices: Over which the particles of a call are spread, the pipeline's own first; None is
+            `device` alone.
         dtype: `"auto"`, `"float32"`, `"float16"` or `"bfloat16"`.
         lane_width: Particles per returned image in one denoiser call; None is chosen.
         base: Also draw the plain call's image, for comparison; the untuned pipeline's.
@@ -65,6 +67,7 @@ class SampleJob:
     preview: str | None = None
     plans: str | None = None
     scale: str | None = None
+    devices: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
@@ -81,9 +84,29 @@ class SampleJob:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
+        self._choose_devices()
         self._choose_judges()
         if len(set(self.judges)) < len(self.judges):
             raise ValueError(f"judges={list(self.judges)!r}: name each once")
+
+    def _choose_devices(self) -> None:
+        """`device` becomes the first of `devices`."""
+        if self.devices is None:
+            return
+        named = ",".join(self.devices)
+        if not all(self.devices) or "auto" in self.devices:
+            raise ValueError(f"devices={named!r}: name each, as in cuda:0,cuda:1")
+        if self.device not in ("auto", self.devices[0]):
+            raise ValueError(
+                f"device={self.device!r} with devices={named!r}: the first of several is the "
+                "pipeline's own; leave device out"
+            )
+        if self.tuned is not None or self.blend is not None:
+            raise ValueError(
+                f"devices={named!r} with tuned or blend: a call with tuned weights runs on one "
+                "device; leave one of them out"
+            )
+        object.__setattr__(self, "device", self.devices[0])
 
     def _choose_judges(self) -> None:
         """A reward's name in the place of `"auto"`."""

@@ -85,6 +85,7 @@ class Sampler(Worker[Prompt, Drawn]):
         for text in (job.reward, *job.judges):
             reward_parts(text)
         self.job, self.device = job, usable_device(job.device)
+        devices = None if job.devices is None else [usable_device(name) for name in job.devices]
         self.dtype = dtype_of(job.dtype, self.device, job.pipeline)
         load = load or RewardLoader(self.device).load
         self.reward = load(job.reward) if job.scale is None else load(job.reward, job.scale)
@@ -102,6 +103,7 @@ class Sampler(Worker[Prompt, Drawn]):
             **effort(job.method or None, job.compute),
             judge=self.judges,
             lane_width=job.lane_width,
+            devices=devices,
             keep_images=True,
             tuned=job.tuned,
             blend=blend,

@@ -231,3 +231,36 @@ def test_plans_that_calibrate_wrote(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "plans choose the method" in result.stderr
     result = sample(folder, tmp_path / "b", "--plans", str(tmp_path / "none.json"))
     assert result.exit_code == 2 and "none.json" in result.stderr
+
+
+def test_several_devices_draw_what_one_draws(folder: Path, tmp_path: Path) -> None:
+    method = ("--method", "BestOfN(4)", "--lane-width", "2", "--no-base")
+    for name, more in (("one", ()), ("two", ("--devices", "cpu,cpu"))):
+        result = sample(folder, tmp_path / name, *method, *more)
+        assert result.exit_code == 0, result.output
+    one, two = (RunFolder.load(tmp_path / name) for name in ("one", "two"))
+    for mine, theirs in zip(one.entries, two.entries, strict=True):
+        assert mine["rewards"] == theirs["rewards"]
+        assert np.array_equal(*(pixels(r.folder / mine["images"][0]) for r in (one, two)))
+    assert two.data["arguments"]["devices"] == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--devices", "cpu,"), "devices='cpu,': name each"),
+        (("--devices", "auto,cpu"), "devices='auto,cpu': name each"),
+        (
+            ("--devices", "cpu,cpu", "--device", "cuda"),
+            "the first of several is the pipeline's own",
+        ),
+        (("--devices", "cpu,nowhere"), "device='nowhere': not usable here"),
+        (("--devices", "cpu,cpu", "--blend", "RLG(2.0)"), "with tuned or blend"),
+        (("--devices", "cpu,cpu", "--ray", "local"), "--devices with --ray"),
+    ],
+)
+def test_devices_that_do_not_fit(
+    folder: Path, tmp_path: Path, words: tuple[str, ...], told: str
+) -> None:
+    result = sample(folder, tmp_path, *words)
+    assert result.exit_code == 2 and told in " ".join(result.stderr.split()), result.output
