@@ -15,8 +15,8 @@ Kind: TypeAlias = Literal["auto", "denoiser", "lora"]
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
-SHAPES = "shapes"
-"""The bundled world's pipeline; its tuned checkpoints are bundled as well."""
+SHAPES, SHAPES_TURBO = "shapes", "shapes-turbo"
+"""The bundled world's pipelines; their tuned checkpoints are bundled as well."""
 
 _BUNDLED = Path(__file__).parents[3] / "shapes" / "weights" / "tuned"
 
@@ -94,6 +94,13 @@ def _shapes(folder: str, method: str, paper: str) -> Checkpoint:
 KNOWN: dict[str, Checkpoint] = {
     "poly-dpo-shapes": _shapes("poly-dpo", "Poly-DPO", "2604.24953"),
     "kto-shapes": _shapes("kto", "Diffusion-KTO", "2404.04465"),
+    "draft-shapes-turbo": Checkpoint(
+        _BUNDLED / "draft-turbo",
+        "denoiser",
+        base=SHAPES_TURBO,
+        method="DRaFT",
+        paper="2309.17400",
+    ),
     "dpo-sd15": _sd15("mhdang/dpo-sd1.5-text2image-v1", "Diffusion-DPO", "2311.12908", 7.5),
     "dpo-sdxl": _sdxl("mhdang/dpo-sdxl-text2image-v1", "Diffusion-DPO", "2311.12908", 5.0),
     "dpo-sdxl-lora": Checkpoint(

@@ -84,7 +84,7 @@ def test_short_names_are_whole_and_of_known_form() -> None:
         assert named(name) == (name, known) == named(known)
         assert re.fullmatch(r"[a-z0-9-]+-(sd15|sdxl|sd3|shapes)(-[a-z]+)?", name)
         if is_bundled(known):
-            assert known.base == "shapes" and Path(known.source).is_dir()
+            assert known.base in ("shapes", "shapes-turbo") and Path(known.source).is_dir()
         else:
             assert is_repository(str(known.source)) and is_repository(known.base)
         assert known.kind in ("denoiser", "lora") and known.method
