@@ -78,8 +78,8 @@ class Models:
             pipe.set_progress_bar_config(disable=True)
         base, few = (steer.guided(pipe, REWARD) for pipe in pipes[:2])
         best = steer.guided(pipes[2], REWARD, tuned=tuned)
-        for guided, scale in ((base, STEERED), (few, 1.0)):
-            guided("a red circle", compute=4, num_inference_steps=STEPS, guidance_scale=scale)
+        for guided, steps, scale in ((base, STEPS, STEERED), (few, FEW[-1], 1.0)):
+            guided("a red circle", compute=4, num_inference_steps=steps, guidance_scale=scale)
         plain, costs = base.weights.costs.plain(STEPS), few.weights.costs
         sizes = {
             (budget, steps): costs.most(
@@ -195,7 +195,27 @@ def table(found: list[Line]) -> str:
         rows.append(f"| {arm} | {' | '.join(cells)} | {values(found, arm, 'seconds').mean():.2f} |")
     seeds = len({line["seed"] for line in found})
     captions = len({line["caption"] for line in found})
+    rows += ["", "| paired by caption | all met, points | judge |", "|---" * 3 + "|"]
+    for arm, other in pairs(list(found[0]["arms"])):
+        met, judged = (values(found, arm, k) - values(found, other, k) for k in ("met", "judge"))
+        rows.append(f"| {arm} minus {other} | {points(100 * met)} | {points(judged, 3)} |")
     return f"{captions} captions, {seeds} seed{'s' if seeds > 1 else ''}:\n\n" + "\n".join(rows)
+
+
+def pairs(arms: list[str]) -> list[tuple[str, str]]:
+    """Searches with the few-step models against the base at its best scale, and steered."""
+
+    def search(model: str, budget: int) -> str:
+        return next(a for a in arms if a.startswith(model) and a.endswith(f" at {budget}x"))
+
+    models = (f"few-step, {FEW[0]} steps", f"tuned, {FEW[1]} steps")
+    found = [(search(model, 1), f"base, guidance {SCALES[0]:g}") for model in models]
+    for model in models:
+        found += [
+            (search(model, own), f"base steered at {theirs}x")
+            for own, theirs in ((1, 2), (2, 2), (4, 4))
+        ]
+    return found
 
 
 def points(difference: np.ndarray, digits: int = 1) -> str:
@@ -205,8 +225,12 @@ def points(difference: np.ndarray, digits: int = 1) -> str:
 
 
 def ship(source: Path) -> None:
-    """A tuned denoiser into the package, in float16."""
+    """A tuned denoiser into the package, in float16, without the path that it came from."""
     UNet2DConditionModel.from_pretrained(source, torch_dtype=torch.float16).save_pretrained(PACKAGE)
+    path = PACKAGE / "config.json"
+    config = json.loads(path.read_text())
+    del config["_name_or_path"]
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def follow(checkpoints: Path, device: str) -> None:
