@@ -60,10 +60,6 @@ def test_it_refuses(world: Path, tmp_path: Path) -> None:
         (("--reward", "nothing"), "nothing"),
         (("--judge", "nothing"), "nothing"),
         (("--dtype", "int8"), "dtype='int8'"),
-    ):
-        result = run(world, tmp_path / "out", *words)
-        assert result.exit_code == 2 and named in result.stderr, result.output
-    for words, named in (
         (("--window", "0.5"), "--window 0.5: two fractions of the steps"),
         (("--window", "0.9-0.2"), "between"),
         (("--window", "0.5-0.9"), "'compressibility' is not differentiable"),

@@ -260,10 +260,9 @@ class Study:
             name: Chooser(pools.shown_by(name), budgets, self.costs[name].blended(each))
             for name in ("", *self.decoders)
         }
-        preview, decoders = choose_decoder(choosers, budgets)
+        preview, decoders = choose_decoder(choosers, choosers[""].told_apart(budgets))
         chooser = choosers[preview]
-        told_apart = [b for b in budgets if b < chooser.dearest]
-        budgets = [*told_apart, *[b for b in budgets if b >= chooser.dearest][:1]]
+        budgets = chooser.told_apart(budgets)
         about = self.about()
         return Plans(
             plans=tuple(chooser.at(budget) for budget in budgets),

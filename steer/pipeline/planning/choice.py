@@ -77,10 +77,11 @@ class Chooser:
         self.calls = np.array([costs.calls(work, self.count) for work in self.works])
         self.judged = np.stack([outcome.judged for outcome in self.outcomes])
 
-    @property
-    def dearest(self) -> float:
-        """Plain calls of the most expensive plan: no budget above is told apart from it."""
-        return float(self.calls.max())
+    def told_apart(self, budgets: Sequence[float]) -> list[float]:
+        """Those below the most expensive plan, and the first that pays for it; they rise."""
+        dearest = float(self.calls.max())
+        below = [budget for budget in budgets if budget < dearest]
+        return [*below, *budgets[len(below) : len(below) + 1]]
 
     def at(self, budget: float) -> Plan:
         """The plan for a budget."""

@@ -73,10 +73,11 @@ def shorter(pools: Pools) -> tuple[Shorter, ...]:
 
 
 def foresight(pools: Pools) -> tuple[Foresight, ...]:
-    """Of all kinds with previews, at each of their steps."""
+    """Of all kinds with previews that nothing guides, at each of their steps."""
     return tuple(
         Foresight(pool.kind.name, fraction, estimate(_ranks(pool.previews[:, row], pool.rewards)))
         for pool in pools.by_name.values()
+        if pool.kind.window is None
         for row, fraction in enumerate(pool.kind.at)
     )
 

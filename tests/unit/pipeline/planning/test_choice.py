@@ -8,7 +8,7 @@ from pools import made_pools
 
 from steer.core.costs import ROWS, Costs
 from steer.methods import BestOfN, Prune
-from steer.pipeline.planning.choice import Chooser
+from steer.pipeline.planning.choice import Chooser, choose_decoder
 from steer.pipeline.planning.families import plans_of
 from steer.pipeline.planning.kinds import kinds_of
 from steer.pipeline.planning.knowledge import crowds, foresight, shorter
@@ -94,3 +94,21 @@ def test_what_previews_and_fewer_steps_are_worth() -> None:
     assert [row.calls for row in rows] == [5, 8, 10, 15, 20]
     for row in rows:
         assert row.gain.mean == pytest.approx(-0.1 * (20 - row.calls))
+
+
+@pytest.mark.parametrize(("knows", "taken"), [(0.9, "tiny"), (-0.9, "")])
+def test_the_cheaper_decoder_where_it_knows_as_much(knows: float, taken: str) -> None:
+    """Short runs are worthless here, so that plans have to look at previews."""
+    dear, cheap = (Costs(row=1.0, preview=p, unit="flops") for p in (0.5, 0.1))
+    own = Chooser(made_pools(knows=0.9, loss=1.0, prompts=80), (2, 4), dear)
+    tiny = Chooser(made_pools(knows=knows, loss=1.0, prompts=80), (2, 4), cheap)
+    name, known = choose_decoder({"": own, "tiny": tiny}, (2, 4))
+    assert name == taken
+    assert {d.name: d.cost for d in known} == {"": 0.5, "tiny": 0.1}
+    assert choose_decoder({"": own}, (2, 4)) == ("", ())
+
+
+def test_budgets_that_no_plan_tells_apart() -> None:
+    chooser = Chooser(made_pools(n=4), (2, 4, 64), ROWS)
+    assert chooser.told_apart((2, 4, 32, 64)) == [2, 4]
+    assert chooser.told_apart((2, 3, 32, 64)) == [2, 3, 32]
