@@ -234,7 +234,8 @@ def ship(source: Path) -> None:
 
 
 def follow(checkpoints: Path, device: str) -> None:
-    """Plain calls by the weights of every checkpoint, and by those before tuning."""
+    """Plain calls by the weights of every checkpoint, and by those before tuning; drawn anew."""
+    CURVE.unlink(missing_ok=True)
     pipe = steer.shapes.pipeline("turbo", device)
     pipe.set_progress_bar_config(disable=True)
     rewards = {name: steer.reward(name, device=device) for name in (REWARD, JUDGE)}
