@@ -12,6 +12,7 @@ from steer.search.method import Method
 
 
 _PRUNED, _DRAFTED = 8, 12  # steps from which on there is something to prune, or to stride over
+_SHORTENED = 4  # and, where all noise is drawn anew, to leave out: three quarters are drawn
 
 
 def for_compute(
@@ -22,10 +23,12 @@ def for_compute(
     costs: Costs = ROWS,
     drafts: bool = False,
     guidance: float = 1.0,
+    renoises: bool = False,
 ) -> Method:
     """The default method that spends at most `compute` plain calls of `steps` steps.
 
-    Drafts that are pruned, where there are steps enough for them; else pruning, or best of n.
+    Drafts that are pruned, where there are steps enough for them; else pruning, or best of n: of
+    short runs where few steps draw all noise anew (benchmarks/few_steps.py).
 
     Args:
         compute: Multiples of what a plain call costs, its decode included, at least 1.
@@ -36,6 +39,8 @@ def for_compute(
         drafts: Whether the call's solver can begin in the middle of the schedule.
         guidance: The call's scale of classifier-free guidance, 1 for none: drafts take shorter
             strides where it is strong.
+        renoises: Whether the call's scheduler draws all noise anew at every step, as those of
+            consistency models do (`LCMScheduler`): each of its predictions is made to be an end.
 
     Raises:
         ValueError: `compute` below 1, or below `lane_width`, whose lane alone costs more.
@@ -61,5 +66,7 @@ def for_compute(
         aligned = all(size % lane == 0 for size in plan.populations)
         if aligned and costs.fits(plan.work(steps), compute, steps):
             return plan
-    most = costs.most(lambda n: BestOfN(n * lane).work(steps), compute, steps)
-    return BestOfN(most * lane)
+    short = renoises and drafts and compute > 1 and _SHORTENED <= steps < _PRUNED
+    strides = steps * 3 // 4 if short else None
+    most = costs.most(lambda n: BestOfN(n * lane, strides).work(steps), compute, steps)
+    return BestOfN(most * lane, strides if most * lane > 1 else None)

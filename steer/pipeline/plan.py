@@ -29,6 +29,7 @@ def affordable(
     costs: Costs = ROWS,
     drafts: bool = False,
     guidance: float = 1.0,
+    renoises: bool = False,
     plans: Plans | None = None,
     family: type[Method] | None = None,
 ) -> Method:
@@ -38,7 +39,7 @@ def affordable(
         compute: See `steer.methods.default.for_compute`.
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
-        lane_width, costs, drafts, guidance: See `for_compute`.
+        lane_width, costs, drafts, guidance, renoises: See `for_compute`.
         family: The method whose size is wanted, in place of the default one.
         plans: What was learnt from pilots, for calls of the guided pipeline as it is.
 
@@ -57,7 +58,13 @@ def affordable(
     if family is not None:
         return family.for_compute(fair, steps, dearer)
     default = for_compute(
-        fair, steps, lane_width=lane_width, costs=dearer, drafts=drafts, guidance=guidance
+        fair,
+        steps,
+        lane_width=lane_width,
+        costs=dearer,
+        drafts=drafts,
+        guidance=guidance,
+        renoises=renoises,
     )
     if plans is None:
         return default

@@ -80,7 +80,7 @@ def prepare(
         if given.plans is not None:
             given.plans.check(call.pipe, given.reward, call.steps)
         fixed = None if spares else given.lane_width
-        how = (given.models, fixed, ROWS, True, 1.0, given.plans, family)
+        how = (given.models, fixed, ROWS, True, 1.0, False, given.plans, family)
         chosen = affordable(planned, call.steps, *how)  # again at the first step, with its costs
         if not spares and lane_width is None:
             lane_width = given.lane_width or 1

@@ -27,6 +27,7 @@ from steer.driver.narrow import Checked
 from steer.driver.noise import Source
 from steer.driver.safety import Check
 from steer.driver.solver import Solver
+from steer.driver.solver_state import renoises
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.plan import affordable, per_row
 from steer.pipeline.planning.plans import Plans
@@ -209,16 +210,18 @@ class Run:
         if self.unit == "flops" and compute > 1:
             costs = weigh(ctx, opening.latents)
         guidance = guidance_scale(self.pipe, self.values) if self.ledger.cfg_rows > 1 else 1.0
+        renews = renoises(opening.scheduler)
         if self.plans is not None:
             self.plans.check_steps(self.steps)
             self.plans.check_guidance(guidance)
 
         def plan(drafts: bool) -> Method:
-            known = (self.models, fixed, costs, drafts, guidance, self.plans, self.family)
-            return affordable(compute, self.steps, *known)
+            known = (drafts, guidance, renews, self.plans, self.family)
+            return affordable(compute, self.steps, self.models, fixed, costs, *known)
 
         drafts = plan(True).suits(ctx)
-        self.weights.drafts, self.weights.lane, self.weights.guidance = drafts, fixed, guidance
+        self.weights.drafts, self.weights.renoises = drafts, renews
+        self.weights.lane, self.weights.guidance = fixed, guidance
         self.method = plan(drafts)
         if self.family is None and compute > 1 and self.method == BestOfN(1):
             least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(

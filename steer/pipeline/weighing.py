@@ -29,12 +29,14 @@ class Weights:
         counted: FLOPs of denoisers by the shapes of their arguments.
         drafts: Whether the latest planned call's solver allowed them.
         guidance: That call's scale of classifier-free guidance.
+        renoises: Whether its scheduler draws all noise anew at every step.
         lane: The lane width that its populations had to be multiples of; `None` for none.
     """
 
     counted: Counted = field(default_factory=WeakKeyDictionary)
     drafts: bool = True
     guidance: float = 1.0
+    renoises: bool = False
     lane: int | None = None
     _latest: MutableMapping[Kind, float] = field(default_factory=dict)
     _known: dict[tuple[Any, ...], MutableMapping[Kind, float]] = field(default_factory=dict)

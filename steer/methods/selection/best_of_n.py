@@ -70,6 +70,10 @@ class BestOfN(Method):
         """That of the call's pick among all draws."""
         return kl_of_draws(ctx, prompt)
 
+    def suits(self, ctx: Context) -> bool:
+        """Whether the loop ends in clean data, as short runs do."""
+        return self.strides is None or ctx.clean is None
+
     def __call__(self, ctx: Context, start: Population) -> Search:
         """A lane at a time: all of its steps, then the next lane."""
         if self.strides is not None:

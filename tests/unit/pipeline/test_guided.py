@@ -14,6 +14,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     ImagePipelineOutput,
+    LCMScheduler,
     UNet2DModel,
 )
 from diffusers.utils.torch_utils import randn_tensor
@@ -24,6 +25,7 @@ from steer.core.seeds import row_seed
 from steer.driver.noise import Source
 from steer.driver.seeds import call_seeds
 from steer.methods import BestOfN, Gate, Prune
+from steer.pipeline.estimate import estimate
 from steer.pipeline.guided import guided
 
 
@@ -360,6 +362,21 @@ def test_effort_per_call() -> None:
     assert call(**given).report.method == BestOfN(2)
     assert call(**given, method=BestOfN(3)).report.method == BestOfN(3)
     assert call(**given, compute=4).report.method == Prune.for_compute(4, 8)
+
+
+def test_the_default_for_a_few_step_model() -> None:
+    """Short runs for a scheduler that draws all noise anew, and for no other."""
+    pipe = build("sd")
+    given = arguments("sd", num_inference_steps=4)
+    assert guided(pipe, redness, compute=4)(**given).report.method.strides is None
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    call = guided(pipe, redness, compute=4)
+    out = call(**given)
+    made, ledger = out.report.method, out.report.ledger
+    assert isinstance(made, BestOfN) and made.n > 1 and made.strides == 3
+    assert sum(ledger.flops.values()) <= 4 * ledger.plain_flops
+    assert estimate(call, 4).method == made
+    assert call(**given, compute=1).report.method == BestOfN(1)
 
 
 def test_a_class_is_made_as_large_as_compute_pays_for() -> None:
