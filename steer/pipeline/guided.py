@@ -13,6 +13,7 @@ import torch
 from steer.core.costs import Unit
 from steer.core.errors import (
     LaneWidthError,
+    PaddedLaneError,
     SteerError,
     UnsupportedPipelineError,
     UnsupportedSchedulerError,
@@ -202,6 +203,7 @@ class Guided:
             raise UnsupportedPipelineError(known)
         attempt = partial(drive, call)
         wasted: list[Run] = []
+        too_wide: LaneWidthError | None = None
         while True:
             try:
                 run, (output, ended), failed = with_room(attempt, run, again)
@@ -209,11 +211,16 @@ class Guided:
             except LaneWidthError as error:
                 if run.breadth == 1:
                     raise
-                padded = self.widths.refused(call, error)
-                if not padded:
-                    warn(f"{error}: lanes are as wide as the call itself; give lane_width=1", 4)
                 wasted.append(run)
-                run = again(run, None if padded else 1)
+                if isinstance(error, PaddedLaneError):
+                    self.widths.refused(call, error)
+                    run = again(run, None)
+                else:
+                    too_wide = error  # if the call as it is runs; else it was not the width
+                    run = again(run, 1)
+        if too_wide is not None:
+            self.widths.refused(call, too_wide)
+            warn(f"{too_wide}: lanes are as wide as the call itself; give lane_width=1", 4)
         if failed:
             self.widths.fitted(call, run.method, run.lane_width)
         output, report = finish(run, output, call.latent_output, start, interrupted=not ended)

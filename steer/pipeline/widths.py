@@ -110,11 +110,10 @@ class Widths:
             )
         return width
 
-    def refused(self, call: Call, error: Exception) -> bool:
-        """Note that the pipeline does not bear the batch; whether it bears no narrower one."""
+    def refused(self, call: Call, error: Exception) -> None:
+        """Note that the pipeline does not bear the batch, or none that is narrower than a lane."""
         padded = isinstance(error, PaddedLaneError)
         (self._padded if padded else self._fixed).add(type(call.pipe))
-        return padded
 
     def fitted(self, call: Call, method: Method, width: int) -> None:
         """Note how wide a lane memory was enough for, after it was not for a wider one."""

@@ -161,6 +161,21 @@ def test_arguments_that_the_pipeline_refuses() -> None:
     assert pipe.scheduler is kept
 
 
+def test_what_the_plain_call_refuses_too_says_nothing_of_lanes(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """The scheduler's own sentence, no warning, and later calls have lanes as wide as before."""
+    pipe = build("sd")
+    pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
+    call = guided(pipe, redness, method=BestOfN(4))
+    with pytest.raises(ValueError, match="original_steps") as refused:
+        call(**arguments("sd", num_inference_steps=60))
+    assert "as wide" not in str(refused.value)
+    out = call(**arguments("sd", num_inference_steps=4))
+    assert out.report.ledger.denoiser_calls == 4
+    assert not [str(w.message) for w in recwarn if "lanes" in str(w.message)]
+
+
 def test_one_brownian_path_for_the_whole_batch() -> None:
     pytest.importorskip("torchsde")
     pipe = build("sd")
