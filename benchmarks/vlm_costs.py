@@ -10,7 +10,7 @@ with CLIP's vocabulary, Qwen's own being elsewhere; they are a tenth of the pass
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from transformers import (
 
 from steer.core.meter import FlopCounter
 from steer.rewards.models.mps import TOWERS, MpsNetwork
-from steer.rewards.vlm import hpsv3, prompts, videoreward
+from steer.rewards.vlm import hpsv3, librehps, prompts, videoreward
 from steer.rewards.vlm.patches import Patches
 from steer.rewards.vlm.qwen import SIZES
 from steer.rewards.vlm.vqa import QUESTION
@@ -55,6 +55,11 @@ GRIDS = ("image_grid_thw", "video_grid_thw")
 IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 NEWER = Patches(least=256 * 256, most=4096 * 4096, patch=16)
 PLAIN = Patches(least=56 * 56, most=12_845_056)
+TOGETHER = replace(librehps.PATCHES, least=128 * 32 * 32, most=768 * 32 * 32, together=True)
+"""Of LibreHPS's videos, where the weights' folder has transformers' own settings."""
+
+SEEN = 4
+"""Frames of a video that LibreHPS sees, likewise."""
 
 _QWEN25 = {
     "hidden_size": 2048,
@@ -93,6 +98,22 @@ _QWEN3_VISION = {
     "out_hidden_size": 2560,
     "deepstack_visual_indexes": [5, 11, 17],
 }
+_QWEN35 = {
+    "hidden_size": 2560,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 248320,
+    "rope_parameters": {
+        "rope_type": "default",
+        "mrope_section": [11, 11, 10],
+        "rope_theta": 1e7,
+        "partial_rotary_factor": 0.25,
+    },
+}
+_QWEN35_VISION = {key: _QWEN3_VISION[key] for key in _QWEN3_VISION if "deepstack" not in key}
 
 
 @dataclass(frozen=True)
@@ -210,9 +231,16 @@ def qwen3() -> tuple[Any, Any]:
     return Qwen3VLModel, config
 
 
+def qwen35() -> tuple[Any, Any]:
+    """Class and settings of Qwen3.5-4B, which transformers has since version 5."""
+    from transformers import Qwen3_5Config, Qwen3_5Model
+
+    return Qwen3_5Model, Qwen3_5Config(text_config=_QWEN35, vision_config=_QWEN35_VISION, **IDS)
+
+
 def lines() -> list[Line]:
     """All of them."""
-    three, four = empty(*qwen25()), empty(*qwen3())
+    three, four, newest = empty(*qwen25()), empty(*qwen3()), empty(*qwen35())
     chosen = len(videoreward.frames(SECONDS * FPS, FPS))
     found = [
         qwen("vqa", "Qwen2.5-VL-3B", three, PLAIN, QUESTION),
@@ -225,6 +253,8 @@ def lines() -> list[Line]:
             Patches(hpsv3.AREA, hpsv3.AREA),
             prompts.read("hpsv3"),
         ),
+        qwen("librehps", "Qwen3.5-4B", newest, librehps.PATCHES, "{prompt}"),
+        qwen("librehps:video", "Qwen3.5-4B", newest, TOGETHER, "{prompt}", frames=SEEN),
         qwen(
             "videoreward",
             "Qwen2-VL-2B",

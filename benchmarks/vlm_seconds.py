@@ -5,13 +5,15 @@
 Networks of full size with random weights, one score each, in a process of its own that may use one
 thread. Seconds are the process's own on the CPU, so that other work on the machine does not count.
 What is timed is the network: neither the resize of the image nor the tokenizer, and not the text
-where a reward keeps a prompt's features. Those that need more than the memory allowed are left out.
+where a reward keeps a prompt's features; a model that writes is timed with what it writes.
+Leave out what needs more memory than there is, by `--cases`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -30,15 +32,31 @@ from transformers import (
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from vlm_costs import FPS, NEWER, PLAIN, SECONDS, asked, qwen2, qwen3, qwen25
+from vlm_costs import (
+    FPS,
+    IMAGE,
+    NEWER,
+    PLAIN,
+    SECONDS,
+    SEEN,
+    TOGETHER,
+    WRITTEN,
+    asked,
+    qwen2,
+    qwen3,
+    qwen25,
+    qwen35,
+)
 
 from steer.rewards.models import aesthetic_siglip
 from steer.rewards.models.blip import BlipScorer
 from steer.rewards.models.mps import TOWERS, MpsNetwork
-from steer.rewards.vlm import prompts, videoreward
+from steer.rewards.vlm import hpsv3, librehps, prompts, videoreward
+from steer.rewards.vlm.patches import Patches
 from steer.rewards.vlm.vqa import QUESTION
 
 
@@ -127,6 +145,34 @@ def video() -> dict[str, Any]:
     return asked(videoreward.PATCHES, prompts.read("videoreward"), chosen)
 
 
+class Writer(nn.Module):
+    """Qwen3-VL-4B that writes greedily, after it has read.
+
+    Args:
+        tokens: That it writes.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        config = qwen3()[1]
+        config.tie_word_embeddings = True
+        self.model, self.tokens = Qwen3VLForConditionalGeneration(config), tokens
+
+    def forward(self, **inputs: Any) -> Any:
+        """The ids of what it writes, however little sense that makes."""
+        exactly = {"max_new_tokens": self.tokens, "min_new_tokens": self.tokens}
+        return self.model.generate(**inputs, do_sample=False, **exactly)
+
+
+def rated() -> dict[str, Any]:
+    """An image and UnifiedReward's question, as `generate` takes them."""
+    found = asked(NEWER, prompts.read("unifiedreward"))
+    ids = found["input_ids"]
+    seen = {name: found[name] for name in ("pixel_values", "image_grid_thw")}
+    marks = {"attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == IMAGE).int()}
+    return {"input_ids": ids, **marks, **seen}
+
+
 half = torch.bfloat16
 CASES = {
     "clip-b": Case(("clip:ViT-B-32:...",), "CLIP ViT-B/32", base, clip_inputs),
@@ -143,6 +189,34 @@ CASES = {
     "qwen25": Case(
         ("vqa",), "Qwen2.5-VL-3B, 512 px", of(qwen25()), lambda: asked(PLAIN, QUESTION), half
     ),
+    "unified": Case(
+        ("unifiedreward",),
+        f"Qwen3-VL-4B, 512 px, {WRITTEN} tokens written",
+        lambda: Writer(WRITTEN),
+        rated,
+        half,
+    ),
+    "librehps": Case(
+        ("librehps",),
+        "Qwen3.5-4B",
+        lambda: of(qwen35())(),
+        lambda: asked(librehps.PATCHES, "{prompt}"),
+        half,
+    ),
+    "librehps-video": Case(
+        ("librehps:video",),
+        f"Qwen3.5-4B, {SEEN} frames",
+        lambda: of(qwen35())(),
+        lambda: asked(TOGETHER, "{prompt}", SEEN),
+        half,
+    ),
+    "hpsv3": Case(
+        ("hpsv3",),
+        "Qwen2-VL-7B",
+        of(qwen2("7b")),
+        lambda: asked(Patches(hpsv3.AREA, hpsv3.AREA), prompts.read("hpsv3")),
+        half,
+    ),
     "qwen2": Case(("videoreward",), "Qwen2-VL-2B, 10 of 80 frames", of(qwen2("2b")), video, half),
 }
 
@@ -151,13 +225,18 @@ def materialise(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The network with weights: one block of random numbers over and over, small enough that
     nothing overflows."""
     block = (torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
+    made: dict[nn.Parameter, nn.Parameter] = {}  # those that are used twice stay one
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in made:
+                setattr(module, name, made[parameter])
+                continue
             values = torch.empty(parameter.shape, dtype=dtype)
             flat, whole = values.view(-1), parameter.numel() // len(block) * len(block)
             flat[:whole].view(-1, len(block)).copy_(block)
             flat[whole:] = block[: len(flat) - whole]
-            setattr(module, name, nn.Parameter(values, requires_grad=False))
+            made[parameter] = nn.Parameter(values, requires_grad=False)
+            setattr(module, name, made[parameter])
     return model.eval()
 
 
@@ -169,6 +248,14 @@ def peak() -> float:
     """This process's largest resident set so far, 10^9 bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def processor() -> str:
+    """What the machine calls its processor, and whether it multiplies bfloat16 matrices itself."""
+    told = Path("/proc/cpuinfo")
+    facts = told.read_text() if told.exists() else ""
+    names = [line.partition(": ")[2] for line in facts.splitlines() if "model name" in line]
+    return (names or [platform.processor()])[0] + (", AMX" if "amx_bf16" in facts else "")
 
 
 @torch.no_grad()
@@ -220,20 +307,21 @@ def main() -> None:
     parser.add_argument("--one", choices=CASES, help="Measure this one, here, and print it.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--append", action="store_true", help="Keep the lines of earlier runs.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="Of the weights.")
     parser.set_defaults(threads=1)
     args = common.parsed(parser)
     if args.one:
         print(json.dumps(measure(args.one, args.passes, getattr(torch, args.dtype or "", None))))
         return
-    found = []
+    found, kept = [], args.out.read_text() if args.append and args.out.exists() else ""
     for name in args.cases:
         command = [sys.executable, __file__, "--one", name, "--passes", str(args.passes)]
         command += ["--dtype", args.dtype] if args.dtype else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=_PLAIN)
         found.append(json.loads(done.stdout.splitlines()[-1]))
-        lines = [common.provenance(), *found]
-        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines = [common.provenance() | {"processor": processor()}, *found]
+        args.out.write_text(kept + "".join(json.dumps(line) + "\n" for line in lines))
     print(table(found))
 
 

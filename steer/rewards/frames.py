@@ -182,6 +182,26 @@ def as_videos(images: Any) -> Tensor:
     return _one_size(as_batches(images))[:, None]
 
 
+def as_moving(images: Any, name: str, least: int) -> Tensor:
+    """Videos, as `as_videos` takes them, for a reward that judges their motion.
+
+    Args:
+        images: What the reward was given.
+        name: The reward's.
+        least: Fewest frames that it scores.
+
+    Raises:
+        ValueError: As `as_videos`; or images, or videos of fewer frames.
+    """
+    videos = as_videos(images)
+    if videos.shape[1] < least:
+        raise ValueError(
+            f"reward {name!r} got images, or videos of one frame: it judges motion, pass videos "
+            "(B, F, 3, H, W) of two frames or more"
+        )
+    return videos
+
+
 def _flat(videos: np.ndarray) -> np.ndarray:
     return videos.reshape(-1, *videos.shape[2:])
 

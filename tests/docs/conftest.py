@@ -143,7 +143,7 @@ def load_reward(place: str) -> Callable[..., Any]:
 
     def make(*args: Any, **options: Any) -> FunctionReward:
         signature.bind(*args, **options)
-        of_videos = module.endswith("videoreward")
+        of_videos = module.endswith(("videoreward", "librehps_video"))
         return FunctionReward(whole_brightness if of_videos else brightness, name=attribute)
 
     make.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]

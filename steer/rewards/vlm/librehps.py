@@ -29,29 +29,37 @@ from steer.rewards.vlm.patches import Patches
 NAME = "librehps"
 MODEL = "LibreHPS/LibreHPS-4B-v1.1"
 AXES = ("overall", "alignment", "coherence", "style", "temporal")
-MARK, IMAGE = "<|Reward|>", "<|image_pad|>"
+MARK, IMAGE, VIDEO = "<|Reward|>", "<|image_pad|>", "<|video_pad|>"
 AREA = 256 * 28 * 28
 HALF = (0.5, 0.5, 0.5)
+PATCHES = Patches(AREA, AREA, patch=16, mean=HALF, std=HALF)
 
 Axis = Literal["overall", "alignment", "coherence", "style"]
 
-_BEFORE, _BETWEEN = "<|im_start|>user\n<|vision_start|>", "<|vision_end|>"
+START, END = "<|vision_start|>", "<|vision_end|>"
+_BEFORE = "<|im_start|>user\n"
 _AFTER = f"<|im_end|>\n<|im_start|>assistant\n{MARK}"
 
 
 class LibreHpsReward(BaseReward):
     """The predicted mean of one axis, before the sigmoid; unbounded, differentiable.
 
+    Attributes:
+        line: Name of the overall axis; the others' have their own behind it.
+        known: The axes.
+
     Args:
         model: Qwen3.5 with the head as `multi_axis_head`.
         tokenizer: With the mark.
         device: Where it computes.
-        axis: One of `AXES` but the last, which is of videos.
+        axis: One of `AXES` but the last, which is of videos (`librehps_video`).
         batch: Most images scored at once.
     """
 
     differentiable = True
     needs_prompt = True
+    line = NAME
+    known = AXES[:-1]
 
     def __init__(
         self,
@@ -59,16 +67,16 @@ class LibreHpsReward(BaseReward):
         tokenizer: Any,
         device: torch.device,
         *,
-        axis: Axis = "overall",
+        axis: str = "overall",
         batch: int | None = 4,
     ) -> None:
-        if axis not in AXES[:-1]:
-            raise ValueError(f"axis={axis!r}: one of {', '.join(map(repr, AXES[:-1]))}")
-        self.name = NAME if axis == "overall" else f"{NAME}:{axis}"
+        if axis not in self.known:
+            raise ValueError(f"axis={axis!r}: one of {', '.join(map(repr, self.known))}")
+        self.name = self.line if axis == "overall" else f"{self.line}:{axis}"
         self.family = family_of(self.name)
         self.model, self.version = model, fingerprint(model)
         self.tokenizer = tokenizer
-        self.axis: Axis = axis
+        self.axis = axis
         self.device = device
         self.batch = check_batch(batch)
         vision = model.config.vision_config
@@ -78,7 +86,7 @@ class LibreHpsReward(BaseReward):
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise ValueError for a prompt with one of the model's special tokens."""
         for prompt in prompts:
-            found = next((token for token in (MARK, IMAGE) if token in prompt), None)
+            found = next((token for token in (MARK, IMAGE, VIDEO) if token in prompt), None)
             if found:
                 raise ValueError(
                     f"prompt {prompt!r} has {found!r}, a special token of the model: leave it out"
@@ -97,25 +105,38 @@ class LibreHpsReward(BaseReward):
             images: Float `(B, 3, H, W)` in [0, 1].
             prompts: One per image.
         """
+        pixels, grid = self.patches(images.to(self.device, work_dtype(self.model.dtype)))
+        seen = f"{START}{IMAGE * self.patches.tokens(grid)}{END}"
+        shown = {"pixel_values": pixels.to(self.model.dtype), "image_grid_thw": grid}
+        return self.read(seen, prompts, shown)
+
+    def read(self, seen: str, prompts: Sequence[str], shown: dict[str, Tensor]) -> Tensor:
+        """All axes at the mark, `(B, 5, 2)`.
+
+        Args:
+            seen: The place of the image or video in the text, the same in every row.
+            prompts: One per row.
+            shown: The model's inputs of images or videos.
+        """
         self.check_prompts(prompts)
-        work = work_dtype(self.model.dtype)
-        pixels, grid = self.patches(images.to(self.device, work))
-        rows = [self._ids(IMAGE * self.patches.tokens(grid), prompt) for prompt in prompts]
+        rows = [self._ids(seen + prompt) for prompt in prompts]
         ids = pad_sequence(rows, batch_first=True).to(self.device)
         ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        config = self.model.config
+        kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
         hidden = self.model.model(
             input_ids=ids,
             attention_mask=(torch.arange(ids.shape[1], device=self.device) <= ends[:, None]).long(),
-            mm_token_type_ids=(ids == self.model.config.image_token_id).int(),
-            pixel_values=pixels.to(self.model.dtype),
-            image_grid_thw=grid,
+            mm_token_type_ids=kinds,
             use_cache=False,
+            **shown,
         ).last_hidden_state
         read = hidden[torch.arange(len(ids), device=self.device), ends]
-        return self.model.multi_axis_head(read).to(work).unflatten(-1, (len(AXES), 2))
+        found = self.model.multi_axis_head(read).to(work_dtype(self.model.dtype))
+        return found.unflatten(-1, (len(AXES), 2))
 
-    def _ids(self, tokens: str, prompt: str) -> Tensor:
-        whole = f"{_BEFORE}{tokens}{_BETWEEN}{prompt}{_AFTER}"
+    def _ids(self, content: str) -> Tensor:
+        whole = f"{_BEFORE}{content}{_AFTER}"
         return torch.tensor(self.tokenizer(whole, add_special_tokens=False).input_ids)
 
 
@@ -140,7 +161,7 @@ def librehps(
         model: Hub id of another of its versions.
         checkpoint: A local folder in place of the hub.
         device: Default: the accelerator if there is one.
-        dtype: Precision of the weights; default the stored one, bfloat16.
+        dtype: Precision of the weights; default bfloat16, whatever the file has, as the authors'.
         batch: Most images scored at once.
         revision: Commit, tag or branch on the hub; default its main branch.
 
@@ -176,7 +197,7 @@ def load(
         with torch.inference_mode(False):
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             loaded: Any = _network_class().from_pretrained(
-                source, revision=revision, dtype=dtype or "auto", output_loading_info=True
+                source, revision=revision, dtype=dtype or torch.bfloat16, output_loading_info=True
             )
             model, info = loaded
     except Exception as error:  # transformers raises many kinds

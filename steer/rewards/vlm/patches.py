@@ -1,8 +1,9 @@
 """Images and videos as the patches that a Qwen vision tower reads, on tensors and differentiable.
 
 A restatement of transformers' `Qwen2VLImageProcessor`, which Qwen2-VL, Qwen2.5-VL, Qwen3-VL and
-Qwen3.5 share: antialiased bicubic resize, normalise, cut into patches. It agrees with the processor
-up to the processor's own rounding to 8 bits, after each axis of the resize.
+Qwen3.5 share, and of the last two's `Qwen3VLVideoProcessor`: antialiased bicubic resize, normalise,
+cut into patches. It agrees with the processors up to their own rounding to 8 bits, after each axis
+of the resize.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Patches:
         depth: Frames of a patch; an image is repeated that often.
         mean: Per channel, subtracted last.
         std: Per channel, divided by last.
+        together: The bounds are of all frames of a video together, as Qwen3-VL's are.
     """
 
     least: int = 56 * 56
@@ -45,16 +47,18 @@ class Patches:
     depth: int = 2
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
+    together: bool = False
 
     @classmethod
     def from_processor(cls, images: Any) -> Patches | None:
-        """What an image processor does; `None` where this class cannot restate it.
+        """What a processor of images or videos does; `None` where this class cannot restate it.
 
         Args:
-            images: A processor's `image_processor`.
+            images: A processor's `image_processor` or `video_processor`.
         """
         whole = ("do_resize", "do_rescale", "do_normalize")
-        if not type(images).__name__.startswith("Qwen2VLImageProcessor"):
+        kind = type(images).__name__
+        if not kind.startswith(("Qwen2VLImageProcessor", "Qwen3VLVideoProcessor")):
             return None
         if not all(getattr(images, name) for name in whole) or images.resample != _BICUBIC:
             return None
@@ -69,10 +73,16 @@ class Patches:
             images.temporal_patch_size,
             tuple(images.image_mean),
             tuple(images.image_std),
+            kind.startswith("Qwen3VLVideoProcessor"),
         )
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
+    def size(self, height: int, width: int, frames: int = 1) -> tuple[int, int]:
         """Height and width after the resize: whole tokens, and an area between the bounds.
+
+        Args:
+            height: Of the image or video, in pixels.
+            width: Likewise.
+            frames: Of a video; they count where the bounds are of all together.
 
         Raises:
             ValueError: An image whose sides are further apart than `MOST_ELONGATED`.
@@ -83,14 +93,16 @@ class Patches:
                 f"{MOST_ELONGATED} times the short one; crop or pad them"
             )
         unit = self.patch * self.merge
+        shown = frames if self.together else 1
+        full = math.ceil(frames / self.depth) * self.depth if self.together else 1
         rows, columns = (round(side / unit) * unit for side in (height, width))
-        if rows * columns > self.most:
-            scale = math.sqrt(height * width / self.most)
+        if full * rows * columns > self.most:
+            scale = math.sqrt(shown * height * width / self.most)
             rows, columns = (
                 max(unit, math.floor(side / scale / unit) * unit) for side in (height, width)
             )
-        elif rows * columns < self.least:
-            scale = math.sqrt(self.least / (height * width))
+        elif full * rows * columns < self.least:
+            scale = math.sqrt(self.least / (shown * height * width))
             rows, columns = (math.ceil(side * scale / unit) * unit for side in (height, width))
         return rows, columns
 
@@ -134,7 +146,7 @@ class Patches:
         return int(grid[0].prod()) // self.merge**2
 
     def _resize(self, videos: Tensor) -> Tensor:
-        target = self.size(*videos.shape[-2:])
+        target = self.size(*videos.shape[-2:], videos.shape[1])
         if target == tuple(videos.shape[-2:]):
             return videos
         flat = videos.flatten(0, 1)

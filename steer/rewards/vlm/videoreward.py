@@ -18,7 +18,7 @@ from torch import Tensor
 from steer.core.weights.reading import fingerprint
 from steer.rewards.base import BaseReward, check_batch
 from steer.rewards.families import family_of
-from steer.rewards.frames import as_videos
+from steer.rewards.frames import as_moving
 from steer.rewards.inputs import Images
 from steer.rewards.vlm import prompts as texts
 from steer.rewards.vlm.patches import Patches
@@ -81,13 +81,7 @@ class VideoReward(BaseReward):
 
     def batches(self, images: Images) -> list[Tensor]:
         """Videos as one float tensor `(B, F, 3, H, W)`; ValueError for images."""
-        videos = as_videos(images)
-        if videos.shape[1] < self.least_frames:
-            raise ValueError(
-                f"reward {self.name!r} got images, or videos of one frame: it judges motion, pass "
-                "videos (B, F, 3, H, W) of two frames or more"
-            )
-        return [videos]
+        return [as_moving(images, self.name, self.least_frames)]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise ValueError for a prompt with one of the model's special tokens."""
