@@ -156,7 +156,8 @@ class Writer(nn.Module):
         super().__init__()
         config = qwen3()[1]
         config.tie_word_embeddings = True
-        self.model, self.tokens = Qwen3VLForConditionalGeneration(config), tokens
+        self.model: Any = Qwen3VLForConditionalGeneration(config)
+        self.tokens = tokens
 
     def forward(self, **inputs: Any) -> Any:
         """The ids of what it writes, however little sense that makes."""

@@ -146,7 +146,7 @@ class Patches:
         return int(grid[0].prod()) // self.merge**2
 
     def _resize(self, videos: Tensor) -> Tensor:
-        target = self.size(*videos.shape[-2:], videos.shape[1])
+        target = self.size(videos.shape[-2], videos.shape[-1], videos.shape[1])
         if target == tuple(videos.shape[-2:]):
             return videos
         flat = videos.flatten(0, 1)
