@@ -36,10 +36,12 @@ def moments(cloud: Cloud) -> tuple[float, float]:
     return mean, float(weights @ (x - mean) ** 2)
 
 
-def filtered(kernel: Any, lam: float, rows: int = ROWS, **options: Any) -> tuple[float, float]:
+def filtered(
+    kernel: Any, lam: float, rows: int = ROWS, seed: int = 0, **options: Any
+) -> tuple[float, float]:
     method = SMC(rows, lam=lam, standardise=False, kernel=kernel, **options)
     reward = on_points(lambda x: -((x[:, 0] - CENTRE) ** 2) / 2)
-    cloud, _ = run(Toy(UNIT, "flow"), method.filter, rows, reward, steps=STEPS)
+    cloud, _ = run(Toy(UNIT, "flow"), method.filter, rows, reward, steps=STEPS, seed=seed)
     return moments(cloud)
 
 
@@ -58,14 +60,32 @@ def test_tilts_of_the_even_grid(name: str, mean: float, variance: float) -> None
     assert tilted(plain) == pytest.approx((mean, variance), abs=6e-4)
 
 
-@pytest.mark.parametrize("kernel", ["flow-sde", "ddpm", "rbf", "cps", Rho(noise_window=(0.2, 0.9))])
-def test_the_filter_follows_the_tilt_of_the_kernels_own_law(kernel: Any) -> None:
+KERNELS = ["flow-sde", "ddpm", "rbf", "cps", Rho(noise_window=(0.2, 0.9))]
+
+
+def own_tilt(kernel: Any) -> tuple[float, float]:
+    """Of what the kernel samples."""
     rho = Rho(kernel) if isinstance(kernel, str) else kernel
-    _, plain = chain_law(rho, grid(), 0.0, 1.0)
-    mean, variance = tilted(plain)
+    return tilted(chain_law(rho, grid(), 0.0, 1.0)[1])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_filter_follows_the_tilt_of_the_kernels_own_law(kernel: Any) -> None:
+    mean, variance = own_tilt(kernel)
     found = filtered(kernel, LAM)
     assert found[0] == pytest.approx(mean, rel=0.025)
     assert found[1] == pytest.approx(variance, rel=0.08)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_many_filters_follow_it_within_two_percent(kernel: Any) -> None:
+    """Eight of them: some three standard errors of the variance."""
+    found = np.array([filtered(kernel, LAM, seed=seed) for seed in range(8)])
+    mean, variance = own_tilt(kernel)
+    assert found[:, 0].mean() == pytest.approx(mean, rel=0.01)
+    whole = found[:, 1].mean() + found[:, 0].var()
+    assert whole == pytest.approx(variance, rel=0.02)
 
 
 def test_a_gradient_proposal_has_the_same_law() -> None:
