@@ -58,6 +58,7 @@ def test_tilts_of_the_even_grid(name: str, mean: float, variance: float) -> None
     assert tilted(plain) == pytest.approx((mean, variance), abs=6e-4)
 
 
+@pytest.mark.sample(1, 4)
 @pytest.mark.parametrize("kernel", ["flow-sde", "ddpm", "rbf", "cps", Rho(noise_window=(0.2, 0.9))])
 def test_the_filter_follows_the_tilt_of_the_kernels_own_law(kernel: Any) -> None:
     rho = Rho(kernel) if isinstance(kernel, str) else kernel
@@ -68,6 +69,7 @@ def test_the_filter_follows_the_tilt_of_the_kernels_own_law(kernel: Any) -> None
     assert found[1] == pytest.approx(variance, rel=0.08)
 
 
+@pytest.mark.exhaustive
 def test_a_gradient_proposal_has_the_same_law() -> None:
     """It shifts the move of the filter's kernel, so the noise of both is the same."""
     _, plain = chain_law(Rho("flow-sde"), grid(), 0.0, 1.0)
@@ -78,6 +80,7 @@ def test_a_gradient_proposal_has_the_same_law() -> None:
     assert found[1] == pytest.approx(variance, rel=0.15)
 
 
+@pytest.mark.sample(0, 2)
 @pytest.mark.parametrize("kernel", ["flow-sde", "renoise", "dance", "ode"])
 def test_without_a_tilt_samples_follow_the_chain(kernel: str) -> None:
     mean, variance = chain_law(Rho(kernel), grid(), 0.0, 1.0)
@@ -86,6 +89,7 @@ def test_without_a_tilt_samples_follow_the_chain(kernel: str) -> None:
     assert found[1] == pytest.approx(variance, rel=4 * (2 / ROWS) ** 0.5)
 
 
+@pytest.mark.exhaustive
 def test_inner_calls_give_back_the_variation() -> None:
     """At rho = 0.4 one call per step loses a third of it; six lose little."""
     lost = filtered(Rho("constant", 0.4), 0.0)[1]

@@ -50,6 +50,7 @@ def test_default_plan() -> None:
     assert for_compute(1.9, 20) == BestOfN(1)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m", "unipc", "euler_a", "sde-dpm++"])
 @pytest.mark.parametrize("width", [1, 2])
 def test_survivors_are_sampled_as_if_alone(scheduler: str, width: int) -> None:
