@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -40,12 +41,52 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` does not ask for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, then those with many, so that no process is left alone with one
-    at the end."""
+    """What is not in a table's sample is marked `exhaustive`. Files with slow tests first, then
+    those with many, so that no process is left alone with one at the end."""
+    for item in items:
+        mark = item.get_closest_marker("sample")
+        if mark is not None and not in_the_sample(item, *mark.args, **mark.kwargs):
+            item.add_marker(pytest.mark.exhaustive)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
+
+
+def in_the_sample(item: Any, *rows: int, every: int = 1) -> bool:
+    """Whether the suite runs a case of a table whose test has the marker `sample`.
+
+    Args:
+        item: The case.
+        *rows: Of a single table, the rows that are run.
+        every: Of a single table, every so manieth row from the first, where no rows are named.
+
+    Of crossed tables it is a diagonal: the longest one from top to bottom, beside it the others in
+    turn. So each row of each table is in the sample.
+    """
+    tables = [mark.args for mark in item.iter_markers("parametrize")]
+    places = [_row_of(item.callspec.params, *table) for table in tables]
+    if len(tables) == 1:
+        return places[0] in rows if rows else places[0] % every == 0
+    sizes = [len(cases) for _, cases in tables]
+    turn = places[sizes.index(max(sizes))]
+    return all(place == turn % size for place, size in zip(places, sizes, strict=True))
+
+
+_Param: Any = type(pytest.param())
+
+
+def _row_of(params: Mapping[str, Any], names: str | Sequence[str], cases: Sequence[Any]) -> int:
+    """Which row of a table a case's parameters are; the very objects, which may have no `==`."""
+    names = re.split(r"[, ]+", names) if isinstance(names, str) else names
+    own = [params[name] for name in names]
+    for place, case in enumerate(cases):
+        plain = [case] if len(names) == 1 else case
+        row = case.values if isinstance(case, _Param) else plain
+        if all(value is mine for value, mine in zip(row, own, strict=True)):
+            return place
+    raise LookupError(f"{own} is in no row")
 
 
 def _mask_in_its_own_type(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

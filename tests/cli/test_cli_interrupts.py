@@ -13,12 +13,14 @@ import pytest
 
 
 def started(*words: object) -> subprocess.Popen[str]:
+    """A command that Ctrl-C reaches, as in a terminal; a suite run in the background ignores it."""
     return subprocess.Popen(
         [sys.executable, "-m", "steer.cli.entry", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -1,4 +1,8 @@
-"""Commands on a local Ray cluster: the same bytes as one process, whatever becomes of workers."""
+"""Commands on a local Ray cluster: the same bytes as one process, whatever becomes of workers.
+
+One command is run on a real cluster; the others on one within this process, and on a real one too
+by `make test-exhaustive`: each of its workers is a new process that imports everything.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray_here import RayHere
 from typer.testing import CliRunner, Result
 
 from steer.cli.app import app
@@ -40,7 +45,7 @@ PROMPTS = [
 TIMED = ("seconds", "peak_bytes", "updated", "started", "command", "when", "created", "last_run")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     for left in (2, 1, 0):  # a cluster has thirty seconds to start, too few on a busy machine
@@ -53,6 +58,17 @@ def cluster() -> Iterator[Cluster]:
                 raise
     yield Cluster("auto", 3)
     ray.shutdown()
+
+
+@pytest.fixture(params=["here", pytest.param("cluster", marks=pytest.mark.exhaustive)])
+def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two places of work for `--ray auto`."""
+    if request.param == "cluster":
+        request.getfixturevalue("cluster")
+        return
+    monkeypatch.setattr(pools, "ray", RayHere())
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
 
 
 def run(*words: Any) -> Result:
@@ -99,6 +115,7 @@ def _parent(entry: Path) -> str:
     return (entry / "stat").read_text().rpartition(")")[2].split()[1]
 
 
+@pytest.mark.usefixtures("cluster")
 def test_sample_with_a_worker_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three workers; when the first prompt is recorded, one at work is killed."""
     words = ["sample", *PROMPTS, "--steps", 6, "--compute", 2, "--judge", "shapes-clip"]
@@ -118,6 +135,7 @@ def test_sample_with_a_worker_killed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert many == one and len(one) >= 2 * len(PROMPTS)
 
 
+@pytest.mark.usefixtures("workers")
 def test_compare_with_two_workers(tmp_path: Path) -> None:
     arms = [{"name": "base"}, {"name": "best", "method": "BestOfN(2)"}]
     plan = {"arms": arms, "prompts": PROMPTS[:3], "seeds": 2, "steps": 4, "judges": ["oracle"]}
@@ -133,6 +151,7 @@ def test_compare_with_two_workers(tmp_path: Path) -> None:
         assert kept[0] == kept[1]
 
 
+@pytest.mark.usefixtures("workers")
 def test_score_with_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("sample", *PROMPTS, "--steps", 2, "--compute", 1, "--out", tmp_path / "run")
     (tmp_path / "run" / "images" / "bad.png").write_bytes(b"no image")
@@ -148,6 +167,7 @@ def test_score_with_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found[0][1].count(b"\n") == 1 + 2 * 2 * len(PROMPTS)  # two rewards, two images each
 
 
+@pytest.mark.usefixtures("workers")
 def test_tune_data_with_two_workers(tmp_path: Path) -> None:
     plan = {"prompts": PROMPTS, "rewards": ["shapes", "shapes-clip"], "seeds": 2, "steps": 3}
     plan |= {"batch": 2, "shard": 4, "pairs": {}, "test_share": 0.2}

@@ -79,6 +79,7 @@ def test_one_particle_is_the_plain_call(scale: float) -> None:
     assert torch.equal(call(pipe, BestOfN(1), guidance_scale=scale).frames, plain)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("frames", [5, 7])  # 3 latent frames, and as many as channels
 @pytest.mark.parametrize(
     "method",

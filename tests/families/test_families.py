@@ -29,6 +29,7 @@ def finals(report: Any, prompt: int = 0) -> list[float]:
     return [found[k] for k in sorted(found)]
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_ledger_counts_the_denoisers_rows(family: str, guidance: float | None) -> None:

@@ -69,6 +69,7 @@ def test_best_of_one_is_the_modular_pipelines_own_image(family: str) -> None:
     assert torch.equal(made(pipe(**{**given, "generator": seeded(0)})), plain)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("method", [BestOfN(3), PRUNE, SMC(4), Guide(BestOfN(2), strength=0.1)])
 @pytest.mark.parametrize("family", BLOCKS)
 def test_a_search_is_that_of_the_classic_pipeline(family: str, method: Any) -> None:

@@ -37,6 +37,7 @@ def slow(qkv: Tensor, heads: int) -> Tensor:
     return torch.einsum("bhqk,bkhd->bqhd", weights, parts[:, :, 2]).reshape(batch, tokens, width)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("tokens", "heads", "dim"),

@@ -12,14 +12,17 @@ from steer_kernels.backend import has_triton
 
 
 @pytest.mark.slow
-def test_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize(
+    "asked", ["not exhaustive", pytest.param("exhaustive", marks=pytest.mark.exhaustive)]
+)
+def test_kernels_under_the_interpreter(asked: str) -> None:
     if not has_triton():
         pytest.skip("the kernels need Triton 3.6")
     folder = Path(__file__).parent
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "--tb=short", "--durations=5"],
+        [*command, "-m", asked, "--tb=short", "--durations=5"],
         env=environment,
         cwd=folder.parents[1],
         capture_output=True,

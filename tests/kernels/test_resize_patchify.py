@@ -77,6 +77,7 @@ def test_kernel_against_float64(
     torch.testing.assert_close(gradient.double(), wanted, rtol=1e-5, atol=3e-5)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("shape", [(224, 224), (511, 383), (1024, 1024)])
 def test_large_pictures(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
@@ -107,6 +108,7 @@ def test_half_precision_in_and_out(device: torch.device, dtype: torch.dtype) -> 
     torch.testing.assert_close(raised.double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("shape", [(2, 3, 51, 38), (1, 3, 12, 9), (1, 3, 100, 90)])
 @pytest.mark.parametrize("fit", ["shortest", "longest"])
 def test_kernel_is_pillow_to_the_bit(

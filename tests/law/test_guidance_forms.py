@@ -304,6 +304,7 @@ def distance(cloud: Any, cdf: Any) -> float:
     return float(max((above - exact).max(), (exact - above + weights[order]).max()))
 
 
+@pytest.mark.sample(1, 2)
 @pytest.mark.parametrize(
     "proposal",
     [

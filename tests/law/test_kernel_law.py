@@ -69,6 +69,7 @@ def own_tilt(kernel: Any) -> tuple[float, float]:
     return tilted(chain_law(rho, grid(), 0.0, 1.0)[1])
 
 
+@pytest.mark.sample(1, 4)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_filter_follows_the_tilt_of_the_kernels_own_law(kernel: Any) -> None:
     mean, variance = own_tilt(kernel)
@@ -88,6 +89,7 @@ def test_many_filters_follow_it_within_two_percent(kernel: Any) -> None:
     assert whole == pytest.approx(variance, rel=0.02)
 
 
+@pytest.mark.exhaustive
 def test_a_gradient_proposal_has_the_same_law() -> None:
     """It shifts the move of the filter's kernel, so the noise of both is the same."""
     _, plain = chain_law(Rho("flow-sde"), grid(), 0.0, 1.0)
@@ -98,6 +100,7 @@ def test_a_gradient_proposal_has_the_same_law() -> None:
     assert found[1] == pytest.approx(variance, rel=0.15)
 
 
+@pytest.mark.sample(0, 2)
 @pytest.mark.parametrize("kernel", ["flow-sde", "renoise", "dance", "ode"])
 def test_without_a_tilt_samples_follow_the_chain(kernel: str) -> None:
     mean, variance = chain_law(Rho(kernel), grid(), 0.0, 1.0)
@@ -106,6 +109,7 @@ def test_without_a_tilt_samples_follow_the_chain(kernel: str) -> None:
     assert found[1] == pytest.approx(variance, rel=4 * (2 / ROWS) ** 0.5)
 
 
+@pytest.mark.exhaustive
 def test_inner_calls_give_back_the_variation() -> None:
     """At rho = 0.4 one call per step loses a third of it; six lose little."""
     lost = filtered(Rho("constant", 0.4), 0.0)[1]

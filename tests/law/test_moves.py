@@ -62,6 +62,7 @@ def begin(step: Step, rows: int, generator: torch.Generator) -> Tensor:
     return step.alpha * data + step.sigma * torch.randn(rows, 2, generator=generator)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_sampling_reaches_the_target(name: str, eta: float) -> None:

@@ -57,6 +57,7 @@ def exact_tilt(scheduler: str, lam: float, steps: int = STEPS) -> tuple[float, f
     return mean + lam * variance, variance**0.5, lam * mean + lam**2 * variance / 2
 
 
+@pytest.mark.sample(0, 3, 4, 5, 9, 11, 12, 15)
 @pytest.mark.parametrize(
     ("scheduler", "options"),
     [
@@ -98,6 +99,7 @@ def _chain(scheduler: str) -> tuple[float, float]:
     return gaussian_chain(GAUSSIAN, SCHEDULERS[scheduler](), STEPS)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("ess", [0.0, 0.5])
 @pytest.mark.parametrize("potential", ["difference", "max", "sum", "last"])
 def test_a_tilted_mixture(potential: str, ess: float) -> None:
@@ -152,6 +154,7 @@ class Shifted:
         return Move(base.mean + self.pull * base.std, self.wider * base.std, base.x0)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("lam", [0.0, 2.0])
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
 def test_a_twisted_proposal_is_corrected(scheduler: str, lam: float) -> None:
@@ -193,6 +196,7 @@ def test_a_gradient_proposal_through_the_denoiser() -> None:
     assert method.cost(8) == 800 * (3 * 8 + 1)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("ess", [0.5, None])
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
 def test_a_constant_reward_leaves_the_law_unchanged(scheduler: str, ess: float | None) -> None:

@@ -60,6 +60,7 @@ def dts(iterations: int, lam: float, **options: Any) -> Tree:
     return Tree(iterations, lam=lam, **{**settings, **options})
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
 def test_the_tilted_law_is_approached(scheduler: str) -> None:
     """More than a standard deviation away: ever closer as iterations grow."""

@@ -99,6 +99,7 @@ def test_entry_points_and_extras(wheel: Path, names: set[str]) -> None:
     assert all(f"Provides-Extra: {extra}" in facts for extra in project["optional-dependencies"])
 
 
+@pytest.mark.exhaustive
 def test_the_installed_command_draws_offline(wheel: Path, tmp_path: Path) -> None:
     """In a new environment that has the same packages, but for steer: that comes from the wheel."""
     home, out = tmp_path / "env", tmp_path / "out"

@@ -56,6 +56,7 @@ def call(**given: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("strength", [1.0, 0.7])
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
 def test_one_particle_is_the_plain_call(scheduler: Any, strength: float) -> None:

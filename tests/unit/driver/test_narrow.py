@@ -139,6 +139,7 @@ def test_compiled_denoisers_are_left_alone() -> None:
     assert not can_narrow(Pipe(torch.compile(Product())))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
 @pytest.mark.parametrize(
     "method", [Prune(6, (3, 1), (0.25, 0.5)), LookaheadGuidance(2, lookaheads=5, through=2)]

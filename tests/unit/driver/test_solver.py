@@ -123,6 +123,7 @@ def test_plain_rows_are_the_plain_loop(name: str) -> None:
     assert torch.equal(solve(solver, schedule, x, names(2, 2)), expected)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("name", STOCHASTIC)
 @pytest.mark.parametrize("kind", ["global", "list"])
 def test_plain_rows_draw_from_whatever_the_user_gave(name: str, kind: str) -> None:
@@ -139,6 +140,7 @@ def test_plain_rows_draw_from_whatever_the_user_gave(name: str, kind: str) -> No
     assert torch.equal(got[[0, 3]], expected)
 
 
+@pytest.mark.sample(every=2)
 @pytest.mark.parametrize("name", ALL)
 def test_pruning_equals_running_the_row_alone(name: str) -> None:
     """9 -> 4 -> 1: the winner ends where it ends alone, whether a plain row or not."""

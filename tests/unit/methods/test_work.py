@@ -89,6 +89,7 @@ SIZED = [Beam, BestOfN, BestOfNGuidance, Blockwise, Guide, LookaheadGuidance, No
 SIZED += [Adaptive, DepthFirst, EvoSearch, NoiseSearch, Prune, RBF, SMC, Tree]
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("images", [1, 2])
 def test_no_more_than_it_says(method: Method, images: int) -> None:

@@ -22,6 +22,7 @@ def spent(call: Guided, steps: int, **effort: Any) -> tuple[Any, CostView]:
     return report, CostView.of(report.ledger.to_dict() | flops, steps)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("steps", [4, 8, 16])
 @pytest.mark.parametrize("compute", [1, 2.5, 8])
 def test_what_compute_comes_to_is_what_the_call_then_does(steps: int, compute: float) -> None:

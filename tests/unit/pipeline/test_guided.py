@@ -394,6 +394,7 @@ def test_a_class_is_made_as_large_as_compute_pays_for() -> None:
         guided(shared("sd"), redness, method=Gate)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("compute", [1, 1.5, 2, 3, 4, 5.5, 8])
 @pytest.mark.parametrize(("scheduler", "steps"), [("ddim", 2), ("ddim", 9), ("heun", 8)])
 def test_compute_is_never_exceeded(compute: float, scheduler: str, steps: int) -> None:

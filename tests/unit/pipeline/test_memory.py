@@ -53,6 +53,7 @@ def test_what_counts_as_a_shortage() -> None:
     assert not is_shortage(ValueError("out of memory"))
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("method", [BestOfN(4), SMC(4), Prune(start=4, keep=(2,), at=(0.5,))])
 @pytest.mark.parametrize("fail", [on_cuda, on_the_host])
 def test_half_the_lane_gives_the_same_result(method: Any, fail: Any) -> None:

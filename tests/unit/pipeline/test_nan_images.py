@@ -63,6 +63,7 @@ def test_the_best_candidate_loses_where_its_image_is_nan(method: Any) -> None:
     assert best.report.chosen[0][1] not in scored
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
 @pytest.mark.parametrize(
     "method", [BestOfN(1), BestOfN(3), SMC(3), Gate(BestOfN(1), 0.1)], ids=repr

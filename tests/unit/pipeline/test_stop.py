@@ -89,6 +89,7 @@ def test_stopped_at_once_it_is_what_the_denoiser_expects_of_the_plain_image() ->
     assert out.report.ledger.denoiser_calls == 1
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("calls", [1, 3, 6, 11])
 @pytest.mark.parametrize(
     "method",

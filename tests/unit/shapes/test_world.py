@@ -138,6 +138,7 @@ def flow() -> Any:
     return pipe
 
 
+@pytest.mark.exhaustive
 def test_the_flow_model_leaves_room_to_steer(flow: Any) -> None:
     texts = steer.shapes.prompts("held_out", 32, seed=5)
     images = draw(flow, texts, num_inference_steps=8, guidance_scale=3.5, max_sequence_length=0)

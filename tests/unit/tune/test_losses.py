@@ -53,6 +53,7 @@ def test_gradients_of_the_guided_error_are_those_of_a_linear_denoiser(branch: Br
     assert float(model.b.grad) == pytest.approx(float((residual * to_b).sum()), rel=1e-12)  # type: ignore[arg-type]
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("branch", ["both", "conditional"])
 @pytest.mark.parametrize("objective", ["dpo", "tgo", "kto", "sft"])
 def test_every_objective_is_of_guided_predictions_of_policy_and_reference(

@@ -36,6 +36,7 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
+@pytest.mark.sample(0, 3)
 @pytest.mark.parametrize(
     "change",
     [

@@ -187,6 +187,7 @@ def test_a_negative_model_needs_classifier_free_guidance(family: str) -> None:
     assert "forward" not in vars(getattr(pipe, component(pipe)))
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("method", [BestOfN(4), Prune(4, keep=(2,), at=(0.5,)), SMC(4)])
 def test_methods_compose_whatever_the_width_and_rows_are_those_seen(

@@ -104,6 +104,7 @@ def test_batches_are_fixed_runs(finished: Path, tmp_path: Path) -> None:
         assert [c[kind] for c in costs] == [c[kind] for c in alone_costs]
 
 
+@pytest.mark.sample(1, 3)
 @pytest.mark.parametrize("when", [1, 4, 13, 26])
 def test_killed_and_continued(finished: Path, tmp_path: Path, when: int) -> None:
     """Killed at the moment of a rename, with a whole temporary file beside: nothing is torn."""

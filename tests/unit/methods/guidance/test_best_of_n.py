@@ -80,6 +80,7 @@ class _Both(BestOfNGuidance):
         return one._pulls(ctx) | other._pulls(ctx)
 
 
+@pytest.mark.sample(1, 2)
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpm++2m"])
 def test_lanes_do_not_matter(scheduler: str) -> None:
     outs = [

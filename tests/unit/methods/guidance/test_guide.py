@@ -59,6 +59,7 @@ def test_only_survivors_are_guided_and_it_is_all_counted() -> None:
     assert all(weight.requires_grad for weight in pipe.vae.parameters())
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("inner", [PRUNE, SMC(4, when=every(2))])
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "sde-dpm++", "unipc"])
 def test_lanes_do_not_matter(inner: Any, scheduler: str) -> None:
@@ -139,6 +140,7 @@ def test_families(family: str, through: Any) -> None:
     assert all(weight.requires_grad for weight in pipe.vae.parameters())
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("through", ["x0", "denoiser"])
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpm++2m", "sde-dpm++", "unipc", "heun"])
 def test_lanes_do_not_matter_to_the_gradient(scheduler: str, through: Any) -> None:

@@ -84,6 +84,7 @@ def test_families_and_solvers(family: str, scheduler: Any) -> None:
     assert out.report.base_reward == [None]
 
 
+@pytest.mark.sample(1, 2)
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpm++2m"])
 def test_lanes_do_not_matter(scheduler: str) -> None:
     """In float64: a strength of 8 raises float32's rounding to hundredths."""

@@ -128,6 +128,7 @@ def test_the_pipeline_is_left_as_it_was() -> None:
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.sample(1, 2)
 @pytest.mark.parametrize(
     "more", [{}, {"gradient": ZeroOrder(directions=2), "leash": 1.0}, {"ascent": Sphere(block=16)}]
 )

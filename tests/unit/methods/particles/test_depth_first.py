@@ -53,6 +53,7 @@ def judged_at(report: Any, prompt: int = 0) -> list[int | None]:
     ]  # fmt: skip
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpm++2m", "unipc", "heun"])
 @pytest.mark.parametrize("method", [DepthFirst(3, threshold=-INF), DepthFirst(1), DepthFirst(1.1)])
 def test_where_nothing_fails_it_is_the_plain_call(scheduler: str, method: DepthFirst) -> None:

@@ -19,6 +19,7 @@ from steer.search.kernels.rho import Rho
 KEEN = SMC(4, lam=4.0, when=every(2), ess=None)
 
 
+@pytest.mark.sample(1, 2)
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpm++2m", "sde-dpm++"])
 def test_lanes_do_not_matter(scheduler: str) -> None:
     """Lanes of 1, 3 and 8, with padding where they do not divide."""

@@ -85,6 +85,7 @@ def test_compute_is_per_prompt_and_image() -> None:
         assert rows_told(out.report, prompt) <= 2 * method.cost(STEPS)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpm++2m"])
 @pytest.mark.parametrize("policy", ["search", "sample"])
 def test_lanes_do_not_matter(scheduler: str, policy: Any) -> None:
@@ -95,6 +96,7 @@ def test_lanes_do_not_matter(scheduler: str, policy: Any) -> None:
         torch.testing.assert_close(out.images, outs[0].images, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
 @pytest.mark.parametrize("choose", ["best", "sample"])
 def test_prompts_together_equal_prompts_apart(scheduler: str, choose: Any) -> None:

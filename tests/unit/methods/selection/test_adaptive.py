@@ -86,6 +86,7 @@ def test_easy_prompts_stop_and_leave_the_lanes() -> None:
     assert out.report.ledger.denoiser_rows == (fox + tree) * out.report.steps
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("images", [1, 2])
 def test_any_lane_width_gives_the_same(share: bool, images: int) -> None:
@@ -100,6 +101,7 @@ def test_any_lane_width_gives_the_same(share: bool, images: int) -> None:
         assert run.rewards == pytest.approx(runs[0].rewards, abs=1e-5)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("price", [0.0, 0.01, 0.2])
 @pytest.mark.parametrize("least", [1, 4, 9])
 def test_never_more_than_n(price: float, least: int) -> None:

@@ -63,6 +63,7 @@ def test_few_steps_that_draw_all_noise_anew_are_shortened() -> None:
     assert for_compute(4, 4, renoises=True) == BestOfN(4)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m", "unipc", "euler_a", "sde-dpm++"])
 @pytest.mark.parametrize("width", [1, 2])
 def test_survivors_are_sampled_as_if_alone(scheduler: str, width: int) -> None:

@@ -90,6 +90,7 @@ def test_compute_is_planned_with_the_guidance_of_the_call(
     assert estimate(steered, 24).method.strides == strides  # the next one
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_default_is_better_at_the_pipeline_s_own_guidance() -> None:
     """SD's 7.5, which short runs do not stand: drafts of four strides would lose here."""
@@ -145,6 +146,7 @@ def test_it_costs_what_it_says(family: str) -> None:
     assert out.report.base_reward == [None]
 
 
+@pytest.mark.sample(1, 3, 4)
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "sde-dpm++", "unipc", "heun", "dpm++2m"])
 def test_lanes_and_company_do_not_matter(scheduler: str) -> None:
     pipe = shared("sd", scheduler)
@@ -166,6 +168,7 @@ def test_lanes_and_company_do_not_matter(scheduler: str) -> None:
         assert alone.rewards[0] == pytest.approx(outs[0].rewards[number], abs=1e-5)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("scheduler", ["heun", "kdpm2"])
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.4, 0.5, 0.7])
 def test_second_order_solvers_take_over_where_they_can(scheduler: str, fraction: float) -> None:

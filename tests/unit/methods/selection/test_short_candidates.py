@@ -56,6 +56,7 @@ def test_it_costs_what_it_says(family: str) -> None:
     assert SHORT.cost(2) == 8 and SHORT.rows_at(8, [1, 2]) == 8 and SHORT.rows_at(8, range(8)) == 12
 
 
+@pytest.mark.sample(1, 3, 5)
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "pndm", "heun", "dpm++2m", "unipc"])
 def test_lanes_and_company_do_not_matter(scheduler: str) -> None:
     pipe = shared("sd", scheduler)

@@ -100,6 +100,7 @@ def test_then_is_batch_invariant() -> None:
     assert alone.rewards[0] == pytest.approx(narrow.rewards[1], abs=2e-5)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("compute", [1, 2.5, 8])
 @pytest.mark.parametrize(
     "method",

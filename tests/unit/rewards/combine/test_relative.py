@@ -74,6 +74,7 @@ def test_lanes_do_not_matter(kind: str) -> None:
     assert list(scores(outs[0].report).values()) == pytest.approx(list(expected), abs=1e-4)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("kind", ["rank", "standardise"])
 @pytest.mark.parametrize("width", [1, 4])
 def test_prompts_together_equal_prompts_apart(kind: str, width: int) -> None:

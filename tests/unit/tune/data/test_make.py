@@ -145,6 +145,7 @@ def test_cached_text_features_give_the_pipelines_own_predictions(
             torch.testing.assert_close(got, expected[:1], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.sample(every=2)
 @pytest.mark.parametrize("after", [0, 1, 2, 4, 7])
 def test_killed_anywhere_and_resumed_equals_uninterrupted(
     after: int, pipe: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -98,6 +98,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("settings", SETTINGS, ids=["nft", "awm", "dpo", "sft"])
 @pytest.mark.parametrize("place", ["sampling", "training"])
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
@@ -152,6 +153,7 @@ def test_samples_are_the_policys_own_and_the_first_rounds_the_bases(tmp_path: Pa
     assert len({name for data in sets for name in map(str, data._index["seed"])}) == 36
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("given", "moved"),
     [
