@@ -1,8 +1,8 @@
-"""Why does tuning through a few-step run gain so much? Short runs at equal CPU seconds, one thing changed at a time.
+"""Why does tuning through a few-step run gain so much? Short runs at equal CPU seconds.
 
-    python benchmarks/why_tuning.py --threads 1              # resumable; trains and judges what is missing
+    python benchmarks/why_tuning.py --threads 1    # resumable; trains and judges what is missing
     python benchmarks/why_tuning.py --threads 1 --arms turbo-draft turbo-dpo
-    python benchmarks/why_tuning.py --show                   # the tables of what there is
+    python benchmarks/why_tuning.py --show         # the tables of what there is
 
 Every arm is a configuration of `steer tune run`, stopped when its process has used up the seconds;
 drawing, scoring and training count, loading does not. Plain calls are then judged on captions of
@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-import numpy as np
 import torch
-from methods_show import between
 from tqdm.auto import tqdm
 
 import steer
@@ -294,9 +292,8 @@ def judge(key: str, arm: Arm, about: Line) -> None:
 def work(keys: list[str], seconds: float) -> None:
     """Train and judge what is missing."""
     for world, arm in BEFORE.items():
-        if any(known.pipeline == world for known in map(ARMS.get, keys) if known):
-            if not has(world, arm):
-                judge(world, arm, {"updates": 0, "seconds": 0.0})
+        if any(ARMS[key].pipeline == world for key in keys) and not has(world, arm):
+            judge(world, arm, {"updates": 0, "seconds": 0.0})
     for key in tqdm(keys):
         if not has(key, ARMS[key]):
             judge(key, ARMS[key], train(key, seconds))
