@@ -173,6 +173,9 @@ ARMS: dict[str, Arm] = {
             "checkpoint_every": 8,
         },
     ),
+    "turbo-direct-align": Arm(
+        "few-step, gradient, one call at any level (Direct-Align)", _turbo({"name": "direct_align"})
+    ),
     "turbo-draft-lora": Arm(
         "few-step, gradient, 4 of 4 steps, adapters of rank 16",
         _turbo({"name": "draft", "last": 4}, lora={"rank": 16, "targets": LAYERS}, lr=3e-4),
