@@ -102,6 +102,13 @@ ARMS: dict[str, Arm] = {
         "all 4 steps",
         _turbo({"name": "draft", "last": 4}),
     ),
+    "turbo-draft-13": Arm(
+        "`draft`, whole run, as many updates as the guided base",
+        "gradient",
+        "fresh",
+        "all 4 steps",
+        _turbo({"name": "draft", "last": 4}, steps=13),
+    ),
     "turbo-draft-1": Arm(
         "`draft`, last step",
         "gradient",

@@ -63,6 +63,8 @@ def metered(note: Path, most: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.raise_signal(signal.SIGINT)
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGPROF, tick)
     signal.setitimer(signal.ITIMER_PROF, 0.01 if used >= most else TICK, TICK)
     try:
