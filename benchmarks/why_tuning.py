@@ -196,8 +196,8 @@ def table(place: Place) -> str:
         cells.append(f"{100 * values(key, 'held_out', place, 'met').mean():.1f}%")
         for split, names in (("held_out", KEYS), ("train", KEYS[:2])):
             for name in names:
-                pair = (values(x, split, place, name) for x in (key, arm.pipeline))
-                cells.append(gain(*pair, name))
+                after, other = (values(x, split, place, name) for x in (key, arm.pipeline))
+                cells.append(gain(after, other, name))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -223,8 +223,10 @@ def contrasts() -> str:
     for one, other in CONTRASTS:
         if has(one, ARMS[one]) and has(other, ARMS[other]):
             for place in FEW:
-                pairs = ([values(x, "held_out", place, k) for x in (one, other)] for k in KEYS)
-                cells = [gain(*pair, key) for key, pair in zip(KEYS, pairs, strict=True)]
+                cells: list[str] = []
+                for name in KEYS:
+                    first, second = (values(x, "held_out", place, name) for x in (one, other))
+                    cells.append(gain(first, second, name))
                 names = f"{ARMS[one].name} minus {ARMS[other].name}"
                 rows.append(f"| {names} | {place[0]} | {' | '.join(cells)} |")
     return "\n".join(rows)
