@@ -17,7 +17,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,10 @@ Line = dict[str, Any]
 
 @contextmanager
 def metered(note: Path, most: float) -> Iterator[None]:
-    """Interrupt once this process has used up the CPU seconds that `note` leaves, and go on."""
+    """Interrupt what is done here once it has used up the CPU seconds that `note` leaves.
+
+    Then it goes on after it; an interrupt before that is the user's.
+    """
     used = float(note.read_text()) if note.exists() else 0.0
     start = time.process_time()
 
@@ -76,8 +79,10 @@ def metered(note: Path, most: float) -> Iterator[None]:
     before = signal.signal(signal.SIGPROF, tick)
     signal.setitimer(signal.ITIMER_PROF, 0.01 if used >= most else TICK, TICK)
     try:
-        with suppress(KeyboardInterrupt):
-            yield
+        yield
+    except KeyboardInterrupt:
+        if used + time.process_time() - start < most:
+            raise
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
