@@ -125,6 +125,43 @@ def renoised_last(
     return step.x0(x, denoise(x, step))
 
 
+def aligned(
+    step: Step, clean: Tensor, denoise: Denoise, noise: Tensor, jump: float = 0.1
+) -> Tensor:
+    """A clean sample changed by one denoiser call at any noise level: Direct-Align of SRPO
+    (arXiv:2509.06942).
+
+    The sample is noised by a known noise; one DDIM step goes a little way down, and the known noise
+    is taken out again. With q = sigma / alpha that is x0 + (1 - q' / q) (D - x0), D the denoiser's
+    x0: a sharp image at every level, and x0 itself where D has it right. For flow it is the paper's
+    x0 + (s - s') / (1 - s') (u - v).
+
+    Args:
+        step: The level.
+        clean: x0, `(B, *latent)`, taken as it is.
+        denoise: The denoiser.
+        noise: `(B, *latent)`.
+        jump: s - s', of s = q / (1 + q), in (0, 1]; the paper has 0.1. Where less is left, the step
+            goes down to the clean sample.
+
+    Returns:
+        `(B, *latent)`.
+
+    Raises:
+        TuneError: `jump` is outside, or the step has no noise.
+    """
+    if not 0 < jump <= 1:
+        raise TuneError(f"jump={jump!r}: must be above 0 and at most 1, such as 0.1")
+    if not step.sigma > 0:
+        raise TuneError("step: has no noise to take out; give one before the run's end")
+    clean = clean.detach()
+    share = step.sigma / (step.alpha + step.sigma)
+    below = max(share - jump, 0.0)
+    kept = below * (1 - share) / ((1 - below) * share)
+    x = step.alpha * clean + step.sigma * noise
+    return clean + (1 - kept) * (step.x0(x, denoise(x, step)) - clean)
+
+
 def reward_loss(reward: Tensor, ceiling: float | None = None) -> Tensor:
     """-R, or max(0, ceiling - R), which leaves images alone that are good enough; `(B,)`.
 

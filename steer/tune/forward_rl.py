@@ -73,3 +73,32 @@ def awm(
     ratio, a = (old - error).exp(), advantage.to(error)
     bounded = ratio.clamp(1 - clip, 1 + clip)
     return torch.maximum(-a * ratio, -a * bounded) + leash * change
+
+
+def reward_weighted(
+    error: Tensor, change: Tensor, advantage: Tensor, tau: float = 5.0, leash: float = 1.0
+) -> Tensor:
+    """ORW-CFM-W2: exp(tau A) MSE + alpha S (arXiv:2502.06061).
+
+    Better images weigh more, and the squared change of predictions bounds the Wasserstein distance
+    from the model before tuning. Where the prediction is free, the minimum is
+    (mean(w target) + alpha v_ref) / (mean(w) + alpha) with w = exp(tau A).
+
+    Args:
+        error: MSE, (B,).
+        change: S, mean squared difference of the prediction from the reference's, (B,).
+        advantage: A, (B,). The paper has rewards themselves; centred in their prompt, they differ
+            by a factor of the prompt.
+        tau: At least 0; 0 weighs all alike.
+        leash: alpha, at least 0; at 0 the paper's runs collapse to single images.
+
+    Returns:
+        (B,), at least 0.
+
+    Raises:
+        TuneError: A negative setting.
+    """
+    if not (tau >= 0 and leash >= 0):
+        raise TuneError(f"tau={tau!r}, leash={leash!r}: must not be negative")
+    error, change = wide(error), wide(change)
+    return (tau * advantage.to(error)).exp() * error + leash * change

@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from steer.tune.advantages import Spread
-from steer.tune.forward_rl import awm, nft
+from steer.tune.forward_rl import awm, nft, reward_weighted
 from steer.tune.goal import Errors, Goal, Outcome, single_outcome
 from steer.tune.objectives import CSFT_MARK, diffusion_kto, kto_baseline, tgo
 from steer.tune.pair_goals import (
     DMPO,
+    DPOP,
     IPO,
     ConservativeDPO,
     DiffusionDPO,
@@ -168,10 +169,35 @@ class AWM(Advantaged):
         return awm(error, old, change, advantage, self.ratio_clip, self.leash)
 
 
+class ORW(Advantaged):
+    """Reward-weighted fine-tuning, held near the model before tuning (arXiv:2502.06061).
+
+    Attributes:
+        tau: Weights are exp(tau A).
+        leash: Weight of the squared change of predictions.
+    """
+
+    name: ClassVar[str] = "orw"
+    on_policy: ClassVar[bool] = False
+    tau: float = Field(default=5.0, ge=0)
+    leash: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_advantage(self) -> ORW:
+        if self.advantage != "standard":
+            raise ValueError(
+                f"objective.advantage={self.advantage!r}: orw has weights of its own; leave it out"
+            )
+        return self
+
+    def rows(self, error: Tensor, old: Tensor, change: Tensor, advantage: Tensor) -> Tensor:
+        return reward_weighted(error, change, advantage, self.tau, self.leash)
+
+
 GOALS: dict[str, type[Goal]] = {
     kind.name: kind
     for kind in (
         *(TGO, KTO, SFT, CSFT, PolyDPO, DiffusionDPO, NFT, AWM, DMPO, RobustDPO, MaPO),
-        *(ConservativeDPO, IPO, SmPO),
+        *(ConservativeDPO, IPO, SmPO, DPOP, ORW),
     )
 }

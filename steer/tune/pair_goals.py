@@ -14,6 +14,7 @@ from steer.tune.goal import Errors, Goal, Outcome, agreement
 from steer.tune.objectives import poly_dpo
 from steer.tune.pair_objectives import (
     dmpo,
+    dpo_positive,
     guarded_loser,
     ipo,
     mapo,
@@ -49,7 +50,12 @@ class Paired(Goal):
             errors = replace(errors, policy=torch.cat([winner, loser]))
         winner, loser = errors.reward(self.beta / 2).chunk(2)
         logit = winner - loser
-        return Outcome(self.rows(logit * self.factors(errors)), agreement(logit), logit.detach())
+        loss = self.of_rewards(winner, loser, errors)
+        return Outcome(loss, agreement(logit), logit.detach())
+
+    def of_rewards(self, winner: Tensor, loser: Tensor, errors: Errors) -> Tensor:
+        """The loss per pair from both implicit rewards, (B,)."""
+        return self.rows((winner - loser) * self.factors(errors))
 
     def factors(self, errors: Errors) -> Tensor | float:
         """What the logits are multiplied by in the loss, (B,) or one for all."""
@@ -132,6 +138,23 @@ class ConservativeDPO(Paired):
 
     def rows(self, logit: Tensor) -> Tensor:
         return soft_dpo(logit, 1 - self.flips)
+
+
+class DPOP(Paired):
+    """DPO-Positive (arXiv:2402.13228): winners do not become less likely than before.
+
+    Attributes:
+        weight: Of that; 0 is DPO.
+    """
+
+    name: ClassVar[str] = "dpop"
+    weight: float = Field(default=5.0, ge=0)
+
+    def of_rewards(self, winner: Tensor, loser: Tensor, errors: Errors) -> Tensor:
+        return dpo_positive(winner, loser, self.weight)
+
+    def rows(self, logit: Tensor) -> Tensor:
+        return poly_dpo(logit, 0.0)
 
 
 class IPO(Paired):

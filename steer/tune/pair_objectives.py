@@ -85,6 +85,29 @@ def soft_dpo(logit: Tensor, share: float | Tensor) -> Tensor:
     return -(q * F.logsigmoid(logit) + (1 - q) * F.logsigmoid(-logit))
 
 
+def dpo_positive(winner: Tensor, loser: Tensor, weight: float = 5.0) -> Tensor:
+    """DPO-Positive: -log sigma(r_w - r_l - k max(0, -r_w)) (arXiv:2402.13228).
+
+    DPO wins a pair as well by lowering both images' likelihoods, the loser's more. Here a winner
+    less likely than before tuning costs extra: k beta / 2 for every unit of error above the
+    reference's.
+
+    Args:
+        winner, loser: Implicit rewards r_w, r_l, (B,).
+        weight: k, at least 0; 0 is DPO. The paper has 5 to 500 for language models.
+
+    Returns:
+        (B,); log 2 where policy = reference.
+
+    Raises:
+        TuneError: `weight` is negative.
+    """
+    if not weight >= 0:
+        raise TuneError(f"weight={weight!r}: must not be negative, such as 5")
+    winner, loser = wide(winner), wide(loser)
+    return -F.logsigmoid(winner - loser - weight * (-winner).relu())
+
+
 def ipo(logit: Tensor) -> Tensor:
     """IPO, (m - 1/2)^2 (arXiv:2310.12036): a margin of 1/2 for every pair, and no more.
 

@@ -31,7 +31,8 @@ class RoundsConfig(Settings):
         guidance_scale: Likewise; None is the loss's `guidance_scale`, and 1 where it has none.
         negative_prompt, call: Likewise; `call` holds further arguments.
         search: How samples are searched for; None makes plain calls.
-        pairs: How samples become pairs, for objectives of pairs.
+        pairs: How samples become pairs, for objectives of pairs: by the reward alone, whatever
+            `consensus` says, so that the judge is not optimised.
         keep: Samples of earlier rounds that are trained on, too: `discard`, `all`, or of how many.
         reference: What objectives with a reference hold the policy against: the `base`, or what it
             was when the `round` began. (`nft` and `awm`: always what drew the samples.)

@@ -152,18 +152,37 @@ class ReFL(RewardGradient):
 
     @model_validator(mode="after")
     def _check_window(self) -> ReFL:
-        low, high = self.window
-        if not 0 <= low < high <= 1:
-            raise ValueError(
-                f"objective.window={list(self.window)!r}: two shares in [0, 1], the smaller first; "
-                "the last quarter of the run is [0.75, 1.0]"
-            )
+        _check_shares(self.window, "the last quarter of the run is [0.75, 1.0]")
         return self
 
     def cut(self, steps: int, rng: np.random.Generator) -> Cut:
-        first = min(int(self.window[0] * steps), steps - 1)
-        last = max(first + 1, round(self.window[1] * steps))
-        return one_step(steps, int(rng.integers(first, last)))
+        return one_step(steps, _within(self.window, steps, rng))
+
+
+class DirectAlign(RewardGradient):
+    """Direct-Align (SRPO, arXiv:2509.06942), without its relative reward of two captions: the run's
+    own sample, noised to a level of the run and changed by one call there.
+
+    Attributes:
+        jump: How far down that call goes, as a share of noise; the paper's 0.1.
+        window: Where the level is drawn, as shares of the run; early levels decide the layout.
+    """
+
+    name: ClassVar[str] = "direct_align"
+    jump: float = Field(default=0.1, gt=0, le=1)
+    window: tuple[float, float] = Field(default=(0.0, 1.0), strict=False)
+
+    @model_validator(mode="after")
+    def _check_window(self) -> DirectAlign:
+        _check_shares(self.window, "the first half of the run is [0.0, 0.5]")
+        return self
+
+    def cut(self, steps: int, rng: np.random.Generator) -> Cut:
+        return Cut(frozenset(), steps)
+
+    def level(self, steps: int, rng: np.random.Generator) -> int:
+        """The position in the run whose noise an update's samples are given."""
+        return _within(self.window, steps, rng)
 
 
 class PolicyGradient(Sampled):
@@ -210,8 +229,23 @@ class FlowGRPO(PolicyGradient):
 
 
 SAMPLED: Mapping[str, type[Sampled]] = {
-    kind.name: kind for kind in (DRaFT, AlignProp, DRTune, ReFL, DDPO, FlowGRPO)
+    kind.name: kind for kind in (DRaFT, AlignProp, DRTune, ReFL, DirectAlign, DDPO, FlowGRPO)
 }
+
+
+def _check_shares(window: tuple[float, float], such_as: str) -> None:
+    low, high = window
+    if not 0 <= low < high <= 1:
+        raise ValueError(
+            f"objective.window={list(window)!r}: two shares in [0, 1], the smaller first; {such_as}"
+        )
+
+
+def _within(window: tuple[float, float], steps: int, rng: np.random.Generator) -> int:
+    """A position drawn evenly from a window of a run."""
+    first = min(int(window[0] * steps), steps - 1)
+    last = max(first + 1, round(window[1] * steps))
+    return int(rng.integers(first, last))
 
 
 def _check_within(name: str, value: int, steps: int) -> None:

@@ -14,7 +14,7 @@ from steer.core.types import Step
 from steer.search.kernels.rho import Rho
 from steer.tune.data.config import Count
 from steer.tune.goal import Objective
-from steer.tune.sampled_goals import PolicyGradient, Sampled
+from steer.tune.sampled_goals import SAMPLED, PolicyGradient, Sampled
 
 
 _MIDDLE = Step(1, 3, torch.tensor(0.5), 0.5, 0.5, 0.7, 0.3, "flow")
@@ -75,7 +75,7 @@ def check_sampling(
         if sampling is not None:
             raise ValueError(
                 f"sampling with objective={goal.name!r}: it learns from a dataset or in rounds; "
-                "give data or rounds, or use draft, alignprop, drtune, refl, ddpo or flow_grpo"
+                f"give data or rounds, or use one of {', '.join(SAMPLED)}"
             )
         return
     if sampling is None:

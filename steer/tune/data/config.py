@@ -66,7 +66,9 @@ class PairConfig(Settings):
             those where what a search found beats a plain sample.
         margin: Smallest difference of scores: a number for the main reward, or one by reward.
         unit: Of `margin`: `"raw"` scores, or the `"spread"` of each reward within a prompt.
-        consensus: Keep a pair only where every reward prefers the same image.
+        consensus: Keep a pair only where every reward prefers the same image; `"majority"`: the
+            winner is what more rewards prefer (BalancedDPO, arXiv:2503.12575), and the pair's
+            margin the share for it minus the share against; false: the main reward alone decides.
         count: How many pairs in all, drawn from those found; None keeps all.
         seed: Of every draw above.
     """
@@ -75,7 +77,7 @@ class PairConfig(Settings):
     choose: Literal["widest", "random", "winners"] = "widest"
     margin: Margin | Mapping[str, Margin] = 0.0
     unit: Literal["raw", "spread"] = "raw"
-    consensus: bool = True
+    consensus: bool | Literal["majority"] = True
     count: Count | None = None
     seed: Seed = 0
 

@@ -67,7 +67,8 @@ class Pairing:
 
     Attributes:
         winner, loser: (M,).
-        margin: (M,) main score of the winner minus the loser's, at least 0.
+        margin: (M,) main score of the winner minus the loser's, at least 0; of majorities the share
+            of rewards for it minus the share against, in (0, 1].
         dropped: How many candidates were left out, by reason.
     """
 
@@ -102,7 +103,7 @@ def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pa
     least = _margins(table, config)
     known = (name for name in _REASONS if name != "search" or config.choose == "winners")
     dropped = dict.fromkeys(known, 0)
-    found: list[tuple[int, int]] = []
+    found: list[tuple[int, int, float]] = []
     for rows in table.groups():
         own = _of_prompt(table, rows, least, config, dropped)
         dropped["prompts"] += not own
@@ -115,9 +116,8 @@ def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pa
             f"{_count_reasons(dropped)}; scores are {histogram(table.main)}: lower margin, leave "
             "consensus out, or draw more samples per prompt"
         )
-    winner, loser = np.array(found, dtype=np.int64).T
-    margin = table.main[winner] - table.main[loser]
-    pairs = Pairing(winner, loser, margin, dropped)
+    winner, loser = np.array([pair[:2] for pair in found], dtype=np.int64).T
+    pairs = Pairing(winner, loser, np.array([pair[2] for pair in found]), dropped)
     if balance:
         kinds = [table.category[row] for row in pairs.winner]
         pairs = pairs.take(balance_rows(kinds, rng, "pairs"))
@@ -176,26 +176,29 @@ def _of_prompt(
     least: Mapping[str, float],
     config: PairConfig,
     dropped: dict[str, int],
-) -> list[tuple[int, int]]:
-    """(winner, loser) of one prompt's candidates that pass, widest main margin first."""
+) -> list[tuple[int, int, float]]:
+    """(winner, loser, margin) of one prompt's candidates that pass, widest margin first."""
     a, b = (rows[part] for part in np.triu_indices(len(rows), 1))
-    main = table.main
-    turned = main[a] < main[b]
+    main, majority = table.main, config.consensus == "majority"
+    deciding = list(table.scores.values()) if majority else [main]
+    votes = np.sum([np.sign(values[a] - values[b]) for values in deciding], axis=0)
+    turned = votes < 0
     winner, loser = np.where(turned, b, a), np.where(turned, a, b)
     gap = main[winner] - main[loser]
+    margin = np.abs(votes) / len(deciding) if majority else gap
     content = np.array(table.content, dtype=object)
     reasons = {
         "identical": content[winner] == content[loser],
-        "ties": gap == 0,
+        "ties": votes == 0,
         "margin": np.zeros(len(a), dtype=bool),
         "disagreement": np.zeros(len(a), dtype=bool),
     }
     if config.choose == "winners":
         reasons["search"] = ~_found(table, winner, loser)
     for name, values in table.scores.items():
-        if config.consensus:
+        if config.consensus is True:
             reasons["disagreement"] |= values[winner] <= values[loser]
-        if name in least:
+        if name in least and (least[name] or not majority):
             reasons["margin"] |= values[winner] - values[loser] < least[name]
     open_ = np.ones(len(a), dtype=bool)
     for name, out in reasons.items():
@@ -203,8 +206,8 @@ def _of_prompt(
         dropped[name] += int((open_ & out).sum())
         open_ &= ~out
     kept = np.flatnonzero(open_)
-    kept = kept[np.argsort(-gap[kept], kind="stable")]
-    return [(int(winner[i]), int(loser[i])) for i in kept]
+    kept = kept[np.lexsort((-gap[kept], -margin[kept]))]
+    return [(int(winner[i]), int(loser[i]), float(margin[i])) for i in kept]
 
 
 def _found(table: Table, winner: Ints, loser: Ints) -> NDArray[np.bool_]:

@@ -142,7 +142,7 @@ class Rounds:
             negative_prompt=rounds.negative_prompt,
             call=rounds.call,
             search=rounds.search,
-            pairs=(rounds.pairs or PairConfig()) if goal.pairs else None,
+            pairs=_by_reward(rounds.pairs) if goal.pairs else None,
             batch=rounds.batch,
             stored_dtype=rounds.stored_dtype,
             device=str(self.trainer.accelerator.device.type),
@@ -217,6 +217,11 @@ class Rounds:
                 f"batch={self.config.batch}: a round has only {prompts} prompts x "
                 f"{self.rounds.images} images = {rows}; use a smaller batch, or more of them"
             )
+
+
+def _by_reward(pairs: PairConfig | None) -> PairConfig:
+    """Pairs by the reward alone: a judge that has a say in them is optimised."""
+    return (pairs or PairConfig()).model_copy(update={"consensus": False})
 
 
 def _load(rounds: RoundsConfig, device: torch.device) -> list[Reward]:

@@ -12,11 +12,11 @@ from torch import Tensor
 from steer.core.errors import TuneError
 from steer.core.seeds import row_seed
 from steer.core.types import Reward
-from steer.tune.backprop import Cut, renoised_last, reward_loss, run
+from steer.tune.backprop import Cut, aligned, renoised_last, reward_loss, run
 from steer.tune.batches import Stream
 from steer.tune.loader import pieces
 from steer.tune.policy import Policy
-from steer.tune.sampled_goals import RewardGradient
+from steer.tune.sampled_goals import DirectAlign, RewardGradient
 from steer.tune.trajectories.sampler import Sampler
 
 
@@ -146,12 +146,14 @@ class RewardLosses:
         return Scored(rows[0], rows[1], dict(zip(further, rows[2:], strict=True)))
 
     def _cut(self, step: int) -> Cut:
-        return self._goal.cut(
-            len(self._sampler.grid), np.random.default_rng([self._seed, 83, step])
-        )
+        return self._goal.cut(len(self._sampler.grid), self._rng(step))
+
+    def _rng(self, step: int) -> np.random.Generator:
+        """Of an update's cut, or of its level."""
+        return np.random.default_rng([self._seed, 83, step])
 
     def _run(self, model: Any, runs: Runs, text: Mapping[str, Tensor], cut: Cut) -> Tensor:
-        """What is scored: the end of every run, or its last step from fresh noisings."""
+        """What is scored: the end of every run, or what further calls make of it noised again."""
         sampler, draws, steps = self._sampler, self._goal.draws, len(self._sampler.grid)
         denoise = sampler.denoiser(model, text, self._goal.recompute and len(cut.trained) > 1)
 
@@ -160,6 +162,9 @@ class RewardLosses:
 
         start = sampler.start(runs.seeds)
         clean = run(sampler.grid, start, denoise, cut, sampler.move, noise)
+        if isinstance(self._goal, DirectAlign):
+            level = sampler.grid[self._goal.level(steps, self._rng(runs.step))]
+            return aligned(level, clean, denoise, noise(steps, clean), self._goal.jump)
         if draws == 1:
             return clean
         several = sampler.denoiser(model, sampler.repeat(text, draws))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from steer.core.types import Move, Step
 from steer.tune import TuneError
 from steer.tune.backprop import (
     Cut,
+    aligned,
     last_steps,
     one_step,
     renoised_last,
@@ -138,6 +140,59 @@ def test_fresh_noisings_of_the_last_step_are_each_their_own_run() -> None:
             torch.testing.assert_close(found[4 * row + k], expected)
     assert torch.autograd.grad(found.sum(), clean, allow_unused=True, retain_graph=True)[0] is None
     assert float(torch.autograd.grad(found.sum(), linear.k)[0].abs().max()) > 0
+
+
+FLOW = [
+    Step(i, 4, torch.tensor(1000 * s), 1 - s, s, 1.0, 0.0, "flow")
+    for i, s in enumerate((1.0, 0.7, 0.4, 0.05))
+]
+
+
+@pytest.mark.parametrize("step", FLOW, ids=lambda step: f"{step.sigma:g}")
+def test_alignment_of_flow_is_the_papers(step: Step) -> None:
+    """x0 + (s - s') / (1 - s') (u - v), and its gradient in v."""
+    clean, noise = drawn(3, D), drawn(3, D, seed=1)
+    v, pull = drawn(3, D, seed=2).requires_grad_(), drawn(3, D, seed=3)
+    found = aligned(step, clean, lambda x, at: v, noise, 0.1)
+    below = max(step.sigma - 0.1, 0.0)
+    gain = (step.sigma - below) / (1 - below)
+    torch.testing.assert_close(found, clean + gain * (noise - clean - v))
+    (grad,) = torch.autograd.grad((found * pull).sum(), v)
+    torch.testing.assert_close(grad, -gain * pull)
+
+
+@pytest.mark.parametrize("step", GRID, ids=lambda step: f"{step.sigma:.2f}")
+@pytest.mark.parametrize("jump", [0.05, 0.2])
+def test_alignment_is_a_step_down_with_the_known_noise_taken_out(step: Step, jump: float) -> None:
+    clean, noise, v = drawn(3, D), drawn(3, D, seed=1), drawn(3, D, seed=2)
+    share = step.sigma / (step.alpha + step.sigma)
+    below = max(share - jump, 0.0)
+    size = math.hypot(below, 1 - below)
+    a, s = (1 - below) / size, below / size  # the same noise share, variance-preserving
+    x = step.alpha * clean + step.sigma * noise
+    down = a * step.x0(x, v) + s * step.noise(x, step.x0(x, v))
+    found = aligned(step, clean, lambda x, at: v, noise, jump)
+    torch.testing.assert_close(found, (down - s * noise) / a)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_a_denoiser_that_is_right_leaves_the_sample_alone(prediction: Any) -> None:
+    clean, noise = drawn(3, D), drawn(3, D, seed=1)
+    for step in GRID:
+        exact = replace(step, prediction=prediction)
+
+        def right(x: Tensor, at: Step) -> Tensor:
+            v = at.alpha * noise - at.sigma * clean
+            return {"epsilon": noise, "sample": clean, "v_prediction": v}[at.prediction]
+
+        torch.testing.assert_close(aligned(exact, clean, right, noise), clean)
+
+
+def test_alignment_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(TuneError, match=r"jump=0\.0: must be above 0"):
+        aligned(GRID[0], drawn(1, D), lambda x, at: x, drawn(1, D), 0.0)
+    with pytest.raises(TuneError, match="no noise to take out"):
+        aligned(replace(GRID[0], sigma=0.0), drawn(1, D), lambda x, at: x, drawn(1, D))
 
 
 def test_a_ceiling_leaves_good_images_alone() -> None:

@@ -62,6 +62,8 @@ def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
         "cdpo",
         "ipo",
         "smpo",
+        "dpop",
+        "orw",
     }
     for name, kind in (("dpo", DiffusionDPO), ("kto", KTO), ("csft", CSFT)):
         assert TuneConfig.from_dict({**LEAST, "objective": name}).objective == kind()
@@ -81,6 +83,8 @@ def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
         ({"objective": {"beta": 1}}, "a name and values"),
         ({"objective": {"name": "tgo", "alpha": 1}}, "objective.*alpha.*unknown"),
         ({"objective": {"name": "poly_dpo", "alpha": -2}}, r"alpha=-2.*at least -1"),
+        ({"objective": {"name": "dpop", "weight": -1}}, r"weight=-1"),
+        ({"objective": {"name": "orw", "advantage": "best_of_n"}}, "orw has weights of its own"),
         (
             {"objective": {"name": "tgo", "beta": "much"}},
             "objective: beta='much': must be a number above 0",

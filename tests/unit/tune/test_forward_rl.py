@@ -12,9 +12,9 @@ from torch import Tensor
 
 from steer.core.types import Step
 from steer.tune import TuneError
-from steer.tune.forward_rl import awm, nft
+from steer.tune.forward_rl import awm, nft, reward_weighted
 from steer.tune.goal import Errors, Goal
-from steer.tune.goals import AWM, GOALS, NFT
+from steer.tune.goals import GOALS, Advantaged
 from steer.tune.noising import Noising
 from steer.tune.objectives import squared_error
 
@@ -105,6 +105,19 @@ def test_awm_on_policy_is_a_times_the_errors_gradient_and_stops_at_the_clip() ->
     assert torch.autograd.grad(far.sum(), error)[0].tolist() == pytest.approx([0, -(math.e**2)])
 
 
+@pytest.mark.parametrize("leash", [0.1, 2.0])
+def test_weighted_errors_end_between_the_weighted_mean_and_the_reference(leash: float) -> None:
+    """At one x_t: v* = (mean(w u) + alpha v_ref) / (mean w + alpha), where the slope is zero."""
+    before, u, a = drawn(1, 4), drawn(7, 4, seed=1), drawn(7, seed=2)
+    w = (0.5 * a).exp()
+    best = ((w[:, None] * u).mean(0) + leash * before) / (w.mean() + leash)
+    v = best.clone().requires_grad_()
+    error, _, change = terms(v.expand(7, 4), before.expand(7, 4), u)
+    loss = reward_weighted(error, change, a, 0.5, leash).mean()
+    assert float(torch.autograd.grad(loss, v)[0].abs().max()) < 1e-12
+    assert torch.equal(reward_weighted(error, change, a, 0.0, 0.0), error)
+
+
 @pytest.mark.parametrize("name", sorted(GOALS))
 def test_at_the_start_all_objectives_pull_along_the_rows_own_error(name: str) -> None:
     """Rows' gradients are the errors' own, with factors of the signs of their labels."""
@@ -113,7 +126,7 @@ def test_at_the_start_all_objectives_pull_along_the_rows_own_error(name: str) ->
     advantages = torch.tensor([0.5, 0.1, -0.2, -0.4]).double()
     v0, u = drawn(4, 8), drawn(4, 8, seed=1)
     v = v0.clone().requires_grad_()
-    weights = advantages if isinstance(goal, NFT | AWM) else torch.ones(4).double()
+    weights = advantages if isinstance(goal, Advantaged) else torch.ones(4).double()
     weights = weights[:2] if goal.pairs else weights
     error, old, change = terms(v, v0, u)
     outcome = goal.loss(Errors(error, old, labels, weights, change=change))
@@ -124,6 +137,8 @@ def test_at_the_start_all_objectives_pull_along_the_rows_own_error(name: str) ->
         torch.testing.assert_close(factor, advantages, rtol=1e-12, atol=1e-14)
     elif name == "mapo":  # which begins at the errors themselves: here both pairs are won
         assert factor.tolist() == pytest.approx([1, 1, 0, 0], abs=1e-6)
+    elif name == "orw":
+        torch.testing.assert_close(factor, (5 * advantages).exp(), rtol=1e-12, atol=1e-14)
     elif name in ("sft", "csft"):
         assert factor.tolist() == pytest.approx([1] * 4)
     else:
@@ -140,3 +155,7 @@ def test_settings_out_of_range_are_refused() -> None:
         awm(one, one, one, one, clip=0)
     with pytest.raises(TuneError, match=r"clip=1\.0, leash=-1"):
         awm(one, one, one, one, leash=-1)
+    with pytest.raises(TuneError, match=r"tau=-1, leash=1\.0: must not be negative"):
+        reward_weighted(one, one, one, tau=-1)
+    with pytest.raises(TuneError, match=r"tau=5\.0, leash=-1"):
+        reward_weighted(one, one, one, leash=-1)

@@ -18,6 +18,7 @@ from steer.tune import TuneError, tune
 from steer.tune.objectives import poly_dpo, squared_error
 from steer.tune.pair_objectives import (
     dmpo,
+    dpo_positive,
     guarded_loser,
     ipo,
     mapo,
@@ -140,6 +141,32 @@ def test_soft_labels_correct_what_robust_ones_undo() -> None:
     torch.testing.assert_close(mixed, soft_dpo(m, (1 - e) ** 2 + e**2))
 
 
+@given(st.floats(-6, 6), st.floats(-6, 6), st.floats(0, 10))
+@settings(max_examples=30, deadline=None)
+def test_dpo_positive_charges_winners_for_what_they_lost(w: float, loser: float, k: float) -> None:
+    """At the paper's terms: log(pi_ref / pi) of the winner where that is positive, times k."""
+    won, lost = double(w), double(loser)
+    m = w - loser - k * max(0.0, -w)
+    found = dpo_positive(won, lost, k)
+    assert found.item() == pytest.approx(float(poly_dpo(double(m)).detach()), rel=1e-9, abs=1e-12)
+    pull = 1 / (1 + math.exp(m))
+    assert slope(found, lost)[0] == pytest.approx(pull, abs=1e-9)
+    if abs(w) > 1e-6:
+        again = dpo_positive(won, lost, k)
+        assert slope(again, won)[0] == pytest.approx(-pull * (1 + k * (w < 0)), abs=1e-8)
+
+
+def test_a_run_of_dpo_positive_begins_as_dpo(tmp_path: Path) -> None:
+    data, norms = write_set(tmp_path / "data", "sd"), {}
+    for name in ("dpo", "dpop"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        own = config(tmp_path / name, data, objective={"name": name, "beta": 1e4}, steps=2)
+        tune(own, build("sd"))
+        norms[name] = [row["grad_norm"] for row in rows(tmp_path / name)]
+    assert norms["dpo"][0] == pytest.approx(norms["dpop"][0], rel=1e-6)
+    assert norms["dpo"][1] != norms["dpop"][1]
+
+
 def test_ipo_has_its_papers_margin() -> None:
     beta, h = 20.0, double(0.01, 0.025, 0.2)
     torch.testing.assert_close(ipo(beta * h), beta**2 * (h - 1 / (2 * beta)).square())
@@ -173,6 +200,7 @@ def test_a_run_of_smoothed_pairs_reads_their_margins(tmp_path: Path) -> None:
     ("make", "sentence"),
     [
         (lambda m: soft_dpo(m, 1.5), r"share=1\.5: must be in \[0, 1\]"),
+        (lambda m: dpo_positive(m, m, -1.0), r"weight=-1\.0: must not be negative"),
         (lambda m: smoothing(m, 0.0), r"span=0\.0, factor=10\.0: must be positive"),
     ],
 )

@@ -189,9 +189,24 @@ def test_the_average_of_the_weights_is_exported(tmp_path: Path) -> None:
     torch.testing.assert_close(answer(fresh, trainer), after, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["tgo", "poly_dpo", "nft", "awm"])
+def test_reward_weighted_rows_have_their_prompts_advantages(tmp_path: Path) -> None:
+    """Of two prompts with scores 0 and 1 the weights are e and 1 / e, and no row is far from it."""
+    data = write_set(tmp_path / "data", prompts=2, test_prompts=0, scores=[0.0, 1.0] * 4)
+    given = {"name": "orw", "tau": 5.0, "leash": 0.0}
+    one = Trainer(config(tmp_path / "run", data, objective=given, steps=1, batch=8), build("sd"))
+    weights = one.loader.at(0).weights
+    assert sorted((5 * weights).tolist()) == pytest.approx([-1.0] * 4 + [1.0] * 4, abs=1e-3)
+    assert one.advance()["loss"] > 0
+    one.close()
+
+
+@pytest.mark.parametrize("objective", ["tgo", "poly_dpo", "nft", "awm", "dpop"])
 def test_training_learns_the_preferences_of_a_tiny_set(objective: str, tmp_path: Path) -> None:
-    beta = {"tgo": {"temperature": 0.02, "c": 0}, "poly_dpo": {"beta": 40}, "nft": {}, "awm": {}}
+    beta = {
+        "tgo": {"temperature": 0.02, "c": 0},
+        "poly_dpo": {"beta": 40},
+        "dpop": {"beta": 40},
+    }
     good = [i for i in range(8) if i % 2 == 0]  # the images of the first shard
     data = write_set(
         tmp_path / "data",
@@ -206,7 +221,7 @@ def test_training_learns_the_preferences_of_a_tiny_set(objective: str, tmp_path:
     job = config(
         tmp_path / "run",
         data,
-        objective={"name": objective, **beta[objective]},
+        objective={"name": objective, **beta.get(objective, {})},
         steps=24,
         batch=8,
         lr=2e-3,

@@ -88,6 +88,28 @@ def test_all_pairs_equal_an_exhaustive_search(
         assert gap == pairs.margin[same].max()
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(few, few, few), min_size=2, max_size=5))
+def test_a_majority_decides_and_its_share_is_the_margin(grid: list[tuple[float, ...]]) -> None:
+    samples = table([[row[0] for row in grid]])
+    for k, name in enumerate(("second", "third"), 1):
+        samples.scores[name] = np.array([row[k] for row in grid])
+    expected = {}
+    for i, j in permutations(range(len(grid)), 2):
+        votes = sum(np.sign(grid[i][k] - grid[j][k]) for k in range(3))
+        if votes > 0:
+            expected[i, j] = votes / 3
+    config = PairConfig(per_prompt=None, consensus="majority")
+    if not expected or any(len(set(v.tolist())) == 1 for v in samples.scores.values()):
+        with pytest.raises(TuneError, match=r"none is left|equal"):
+            make_pairs(samples, config)
+        return
+    pairs = make_pairs(samples, config)
+    found = zip(pairs.winner.tolist(), pairs.loser.tolist(), pairs.margin.tolist(), strict=True)
+    assert {(i, j): share for i, j, share in found} == pytest.approx(expected)
+    assert pairs.margin.tolist() == sorted(pairs.margin.tolist(), reverse=True)
+
+
 def test_margins_by_reward_and_in_spreads() -> None:
     main, other = [[0.0, 1.0], [0.0, 3.0]], [[0.0, 0.1], [0.0, 0.2]]
     samples = table(main, other)

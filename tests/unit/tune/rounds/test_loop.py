@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -326,3 +327,20 @@ def test_rounds_run_in_other_precisions_and_families(
     assert load_file(folder / LORA)
     log = rows(tmp_path / "run")
     assert log[0]["loss"] == 0 and log[0]["grad_norm"] > 0 and log[2]["loss"] == 0
+
+
+def opposite(images: Tensor, prompts: Any) -> Tensor:
+    return -images[:, 0].mean((1, 2))
+
+
+def test_the_judge_has_no_say_in_pairs(tmp_path: Path) -> None:
+    """Best against worst by the reward, of every prompt, although the judge prefers the worst."""
+    more = {"objective": {"name": "dpo", "beta": 50}, "batch": 3}
+    config = configured(tmp_path, {"count": 1, "updates": 1}, **more)
+    made(config, rewards=[REWARDS[0], steer.reward(opposite)])
+    data = Dataset.load(tmp_path / "rounds" / "0000" / "data")
+    assert len(data.pairs) == len(TEXTS)
+    groups = [np.flatnonzero(data.prompt_ids == k) for k in range(len(TEXTS))]
+    for own, winner, loser in zip(groups, data.pairs.winner, data.pairs.loser, strict=True):
+        assert data.scores[winner] == data.scores[own].max()
+        assert data.scores[loser] == data.scores[own].min()

@@ -83,6 +83,7 @@ GRADIENTS: list[dict[str, Any]] = [
     {"name": "alignprop", "most": 3},
     {"name": "drtune"},
     {"name": "refl", "ceiling": 2.0, "window": [0.25, 1.0]},
+    {"name": "direct_align", "jump": 0.3, "leash": 0.1},
 ]
 POLICIES: list[dict[str, Any]] = [{"name": "ddpo", "kl": 0.1}, {"name": "flow_grpo"}]
 
@@ -245,6 +246,13 @@ def test_rewards_without_a_gradient_are_refused(reward: Any, sentence: str, tmp_
         ({"name": "draft", "last": 2, "noisings": 2}, {}, {}, "noisings=2 with last=2"),
         ({"name": "alignprop", "least": 3, "most": 2}, {}, {}, "most=2: is below least=3"),
         ({"name": "refl", "window": [0.5, 0.2]}, {}, {}, r"window=\[0\.5, 0\.2\]: two shares"),
+        (
+            {"name": "direct_align", "window": [0.0, 1.5]},
+            {},
+            {},
+            r"window=\[0\.0, 1\.5\]: two",
+        ),
+        ({"name": "direct_align", "jump": 0.0}, {}, {}, r"jump=0\.0: must be a number"),
     ],
 )
 def test_what_does_not_go_together_is_refused_as_it_is_read(
