@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,15 @@ import torch
 
 from steer.core.costs import Unit
 from steer.core.errors import (
-    LaneWidthError,
-    PaddedLaneError,
     SteerError,
     UnsupportedPipelineError,
     UnsupportedSchedulerError,
 )
-from steer.core.warn import warn
 from steer.driver.call import Call
 from steer.driver.windows import warn_of_cut_prompts
+from steer.pipeline import attempts
 from steer.pipeline.arguments import COMPUTE, check_grad_mode, fitting
-from steer.pipeline.drive import drive
-from steer.pipeline.memory import Randomness, with_room
+from steer.pipeline.memory import Randomness
 from steer.pipeline.planning.plans import Plans
 from steer.pipeline.preparing import prepare, prepare_recalls
 from steer.pipeline.progress import Progress
@@ -197,34 +193,13 @@ class Guided:
     def _search(
         self, call: Call, run: Run, again: Callable[[Run, int | None], Run], start: float
     ) -> tuple[Run, Any, Report]:
-        """A search in the loop; begins again where memory is short, or the batch is not borne."""
+        """A search in the loop, as far as one can sit there."""
         known = self._refused.get(_kind(call))
         if known is not None and not run.method.needs_loop:
             raise UnsupportedPipelineError(known)
-        attempt = partial(drive, call)
-        wasted: list[Run] = []
-        too_wide: LaneWidthError | None = None
-        while True:
-            try:
-                run, (output, ended), failed = with_room(attempt, run, again)
-                break
-            except LaneWidthError as error:
-                if run.breadth == 1:
-                    raise
-                wasted.append(run)
-                if isinstance(error, PaddedLaneError):
-                    self.widths.refused(call, error)
-                    run = again(run, None)
-                else:
-                    too_wide = error  # if the call as it is runs; else it was not the width
-                    run = again(run, 1)
-        if too_wide is not None:
-            self.widths.refused(call, too_wide)
-            warn(f"{too_wide}: lanes are as wide as the call itself; give lane_width=1", 4)
-        if failed:
-            self.widths.fitted(call, run.method, run.lane_width)
+        run, output, ended, failed = attempts.search(call, run, again, self.widths)
         output, report = finish(run, output, call.latent_output, start, interrupted=not ended)
-        for other in (*wasted, *failed):
+        for other in failed:
             run.ledger.add(other.ledger)
         return run, output, report
 
