@@ -60,7 +60,7 @@ def in_the_sample(item: Any, *rows: int, every: int = 1) -> bool:
     Args:
         item: The case.
         *rows: Of a single table, the rows that are run.
-        every: Of a single table, every so manieth row from the first, where no rows are named.
+        every: Of a single table where no rows are named: the first row, and each `every` rows on.
 
     Of crossed tables it is a diagonal: the longest one from top to bottom, beside it the others in
     turn. So each row of each table is in the sample.
