@@ -9,6 +9,9 @@ with its dependencies into an empty environment, and draws with it. Nothing is u
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -22,6 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "release"
+RESULT = ROOT / "benchmarks" / "results" / "newcomer.json"
 NEWCOMER, TIMES = 15.0, 2.0
 """Seconds that the first steered picture may take after the installation; on a slow machine, so
 many times those that diffusers takes to draw a plain picture with the same small pipeline."""
@@ -120,6 +124,19 @@ def newcomer(uv: Path, wheel: Path, scratch: Path) -> tuple[float, float]:
     return seconds, time.perf_counter() - start
 
 
+def keep(seconds: float, plain: float) -> None:
+    """Write down what the stopwatch said, with the machine."""
+    found = {
+        "command": "make release-check",
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "steered_seconds": round(seconds, 1),
+        "plain_seconds": round(plain, 1),
+    }
+    RESULT.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--uv", type=Path, required=True, help="the uv to build and install with")
@@ -129,6 +146,7 @@ def main() -> None:
             wheel = built(uv, Path(folder))
             print(f"{wheel.relative_to(ROOT)}: built, and its metadata are right")
             seconds, plain = newcomer(uv, wheel, Path(folder))
+            keep(seconds, plain)
             print(f"the first steered picture, {seconds:.1f} s after the installation")
             print(f"a plain one by diffusers alone, {plain:.1f} s")
             if seconds > max(NEWCOMER, TIMES * plain):
