@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from steer.tune import TuneConfig
 
@@ -17,6 +17,7 @@ LAYERS = [
     *("time_emb_proj", "proj_in", "proj_out", "net.0.proj", "net.2"),
 ]
 
+Trained = Literal["denoiser", "text_encoder"]
 Place = tuple[int, float]
 """Steps and guidance scale of a plain call."""
 FEW: tuple[Place, ...] = ((4, 1.0), (8, 1.0))
@@ -33,6 +34,7 @@ class Arm:
         config: Of `steer tune run`, but for `out`.
         places: The plain calls by which it is judged.
         data: Of `steer tune data`, for what learns from stored samples.
+        trained: Parts of the pipeline; with the text encoder it is `why_text.py` that trains.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Arm:
     config: dict[str, Any]
     places: tuple[Place, ...] = FEW
     data: dict[str, Any] = field(default_factory=dict)
+    trained: tuple[Trained, ...] = ("denoiser",)
 
     @property
     def pipeline(self) -> str:
@@ -187,6 +190,36 @@ ARMS: dict[str, Arm] = {
         "fresh",
         "all 4 steps",
         _turbo({"name": "draft", "last": 4}, lora={"rank": 16, "targets": LAYERS}, lr=3e-4),
+    ),
+    "turbo-draft-lora-4": Arm(
+        "`draft`, adapters of rank 4",
+        "gradient",
+        "fresh",
+        "all 4 steps",
+        _turbo({"name": "draft", "last": 4}, lora={"rank": 4, "targets": LAYERS}, lr=3e-4),
+    ),
+    "turbo-draft-lora-attention": Arm(
+        "`draft`, adapters of rank 16 on attention alone",
+        "gradient",
+        "fresh",
+        "all 4 steps",
+        _turbo({"name": "draft", "last": 4}, lora={"rank": 16}, lr=3e-4),
+    ),
+    "turbo-draft-text": Arm(
+        "`draft`, text encoder trained, too",
+        "gradient",
+        "fresh",
+        "all 4 steps",
+        _turbo({"name": "draft", "last": 4}),
+        trained=("denoiser", "text_encoder"),
+    ),
+    "turbo-draft-text-alone": Arm(
+        "`draft`, text encoder alone",
+        "gradient",
+        "fresh",
+        "all 4 steps",
+        _turbo({"name": "draft", "last": 4}),
+        trained=("text_encoder",),
     ),
     "base-draft-whole": Arm(
         "`draft`, base with guidance, whole run",

@@ -27,6 +27,7 @@ import torch
 from methods_show import between
 from tqdm.auto import tqdm
 from why_arms import ARMS, BEFORE, FEW, REWARD, RUNS, Arm, Place
+from why_text import TextTrainer, widen
 
 import steer
 from steer.shapes.scenes import Split
@@ -53,6 +54,14 @@ CONTRASTS = (
     ("turbo-draft-1", "turbo-draft"),
     ("turbo-direct-align", "turbo-draft"),
     ("turbo-draft-lora", "turbo-draft"),
+    ("turbo-draft-lora-4", "turbo-draft-lora"),
+    ("turbo-draft-lora-attention", "turbo-draft-lora"),
+    ("turbo-draft-text", "turbo-draft"),
+    ("turbo-draft-text-alone", "turbo-draft"),
+    ("turbo-draft-half", "turbo-draft"),
+    ("turbo-draft-fast", "turbo-draft"),
+    ("turbo-draft-slow", "turbo-draft"),
+    ("turbo-dpo-rounds", "turbo-dpo"),
 )
 SEEDS: dict[Split, int] = {"held_out": 2, "train": 1}
 Line = dict[str, Any]
@@ -104,7 +113,10 @@ def train(key: str, seconds: float) -> Line:
             if arm.data:
                 make(_data(key), **given)
                 given.pop("rewards")
-            tune(config, **given)
+            if arm.trained == ("denoiser",):
+                tune(config, **given)
+            else:
+                TextTrainer(config, pipe, reward, arm.trained).run()
     (last,) = sorted((out / "checkpoints").glob("step-*/state.pt"))[-1:]
     updates = int(last.parent.name.removeprefix("step-"))
     return {"updates": updates, "seconds": round(float(note.read_text()), 1), "state": str(last)}
@@ -143,6 +155,8 @@ def judge(key: str, arm: Arm, about: Line) -> None:
     pipe.set_progress_bar_config(disable=True)
     if state := about.pop("state", None):
         policy = Policy(pipe, arm.settings(key).lora, reference=False)
+        if arm.trained != ("denoiser",):
+            widen(policy, pipe, arm.trained)
         policy.load(torch.load(state, map_location="cpu", weights_only=True)["weights"])
     rewards = {name: steer.reward(name) for name in (REWARD, JUDGE)}
     for split in SEEDS:
