@@ -86,6 +86,7 @@ class Painter:
         self._options: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
         if shared.size is not None:
             self._options |= dict(zip(("height", "width"), shared.size, strict=True))
+        self._options |= shared.call
         _check_options(studio.pipe, self._options)
         extra: dict[str, Any] = {}
         if arm.tuned is not None:
@@ -115,7 +116,7 @@ class Painter:
                 list(prompts),
                 num_inference_steps=self.steps,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                **self._options,
+                **self._of(len(prompts)),
             )
         except RewardError as error:
             raise RewardError(f"arm {self.arm.name!r}: {error}") from error
@@ -142,6 +143,13 @@ class Painter:
         ]
         return list(zip(out.images, records, strict=True))
 
+    def _of(self, prompts: int) -> dict[str, Any]:
+        """The call's further arguments; a text, such as a negative prompt, is every prompt's."""
+        return {
+            key: [value] * prompts if isinstance(value, str) and "prompt" in key else value
+            for key, value in self._options.items()
+        }
+
 
 _WHOLE = ("cfg_rows", "peak_bytes")  # of a ledger: not sums over images
 
@@ -162,7 +170,7 @@ def _check_options(pipe: Any, options: Mapping[str, Any]) -> None:
     known = inspect.signature(type(pipe).__call__).parameters
     odd = next((key for key in options if key not in known), None)
     if odd is not None:
-        key = odd if odd == "guidance_scale" else "size"
+        key = {"guidance_scale": odd, "height": "size", "width": "size"}.get(odd, f"call.{odd}")
         raise ComparisonError(
             f"{key}: {type(pipe).__name__} takes no {odd!r}: leave {key} out of the configuration"
         )

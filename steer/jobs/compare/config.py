@@ -25,6 +25,18 @@ SHARED = ("steps", "guidance_scale", "scheduler")
 
 AtLeast1 = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=8)]
+_OWN = {
+    "prompt": "the comparison calls with its own prompts; write them under prompts",
+    "num_inference_steps": "write steps",
+    "guidance_scale": "write guidance_scale beside call, which arms may differ in",
+    "height": "write size",
+    "width": "write size",
+    "generator": "noise follows from seeds; leave it out",
+    "latents": "noise follows from seeds; leave it out",
+    "num_images_per_prompt": "write seeds",
+    "output_type": "images are stored as 8-bit files; leave it out",
+}
+"""What `call` may not hold, and where it belongs."""
 
 
 class Arm(Settings):
@@ -96,6 +108,7 @@ class Comparison(Settings):
         steps, guidance_scale, scheduler: Of all arms; None is the pipeline's own. A scheduler is
             the name of a diffusers class, such as `"DDIMScheduler"`.
         size: Height and width of the images; None is the pipeline's own.
+        call: Further arguments of the pipeline's calls, of all arms.
         baseline: The arm that the others are held against; default the first.
         diversity: Whose image features measure how different the seeds' images are: a reward with
             an image encoder (`"shapes-clip"`, `"clip:ViT-B-32:openai"`), or `"pixels"`.
@@ -119,6 +132,7 @@ class Comparison(Settings):
     guidance_scale: float | None = Field(None, ge=0)
     scheduler: str | None = None
     size: tuple[Pixels, Pixels] | None = None
+    call: dict[str, Any] = Field(default_factory=dict)
     baseline: str = ""
     diversity: str = "pixels"
     checkpoints: dict[str, str] = Field(default_factory=dict)
@@ -181,6 +195,9 @@ class Comparison(Settings):
                 "optimised reward is reported anyway"
             )
         self._check_checkpoints()
+        odd = next((key for key in self.call if key in _OWN), None)
+        if odd is not None:
+            raise ValueError(f"call.{odd}={self.call[odd]!r}: {_OWN[odd]}")
         for arm in self.arms:
             _check_fair(self, arm)
         return self

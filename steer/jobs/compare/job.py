@@ -183,6 +183,8 @@ def setup(comparison: Comparison, prompts: PromptSet) -> dict[str, Any]:
     kept = {k: v for k, v in comparison.to_dict().items() if k not in (*_PAGE_ONLY, _READ)}
     rows = [[p.text, p.category] for p in prompts.prompts]
     arms = [{k: v for k, v in arm.items() if k != "label"} for arm in kept.pop("arms")]
+    if not kept["call"]:
+        del kept["call"]  # folders of before there was such a key go on
     kept["scale"] = None if comparison.scale is None else scale_stamp(comparison.scale)
     return {**kept, "arms": arms, "prompts_sha256": prompts.sha256, "texts": rows}
 
