@@ -51,6 +51,8 @@ SPLITS: tuple[Split, ...] = ("train", "held_out")
 LOOKED_AT = 96
 """Captions of each split on which checkpoints are looked at."""
 BASE = f"base, guidance {STEERED:g}"
+DISTILLING, TUNING = 26 * 60, 40 * 60
+"""CPU seconds that the few-step model and its tuning took (from the model card and the page)."""
 
 Line = dict[str, Any]
 Call = Callable[[str, torch.Generator], Any]
@@ -199,20 +201,43 @@ def table(found: list[Line]) -> str:
     for arm, other in pairs(list(found[0]["arms"])):
         met, judged = (values(found, arm, k) - values(found, other, k) for k in ("met", "judge"))
         rows.append(f"| {arm} minus {other} | {points(100 * met)} | {points(judged, 3)} |")
+    rows += ["", *pays(found)]
     return f"{captions} captions, {seeds} seed{'s' if seeds > 1 else ''}:\n\n" + "\n".join(rows)
+
+
+def pays(found: list[Line]) -> list[str]:
+    """After how many images the training is paid by what it saves on each of them."""
+    arms = list(found[0]["arms"])
+    few, tuned = f"few-step, {FEW[0]} steps", f"tuned, {FEW[1]} steps"
+    asked = (
+        (_search(arms, few, 1), "base steered at 2x", DISTILLING),
+        (_search(arms, few, 2), "base steered at 4x", DISTILLING),
+        (_search(arms, tuned, 1), "base steered at 2x", DISTILLING + TUNING),
+        (_search(arms, tuned, 1), _search(arms, f"few-step, {FEW[1]} steps", 2), TUNING),
+        (_search(arms, tuned, 2), _search(arms, few, 4), TUNING),
+    )
+    rows = ["| cheap | dear | all met, cheap minus dear | training, s | saved per image, s | pays "]
+    rows = [rows[0] + "after images |", "|---" * 6 + "|"]
+    for cheap, dear, training in asked:
+        met = 100 * (values(found, cheap, "met") - values(found, dear, "met"))
+        saved = (values(found, dear, "seconds") - values(found, cheap, "seconds")).mean()
+        after = f"{training / saved:,.0f}" if saved > 0 else "never"
+        rows.append(f"| {cheap} | {dear} | {points(met)} | {training} | {saved:.2f} | {after} |")
+    return rows
+
+
+def _search(arms: list[str], model: str, budget: int) -> str:
+    """The arm of a model's best-of-n at a budget."""
+    return next(a for a in arms if a.startswith(model) and a.endswith(f" at {budget}x"))
 
 
 def pairs(arms: list[str]) -> list[tuple[str, str]]:
     """Searches with the few-step models against the base at its best scale, and steered."""
-
-    def search(model: str, budget: int) -> str:
-        return next(a for a in arms if a.startswith(model) and a.endswith(f" at {budget}x"))
-
     models = (f"few-step, {FEW[0]} steps", f"tuned, {FEW[1]} steps")
-    found = [(search(model, 1), f"base, guidance {SCALES[0]:g}") for model in models]
+    found = [(_search(arms, model, 1), f"base, guidance {SCALES[0]:g}") for model in models]
     for model in models:
         found += [
-            (search(model, own), f"base steered at {theirs}x")
+            (_search(arms, model, own), f"base steered at {theirs}x")
             for own, theirs in ((1, 2), (2, 2), (4, 4))
         ]
     return found
