@@ -11,6 +11,7 @@ from steer.cli.exits import bad_input
 from steer.cli.sample import (
     Device,
     Dtype,
+    Further,
     GuidanceScale,
     LaneWidth,
     Pipeline,
@@ -83,6 +84,7 @@ def calibrate(
     scale: Scale = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    call: Further = None,
 ) -> None:
     """Learn from pilot runs what --compute is best spent on.
 
@@ -95,6 +97,7 @@ def calibrate(
         from steer.core.files.atomic import usable
         from steer.core.files.folder import held
         from steer.jobs.calibrate_job import CalibrateJob, check_folder
+        from steer.jobs.call import read_call
 
         job = CalibrateJob(
             tuple(read_prompts(prompts_file, "prompts file")),
@@ -107,6 +110,7 @@ def calibrate(
             windows=tuple(_window(text) for text in window or ()),
             previews=tuple(preview or ()),
             seed=seed,
+            call=read_call(call or ()),
             device=device,
             dtype=dtype,
             lane_width=lane_width,

@@ -123,6 +123,15 @@ Scale = Annotated[
         show_default=False,
     ),
 ]
+Further = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--call",
+        help="A further argument of the pipeline's calls, NAME=VALUE: 'negative_prompt=blurry', "
+        "true_cfg_scale=4. Repeat it for several.",
+        show_default=False,
+    ),
+]
 Base = Annotated[bool, typer.Option(help="Also draw the plain call's image, to compare with.")]
 
 
@@ -150,6 +159,7 @@ def sample(
     plans: Plans = None,
     scale: Scale = None,
     devices: Devices = None,
+    call: Further = None,
     ray: Ray = None,
     workers: Workers = None,
 ) -> None:
@@ -163,6 +173,7 @@ def sample(
     with bad_input():
         from steer.core.files.atomic import usable
         from steer.core.files.folder import held
+        from steer.jobs.call import read_call
         from steer.jobs.sample_job import SampleJob
         from steer.jobs.spread.cluster import connected
         from steer.methods.text import method_option
@@ -192,6 +203,7 @@ def sample(
             plans=plans,
             scale=scale,
             devices=None if devices is None else tuple(devices.split(",")),
+            call=read_call(call or ()),
         )
         if devices is not None and ray is not None:
             raise ValueError("--devices with --ray: a worker has a device of its own; give one")

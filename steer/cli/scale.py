@@ -11,6 +11,7 @@ from steer.cli.exits import bad_input
 from steer.cli.sample import (
     Device,
     Dtype,
+    Further,
     GuidanceScale,
     Pipeline,
     Reward,
@@ -55,6 +56,7 @@ def scale(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    call: Further = None,
 ) -> None:
     """Measure how a reward spreads over each prompt's plain images.
 
@@ -64,6 +66,7 @@ def scale(
     Example: steer scale prompts.txt --reward hpsv2=1,imagereward=1 --steps 30 --out scales.json
     """
     with bad_input():
+        from steer.jobs.call import read_call
         from steer.jobs.scale_job import ScaleJob, fit_scale
 
         if out.suffix.lower() != ".json" or out.is_dir() or not out.parent.is_dir():
@@ -79,6 +82,7 @@ def scale(
             seed=seed,
             device=device,
             dtype=dtype,
+            call=read_call(call or ()),
             **choices,
         )
         say(f"[dim]{len(job.prompts)} prompts x {each} plain images for {escape(reward)}[/]")

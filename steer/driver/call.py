@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -298,3 +298,11 @@ def _has_rows(value: Any, rows: int) -> bool:
     ):
         return False
     return len(value) == rows or any(_has_rows(item, rows) for item in value)
+
+
+def of_prompts(call: Mapping[str, Any], prompts: int) -> dict[str, Any]:
+    """The arguments for a list of prompts: a text, such as a negative prompt, is each one's."""
+    return {
+        name: [value] * prompts if isinstance(value, str) and _PROMPT.fullmatch(name) else value
+        for name, value in call.items()
+    }

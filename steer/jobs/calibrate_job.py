@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.core.files.folder import check_free
 from steer.core.files.text import read_json
+from steer.jobs.call import check_call, check_known
 from steer.jobs.reward_loader import RewardLoader, reward_parts
 
 
@@ -25,7 +26,8 @@ class CalibrateJob:
 
     Attributes:
         prompts: Drawn as those that will be served, at least 4.
-        pipeline, reward, steps, guidance_scale, seed, device, dtype, lane_width: As in `SampleJob`.
+        pipeline, reward, steps, guidance_scale, seed, device, dtype, lane_width, call: As in
+            `SampleJob`.
         judge: A held-out reward, `"auto"` for one of another family; None lets the reward judge
             itself.
         n: Particles per prompt.
@@ -47,6 +49,7 @@ class CalibrateJob:
     dtype: str = "auto"
     lane_width: int | None = None
     scale: str | None = None
+    call: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompts) < _LEAST or not all(prompt.strip() for prompt in self.prompts):
@@ -58,6 +61,7 @@ class CalibrateJob:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: must be at least {least}")
+        check_call(self.call or {})
         if self.judge == "auto":
             from steer.rewards.judges import auto_judge
 
@@ -111,6 +115,8 @@ def run_calibration(job: CalibrateJob, folder: Path, tell: Callable[[str], None]
     call: dict[str, Any] = {"num_inference_steps": job.steps or default_steps(pipe, job.pipeline)}
     if job.guidance_scale is not None:
         call["guidance_scale"] = job.guidance_scale
+    check_known(pipe, job.call or {})
+    call |= job.call or {}
     steered = guided(pipe, reward, judge=judge, lane_width=job.lane_width)
     plans = calibrate(
         steered,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from steer.core.files.atomic import plain
+from steer.jobs.call import check_call
 from steer.jobs.reward_loader import scale_stamp
 
 
@@ -46,6 +48,7 @@ class SampleJob:
         preview: What decodes previews, as `steer.guided(preview=...)` takes it.
         plans: What `compute` stands for: a file that `steer calibrate` wrote.
         scale: What the reward is put on: a file that `steer scale` wrote.
+        call: Further arguments of the pipeline's calls, such as `{"negative_prompt": "blurry"}`.
     """
 
     prompts: tuple[str, ...]
@@ -68,6 +71,7 @@ class SampleJob:
     plans: str | None = None
     scale: str | None = None
     devices: tuple[str, ...] | None = None
+    call: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
@@ -84,6 +88,7 @@ class SampleJob:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
+        check_call(self.call or {})
         self._choose_devices()
         self._choose_judges()
         if len(set(self.judges)) < len(self.judges):

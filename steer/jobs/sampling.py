@@ -21,6 +21,7 @@ from steer.core.warn import warn
 from steer.driver.decoding.nan import decoding_of
 from steer.driver.denoisers import parse_blend
 from steer.driver.facts import quiet
+from steer.jobs.call import check_known
 from steer.jobs.device import usable_device
 from steer.jobs.effort import effort
 from steer.jobs.pipelines import default_steps, dtype_of, load_pipeline
@@ -95,6 +96,7 @@ class Sampler(Worker[Prompt, Drawn]):
         self.pipe = (
             pipe if pipe is not None else load_pipeline(job.pipeline, self.device, self.dtype)
         )
+        check_known(self.pipe, job.call or {})
         self.steps = job.steps or default_steps(self.pipe, job.pipeline)
         self.blended = job.tuned is not None or job.blend is not None
         self.guided = guided(
@@ -179,6 +181,7 @@ class Sampler(Worker[Prompt, Drawn]):
             num_images_per_prompt=images,
             generator=torch.Generator("cpu").manual_seed(seed),
             **({} if scale is None else {"guidance_scale": scale}),
+            **(self.job.call or {}),
             **more,
         )
 

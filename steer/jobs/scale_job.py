@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from steer.core.checks import one_of, whole
+from steer.jobs.call import check_call, check_known
 from steer.jobs.reward_loader import RewardLoader, reward_parts
 
 
@@ -23,7 +25,8 @@ class ScaleJob:
 
     Attributes:
         prompts: Those that will be searched, each once.
-        pipeline, reward, steps, guidance_scale, seed, device, dtype: As in `SampleJob`.
+        pipeline, reward, steps, guidance_scale, seed, device, dtype, call: As in
+            `SampleJob`.
         each: Plain images of every prompt, at least 2.
         unit, unknown: As in `steer.rewards.Scale`.
     """
@@ -39,6 +42,7 @@ class ScaleJob:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    call: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
@@ -49,6 +53,7 @@ class ScaleJob:
             whole("steps", self.steps, "steps=30")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
+        check_call(self.call or {})
         one_of("unit", self.unit, get_args(Unit))
         one_of("unknown", self.unknown, get_args(Unknown))
         reward_parts(self.reward)
@@ -79,6 +84,8 @@ def fit_scale(job: ScaleJob, path: Path) -> Scales:
     call: dict[str, Any] = {"num_inference_steps": job.steps or default_steps(pipe, job.pipeline)}
     if job.guidance_scale is not None:
         call["guidance_scale"] = job.guidance_scale
+    check_known(pipe, job.call or {})
+    call |= job.call or {}
     scales = fit_scales(
         guided(pipe, reward),
         job.prompts,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from steer.core.types import Reward
+from steer.driver.call import of_prompts
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.pilot_runs import check_pilots, model_name
 from steer.rewards.base import WeightedReward
@@ -67,7 +68,12 @@ def fit_scales(
         texts = list(prompts[start : start + batch])
         seeds = range(seed + start, seed + start + len(texts))
         generators = [torch.Generator().manual_seed(s) for s in seeds]
-        given = {"output_type": "latent", **call, "prompt": texts, "generator": generators}
+        given = {
+            "output_type": "latent",
+            **of_prompts(call, len(texts)),
+            "prompt": texts,
+            "generator": generators,
+        }
         guided(**given, method=BestOfN(each))
         for number, text in enumerate(texts):
             for row in guided.report.trace.of("score", number):

@@ -13,9 +13,11 @@ from steer.core.checks import did_you_mean
 from steer.core.errors import ComparisonError, RewardError
 from steer.core.files.atomic import plain
 from steer.core.seeds import pair_seed
+from steer.driver.call import of_prompts
 from steer.driver.denoisers import parse_blend
 from steer.driver.denoisers.blend import cost
 from steer.driver.denoisers.checkpoints import load as load_tuned
+from steer.jobs.call import check_known
 from steer.jobs.compare.config import Arm, Comparison
 from steer.jobs.compare.store import Unit
 from steer.jobs.effort import effort as sized
@@ -86,8 +88,9 @@ class Painter:
         self._options: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
         if shared.size is not None:
             self._options |= dict(zip(("height", "width"), shared.size, strict=True))
-        self._options |= shared.call
         _check_options(studio.pipe, self._options)
+        check_known(studio.pipe, shared.call)
+        self._options |= shared.call
         extra: dict[str, Any] = {}
         if arm.tuned is not None:
             extra["tuned"] = studio.checkpoint(arm.tuned)
@@ -116,7 +119,7 @@ class Painter:
                 list(prompts),
                 num_inference_steps=self.steps,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                **self._of(len(prompts)),
+                **of_prompts(self._options, len(prompts)),
             )
         except RewardError as error:
             raise RewardError(f"arm {self.arm.name!r}: {error}") from error
@@ -143,13 +146,6 @@ class Painter:
         ]
         return list(zip(out.images, records, strict=True))
 
-    def _of(self, prompts: int) -> dict[str, Any]:
-        """The call's further arguments; a text, such as a negative prompt, is every prompt's."""
-        return {
-            key: [value] * prompts if isinstance(value, str) and "prompt" in key else value
-            for key, value in self._options.items()
-        }
-
 
 _WHOLE = ("cfg_rows", "peak_bytes")  # of a ledger: not sums over images
 
@@ -170,7 +166,7 @@ def _check_options(pipe: Any, options: Mapping[str, Any]) -> None:
     known = inspect.signature(type(pipe).__call__).parameters
     odd = next((key for key in options if key not in known), None)
     if odd is not None:
-        key = {"guidance_scale": odd, "height": "size", "width": "size"}.get(odd, f"call.{odd}")
+        key = odd if odd == "guidance_scale" else "size"
         raise ComparisonError(
             f"{key}: {type(pipe).__name__} takes no {odd!r}: leave {key} out of the configuration"
         )

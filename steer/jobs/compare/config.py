@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from steer.core.checks import near
 from steer.core.errors import ComparisonError
 from steer.core.settings import Settings, Several, build, read_yaml
+from steer.jobs.call import OWN, check_call
 from steer.jobs.reward_loader import reward_parts
 from steer.shapes.worlds import NAMES
 
@@ -25,18 +26,6 @@ SHARED = ("steps", "guidance_scale", "scheduler")
 
 AtLeast1 = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=8)]
-_OWN = {
-    "prompt": "the comparison calls with its own prompts; write them under prompts",
-    "num_inference_steps": "write steps",
-    "guidance_scale": "write guidance_scale beside call, which arms may differ in",
-    "height": "write size",
-    "width": "write size",
-    "generator": "noise follows from seeds; leave it out",
-    "latents": "noise follows from seeds; leave it out",
-    "num_images_per_prompt": "write seeds",
-    "output_type": "images are stored as 8-bit files; leave it out",
-}
-"""What `call` may not hold, and where it belongs."""
 
 
 class Arm(Settings):
@@ -195,9 +184,7 @@ class Comparison(Settings):
                 "optimised reward is reported anyway"
             )
         self._check_checkpoints()
-        odd = next((key for key in self.call if key in _OWN), None)
-        if odd is not None:
-            raise ValueError(f"call.{odd}={self.call[odd]!r}: {_OWN[odd]}")
+        check_call(self.call, OWN | {"height": "write size", "width": "write size"})
         for arm in self.arms:
             _check_fair(self, arm)
         return self

@@ -104,7 +104,7 @@ def test_missing_file() -> None:
         (plan(guidance_scale=float("nan")), "guidance_scale=nan: must be a"),
         (plan(size=[64]), "size="),
         (plan(call={"width": 64}), "call.width=64: write size"),
-        (plan(call={"generator": 1}), "call.generator=1: noise follows from seeds"),
+        (plan(call={"generator": 1}), "call.generator=1: noise follows from the seed"),
         (plan(checkpoints=["x"]), "checkpoints=.*must hold"),
         (plan(judges=["oracle", "oracle"]), "each once"),
         (plan(judges=["shapes"]), "optimised reward is reported anyway"),

@@ -225,7 +225,7 @@ def test_further_arguments_of_the_call(tmp_path: Path) -> None:
     for name, more in (("without", {}), ("with", {"call": {"negative_prompt": "a blue square"}})):
         compare(tmp_path / name, guidance_scale=5.0, **more)
     assert pixels(tmp_path / "without/images/base") != pixels(tmp_path / "with/images/base")
-    with pytest.raises(ComparisonError, match=r"call\.shade: .* takes no 'shade'"):
+    with pytest.raises(ValueError, match=r"call\.shade: .* takes no 'shade'"):
         compare(tmp_path / "odd", call={"shade": 1})
 
 
