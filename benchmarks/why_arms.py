@@ -120,7 +120,12 @@ ARMS: dict[str, Arm] = {
         _turbo({"name": "draft", "last": 1}),
     ),
     "base-draft": Arm(
-        "`draft`, base without guidance", "gradient", "fresh", "4 of 20 steps", _base(4), PLAIN
+        "`draft`, base without guidance",
+        "gradient",
+        "fresh",
+        "4 of 20 steps",
+        _base(4),
+        PLAIN + GUIDED,
     ),
     "base-draft-guided": Arm(
         "`draft`, base with guidance",
@@ -128,7 +133,7 @@ ARMS: dict[str, Arm] = {
         "fresh",
         "4 of 20 steps",
         _base(4, guidance_scale=3.5),
-        GUIDED,
+        PLAIN + GUIDED,
     ),
     "turbo-ddpo": Arm(
         "`ddpo`",
