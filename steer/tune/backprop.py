@@ -15,6 +15,8 @@ from torch import Tensor
 
 from steer.core.errors import TuneError
 from steer.core.types import Move, Step, wide
+from steer.tune.noising import Noising
+from steer.tune.objectives import squared_error
 
 
 Denoise: TypeAlias = Callable[[Tensor, Step], Tensor]
@@ -123,6 +125,28 @@ def renoised_last(
     noisy = [step.alpha * clean + step.sigma * noise(k) for k in range(draws)]
     x = torch.stack(noisy, 1).flatten(0, 1)
     return step.x0(x, denoise(x, step))
+
+
+def noised_image(
+    step: Step, clean: Tensor, denoise: Denoise, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One call on an image that is noised to a step's level: ImageReFL (arXiv:2505.22569).
+
+    Args:
+        step: The level.
+        clean: The image's latents, `(B, *latent)`.
+        denoise: The denoiser.
+        noise: `(B, *latent)`.
+
+    Returns:
+        The call's x0, `(B, *latent)`, and its denoising error, `(B,)`: the mean squared difference
+        of the prediction from what the denoiser should answer.
+    """
+    x = step.alpha * clean + step.sigma * noise
+    output = denoise(x, step)
+    level = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    target = Noising.at(step, clean.dtype).to(x.device).target(clean, noise, level)
+    return step.x0(x, output), squared_error(output, target)
 
 
 def aligned(

@@ -93,7 +93,8 @@ class TuneConfig(Settings):
     """A training run: equal configurations on equal data give equal weights.
 
     Attributes:
-        data: The dataset's folder; not with `rounds` or `sampling`, which make their own.
+        data: The dataset's folder; not with `rounds`, which make their own, and with `sampling` for
+            reward gradients that use real images.
         out: Where checkpoints, log, grids and the tuned weights go.
         objective: What is optimised, with its parameters.
         pipeline: `"shapes"`, a folder that `save_pretrained` wrote, or a hub id.
@@ -125,7 +126,7 @@ class TuneConfig(Settings):
         cpu: Do not use an accelerator.
         validation: What is looked at on the way.
         rounds: Sample, score, train, and again, instead of training on `data`.
-        sampling: The runs of objectives that sample while they train, instead of `data`.
+        sampling: The runs of objectives that sample while they train.
     """
 
     data: str = ""
@@ -183,13 +184,12 @@ class TuneConfig(Settings):
     @model_validator(mode="after")
     def _check_data(self) -> TuneConfig:
         own = {
-            "data": bool(self.data),
             "rounds": self.rounds is not None,
             "siblings": self.siblings > 1,
             "text_dropout": self.text_dropout > 0,
             "noise_range": self.noise_range is not None,
         }
-        check_sampling(self.sampling, self.objective, self.batch, own)
+        check_sampling(self.sampling, self.objective, self.batch, self.data, own)
         if self.rounds is None and self.sampling is None and not self.data:
             raise ValueError("'data' is missing: add a line 'data: ...' (or rounds)")
         if self.rounds is not None and self.data:

@@ -86,14 +86,14 @@ class Objective(Settings):
         """Whether the model before tuning will be asked."""
         return self.reference
 
-
-class Goal(Objective, ABC):
-    """An objective of denoising errors: on images, noised again."""
-
     @property
     def product(self) -> bool:
         """Whether it needs `Errors.product`."""
         return False
+
+
+class Goal(Objective, ABC):
+    """An objective of denoising errors: on images, noised again."""
 
     @abstractmethod
     def loss(self, errors: Errors) -> Outcome:

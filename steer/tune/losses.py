@@ -113,7 +113,7 @@ class Losses:
 
     def __call__(self, batch: Batch) -> Outcome:
         """The loss of every row, with gradients to the policy."""
-        errors = self._errors(batch)
+        errors = self.errors(batch)
         baseline = self._goal.baseline(errors)
         if baseline is not None:
             errors = replace(errors, baseline=self.mean(baseline))
@@ -123,7 +123,8 @@ class Losses:
         """The mean over all processes."""
         return cast(Tensor, self._accelerator.reduce(values, reduction="mean"))
 
-    def _errors(self, batch: Batch) -> Errors:
+    def errors(self, batch: Batch) -> Errors:
+        """The denoising errors of every row, with gradients to the policy."""
         x0, text, noise, index = to_device(batch, self._accelerator.device, self._dtype)
         noisy = self._noising.add_noise(x0, noise, index).to(self._dtype)
         target = self._noising.target(x0, noise, index)

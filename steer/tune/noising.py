@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from steer.core.errors import TuneError
 from steer.core.rows import per_row
+from steer.core.types import Step
 from steer.driver.facts import first_denoiser
 
 
@@ -83,6 +85,13 @@ class Noising:
             torch.arange(len(cumulative)) * scale if scale != 1 else torch.arange(len(cumulative)),
         )
 
+    @classmethod
+    def at(cls, step: Step, dtype: torch.dtype = torch.float32) -> Noising:
+        """The one level of a run's step, with latents as the denoiser is given them."""
+        level = input_level(step)
+        alpha, sigma = (torch.tensor([x / level], dtype=dtype) for x in (step.alpha, step.sigma))
+        return cls(step.prediction, alpha, sigma, step.t.reshape(1))
+
     def __len__(self) -> int:
         return len(self.timesteps)
 
@@ -122,6 +131,11 @@ class Noising:
             case _:
                 alpha, sigma = _along(self.alpha[index], x0), _along(self.sigma[index], x0)
                 return alpha * noise - sigma * x0
+
+
+def input_level(step: Step) -> float:
+    """What a run's latents are divided by before the denoiser sees them: 1 but on VE grids."""
+    return 1.0 if step.prediction == "flow" else math.hypot(step.alpha, step.sigma)
 
 
 def scale_of(pipe: Any, given: float | None = None) -> float:

@@ -15,7 +15,7 @@ from steer.tune.goal import Objective
 
 
 class Sampled(Objective, ABC):
-    """Objectives of sampling runs; they need `sampling` in place of a dataset.
+    """Objectives of sampling runs; they need `sampling`.
 
     Attributes:
         preset: Of `steer.methods.Rho`, what noise steps draw where the configuration names none.
@@ -37,12 +37,15 @@ class RewardGradient(Sampled):
         ceiling: A reward that is enough, max(0, ceiling - R); None is -R.
         leash: Weight of the mean squared difference of what is scored from what the model before
             tuning makes of the same noise; 0 is no guard, above 0 costs that model's run.
+        real: Weight of the denoising error on the images of the dataset `data`, ReFL's second loss
+            (arXiv:2304.05977); 0 is none, above 0 costs one more call with a gradient.
         recompute: Hold the graph of one trained step at a time, and run it again on the way back;
             false holds all of them.
     """
 
     ceiling: float | None = None
     leash: float = Field(default=0.0, ge=0)
+    real: float = Field(default=0.0, ge=0)
     recompute: bool = True
 
     @property
@@ -141,7 +144,7 @@ class DRTune(RewardGradient):
 
 
 class ReFL(RewardGradient):
-    """ReFL (arXiv:2304.05977), without its loss on real images: one late step's x0.
+    """ReFL (arXiv:2304.05977): one late step's x0; with `real`, its loss on real images.
 
     Attributes:
         window: Where that step is drawn, as shares of the run; the paper's 30 to 39 of 40 steps.
@@ -157,6 +160,21 @@ class ReFL(RewardGradient):
 
     def cut(self, steps: int, rng: np.random.Generator) -> Cut:
         return one_step(steps, _within(self.window, steps, rng))
+
+
+class ImageReFL(ReFL):
+    """ImageReFL (arXiv:2505.22569): an image of `data`, noised to a late step's level, and its x0.
+
+    The authors' code noises the image to the window's first step and walks to the drawn one without
+    a gradient. Here it is noised to the drawn one, so that one call is all.
+
+    Attributes:
+        window: Where that level is drawn, as shares of the run.
+        real: Weight of that call's denoising error on the same image.
+    """
+
+    name: ClassVar[str] = "image_refl"
+    real: float = Field(default=0.01, ge=0)
 
 
 class DirectAlign(RewardGradient):
@@ -229,7 +247,8 @@ class FlowGRPO(PolicyGradient):
 
 
 SAMPLED: Mapping[str, type[Sampled]] = {
-    kind.name: kind for kind in (DRaFT, AlignProp, DRTune, ReFL, DirectAlign, DDPO, FlowGRPO)
+    kind.name: kind
+    for kind in (DRaFT, AlignProp, DRTune, ReFL, ImageReFL, DirectAlign, DDPO, FlowGRPO)
 }
 
 

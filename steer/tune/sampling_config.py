@@ -14,7 +14,7 @@ from steer.core.types import Step
 from steer.search.kernels.rho import Rho
 from steer.tune.data.config import Count
 from steer.tune.goal import Objective
-from steer.tune.sampled_goals import SAMPLED, PolicyGradient, Sampled
+from steer.tune.sampled_goals import SAMPLED, ImageReFL, PolicyGradient, RewardGradient, Sampled
 
 
 _MIDDLE = Step(1, 3, torch.tensor(0.5), 0.5, 0.5, 0.7, 0.3, "flow")
@@ -22,10 +22,11 @@ _MIDDLE = Step(1, 3, torch.tensor(0.5), 0.5, 0.5, 0.7, 0.3, "flow")
 
 
 class SamplingConfig(Settings):
-    """Sampling runs of every update, in place of a dataset.
+    """Sampling runs of every update.
 
     Attributes:
-        prompts: As `steer tune data` takes them; all come once before one comes again.
+        prompts: As `steer tune data` takes them; all come once before one comes again. None for
+            `image_refl`, whose captions are those of its images.
         reward: What is optimised; a name or a mixture, as `steer.reward` takes it.
         steps: Of a run.
         images: Of each prompt that an update has; policy gradients compare them.
@@ -35,7 +36,7 @@ class SamplingConfig(Settings):
         negative_prompt, call: Of the pipeline's call; `call` holds further arguments.
     """
 
-    prompts: Any
+    prompts: Any = None
     reward: str
     steps: Count
     images: Count = 1
@@ -61,7 +62,11 @@ class SamplingConfig(Settings):
 
 
 def check_sampling(
-    sampling: SamplingConfig | None, goal: Objective, batch: int, others: Mapping[str, bool]
+    sampling: SamplingConfig | None,
+    goal: Objective,
+    batch: int,
+    data: str,
+    others: Mapping[str, bool],
 ) -> None:
     """Raise ValueError where an objective and `sampling` do not go together.
 
@@ -69,6 +74,7 @@ def check_sampling(
         sampling: As configured.
         goal: Likewise.
         batch: Images per update.
+        data: The dataset's folder, or empty.
         others: Whether settings are given that are of losses on noised images.
     """
     if not isinstance(goal, Sampled):
@@ -83,18 +89,58 @@ def check_sampling(
             f"'sampling' is missing: objective={goal.name!r} samples while it trains; add "
             "'sampling: {prompts: ..., reward: ..., steps: 20}'"
         )
-    for name, given in others.items():
+    real = isinstance(goal, RewardGradient)
+    for name, given in {"data": bool(data) and not real, **others}.items():
         if given:
             raise ValueError(
                 f"{name} with objective={goal.name!r}: is of datasets and rounds, and this one "
                 "makes its own samples; leave it out"
             )
+    if isinstance(goal, RewardGradient):
+        _check_real(goal, data)
+    _check_prompts(sampling, goal)
     goal.check(sampling.steps)
     kernel = sampling.kernel(goal)
     if isinstance(goal, PolicyGradient):
         _check_policy(sampling, goal, batch, kernel)
     else:
         _check_gradient(sampling, goal)
+
+
+def _check_real(goal: RewardGradient, data: str) -> None:
+    """Images of a dataset where they are used, and only there."""
+    if isinstance(goal, ImageReFL):
+        if not data:
+            raise ValueError(
+                f"'data' is missing: objective={goal.name!r} starts from the images of a dataset; "
+                "add a line 'data: ...', or use refl"
+            )
+    elif goal.real and not data:
+        raise ValueError(
+            f"objective.real={goal.real:g} without data: it weighs the denoising error on the "
+            "images of a dataset; add a line 'data: ...', or leave it out"
+        )
+    elif data and not goal.real:
+        raise ValueError(
+            f"data={data!r} with objective={goal.name!r}: makes its own samples, and its images "
+            "are used by the weight of their denoising error alone; set real: 0.01 in the "
+            "objective, or leave data out"
+        )
+
+
+def _check_prompts(sampling: SamplingConfig, goal: Sampled) -> None:
+    if not isinstance(goal, ImageReFL):
+        if sampling.prompts is None:
+            raise ValueError("sampling: 'prompts' is missing: add a line 'prompts: ...'")
+        return
+    moves = {"preset": sampling.preset, "level": sampling.level}
+    moves["noise_window"] = sampling.noise_window if sampling.noise_window != (0.0, 1.0) else None
+    for name, given in {"prompts": sampling.prompts, **moves}.items():
+        if given is not None:
+            raise ValueError(
+                f"sampling.{name} with objective={goal.name!r}: it takes images of data with their "
+                "own captions, and no step before the trained one; leave it out"
+            )
 
 
 def _check_policy(sampling: SamplingConfig, goal: PolicyGradient, batch: int, kernel: Rho) -> None:

@@ -66,6 +66,8 @@ def training_rows(
 ) -> tuple[NDArray[np.int64], Labels | None]:
     """The rows (or pairs) that are trained on, and labels of all images where they are needed.
 
+    An objective that samples while it trains takes all images of the split `"train"`.
+
     Raises:
         TuneError: Pairs are needed and there are none; scores that no threshold separates.
     """
@@ -77,6 +79,8 @@ def training_rows(
             )
         _tell_unpaired(data, data.pairs)
         return np.flatnonzero(data.pairs.split == "train"), None
+    if not goal.labelled:
+        return np.flatnonzero(data.split == "train"), None
     if targets == "winners":
         labels = found_labels(data, both=goal.name != "sft")
     elif isinstance(goal, Advantaged):

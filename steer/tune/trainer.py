@@ -100,11 +100,14 @@ class Trainer:
         draws = (config.seed, len(self.noising), config.text_dropout, config.siblings)
         if config.text_dropout:
             _ = data.uncond
-        self.losses.guidance = Guidance.of(config, data, self.policy.module)
+        self.losses.guidance = self._guidance(data)
         self.loader = Loader(
             data, material.order, draws, share, self.goal.pairs, material.labels, marked
         )
         self._data_hash = checkpointing.fingerprint(data)
+
+    def _guidance(self, data: Dataset) -> Guidance | None:
+        return Guidance.of(self.config, data, self.policy.module)
 
     def close(self) -> None:
         """Stop reading."""

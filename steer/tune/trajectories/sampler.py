@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,9 @@ from steer.search.short_runs import Grid, short_grid
 from steer.tune.backprop import Denoise
 from steer.tune.config import TuneConfig
 from steer.tune.data.features import Features
+from steer.tune.dataset import Dataset
 from steer.tune.losses import Guidance
-from steer.tune.noising import denoiser, nest, predict, scale_of
+from steer.tune.noising import denoiser, input_level, nest, predict, scale_of
 from steer.tune.sampled_goals import Sampled
 from steer.tune.sampling_config import SamplingConfig
 
@@ -39,6 +39,8 @@ class Sampler:
     Attributes:
         grid: The steps of the pipeline's scheduler, each leading to the next.
         kernel: What moves latents from one to the next.
+        guidance: Of predictions; None leaves them as they are.
+        dtype: In which the denoiser is asked.
 
     Raises:
         TuneError: A pipeline of videos, guidance that does not fit, or no step that draws noise
@@ -55,13 +57,14 @@ class Sampler:
                 f"looked into; use nft or awm in rounds instead of {config.objective.name}"
             )
         self._pipe, self._model = pipe, denoiser(pipe)[1]
-        self._dtype = getattr(torch, config.base_dtype)
+        self.dtype = getattr(torch, config.base_dtype)
         arguments = _arguments(config, config.sampling, self._model)
         self._asked = Asked({**config.sampling.call})
         first = prompts[0]
         other = prompts[1] if len(prompts) > 1 else f"not {first}"
-        self._features = Features(pipe, arguments, (first, other))
-        self._guidance = _guidance(config, self._features)
+        self._probe = (first, other)
+        self._features = Features(pipe, arguments, self._probe)
+        self.guidance = _guidance(config, self._features)
         self._scale = scale_of(pipe, config.timestep_scale)
         self._size = float(getattr(pipe.scheduler, "init_noise_sigma", 1.0))
         self.grid: Grid = short_grid(Schedule.from_scheduler(pipe.scheduler), None)
@@ -88,6 +91,25 @@ class Sampler:
         """The arguments of some of the rows."""
         names = self._features.layout.names
         return {k: v[rows] if k in names else v for k, v in text.items()}
+
+    def check(self, data: Dataset, decoded: bool = False) -> None:
+        """Raise TuneError unless a dataset is laid out as the pipeline's calls are.
+
+        Args:
+            data: Whose text features the denoiser will be given.
+            decoded: Whether its latents will be decoded as those of the calls are.
+        """
+        found = {name: tuple(value.shape[1:]) for name, value in data.text([0]).items()}
+        own = {name: tuple(value.shape[1:]) for name, value in self._features(self._probe).items()}
+        for what, has, wanted in (
+            ("text features", dict(sorted(found.items())), dict(sorted(own.items()))),
+            ("latents", data.latent_shape, self._features.latent_shape if decoded else None),
+        ):
+            if wanted is not None and has != wanted:
+                raise TuneError(
+                    f"data={str(data.folder)!r}: has {what} of shape {has}, and the calls of "
+                    f"sampling {wanted}; make it with the pipeline that is tuned and the same call"
+                )
 
     def start(self, seeds: Sequence[int]) -> Tensor:
         """Initial latents of rows by their seeds, `(B, *latent)` float32."""
@@ -116,12 +138,11 @@ class Sampler:
         """
 
         def ask(x: Tensor, step: Step) -> Tensor:
-            level = 1.0 if step.prediction == "flow" else math.hypot(step.alpha, step.sigma)
             time = (step.t * self._scale).to(x.device).expand(len(x))
-            noisy = (x / level).to(self._dtype)
-            if self._guidance is None:
+            noisy = (x / input_level(step)).to(self.dtype)
+            if self.guidance is None:
                 return predict(model, noisy, time, nest(text))
-            return self._guidance.predict(model, noisy, time, text)
+            return self.guidance.predict(model, noisy, time, text)
 
         def again(x: Tensor, step: Step) -> Tensor:
             if not torch.is_grad_enabled():
@@ -133,10 +154,10 @@ class Sampler:
 
     def images(self, clean: Tensor, grad: bool = False) -> Tensor:
         """`(B, 3, H, W)` float32 in [0, 1]."""
-        return decode(self._pipe, clean.to(self._dtype), grad=grad, asked=self._asked)
+        return decode(self._pipe, clean.to(self.dtype), grad=grad, asked=self._asked)
 
     def _placed(self, value: Tensor) -> Tensor:
-        dtype = self._dtype if value.is_floating_point() else value.dtype
+        dtype = self.dtype if value.is_floating_point() else value.dtype
         return value.to(self._model.device, dtype)
 
 

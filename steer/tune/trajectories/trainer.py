@@ -12,11 +12,19 @@ from steer.core.errors import TuneError
 from steer.core.types import Reward
 from steer.driver.facts import parts
 from steer.rewards.parts import is_relative
+from steer.tune.checkpointing import fingerprint
 from steer.tune.config import TuneConfig
 from steer.tune.data.prompts import read_prompts
-from steer.tune.sampled_goals import PolicyGradient, RewardGradient
+from steer.tune.dataset import Dataset
+from steer.tune.sampled_goals import ImageReFL, PolicyGradient, RewardGradient
 from steer.tune.trainer import Trainer
-from steer.tune.trajectories.gradients import WAY_OUT, RewardLosses, RunLoader
+from steer.tune.trajectories.gradients import (
+    WAY_OUT,
+    ImageLoader,
+    ImageLosses,
+    RewardLosses,
+    RunLoader,
+)
 from steer.tune.trajectories.policies import Chosen, Drawer, Drawn, PolicyLosses
 from steer.tune.trajectories.sampler import Sampler
 
@@ -43,7 +51,8 @@ class SampledTrainer(Trainer):
     ) -> None:
         assert config.sampling is not None
         self.sampling = config.sampling
-        self.prompts = [prompt.text for prompt in read_prompts(self.sampling.prompts)]
+        given = self.sampling.prompts
+        self.prompts = [] if given is None else [prompt.text for prompt in read_prompts(given)]
         self.reward = _load(self.sampling.reward, config.cpu) if reward is None else reward
         _check_reward(config, self.reward)
         super().__init__(config, pipe, progress)
@@ -53,9 +62,17 @@ class SampledTrainer(Trainer):
         for name, part in parts(self.pipe).items():
             if name != self.policy.name:
                 part.requires_grad_(False)
+        data = self.data if config.data else None
+        if data is not None and given is None:
+            rows = zip(data.prompts, data.split.tolist(), strict=True)
+            self.prompts = list(dict.fromkeys(text for text, split in rows if split == "train"))
         self.sampler = Sampler(config, self.pipe, self.prompts)
         self._data_hash = _digest(self.prompts)
         self.manifest = {"prompts": len(self.prompts), "reward": self.reward.name}
+        if data is not None:
+            self.sampler.check(data, decoded=given is None)
+            self._data_hash += fingerprint(data)
+            self.manifest["dataset"] = dict(data.manifest)
         self._drawn: tuple[int, Drawn] | None = None
         self._begin()
 
@@ -64,8 +81,14 @@ class SampledTrainer(Trainer):
         goal, config = self.config.objective, self.config
         given = (self.accelerator, self.policy, self.model)
         if isinstance(goal, RewardGradient):
-            self.loader = RunLoader(self.prompts, config.seed, config.batch)
-            self.losses: Any = RewardLosses(goal, self.sampler, self.reward, *given, config.seed)
+            kind, real = RewardLosses, self.losses
+            real.guidance = self.sampler.guidance
+            if isinstance(goal, ImageReFL):
+                kind, self.loader = ImageLosses, ImageLoader(self.loader, self.data)
+            else:
+                images = self.loader if config.data else None
+                self.loader = RunLoader(self.prompts, config.seed, config.batch, images)
+            self.losses: Any = kind(goal, self.sampler, self.reward, *given, config.seed, real)
             return
         assert isinstance(goal, PolicyGradient)
         if not self.sampler.noisy:
@@ -105,8 +128,11 @@ class SampledTrainer(Trainer):
         drawn = self._drawn[1]
         return Chosen(drawn, slice(place * batch, (place + 1) * batch), drawn.actions)
 
+    def _guidance(self, data: Dataset) -> None:
+        """The runs' own, of which the dataset knows nothing."""
+
     def evaluate(self) -> dict[str, float]:
-        """Nothing: there is no dataset to hold out; `validation.prompts` draws grids."""
+        """Nothing: no images are held out; `validation.prompts` draws grids."""
         return {}
 
 

@@ -19,6 +19,7 @@ from steer.tune.backprop import (
     Cut,
     aligned,
     last_steps,
+    noised_image,
     one_step,
     renoised_last,
     reward_loss,
@@ -193,6 +194,42 @@ def test_alignment_refuses_what_it_cannot_do() -> None:
         aligned(GRID[0], drawn(1, D), lambda x, at: x, drawn(1, D), 0.0)
     with pytest.raises(TuneError, match="no noise to take out"):
         aligned(replace(GRID[0], sigma=0.0), drawn(1, D), lambda x, at: x, drawn(1, D))
+
+
+VE = Step(0, 1, torch.tensor(500.0), 1.0, 3.0, 1.0, 0.0, "epsilon")
+SIZE = math.sqrt(10.0)
+NOISED: list[tuple[Step, tuple[float, float], float]] = [
+    (replace(GRID[1], prediction="epsilon"), (0.0, 1.0), -math.tan(ANGLES[1])),
+    (replace(GRID[1], prediction="sample"), (1.0, 0.0), 1.0),
+    (GRID[1], (-math.sin(ANGLES[1]), math.cos(ANGLES[1])), -math.sin(ANGLES[1])),
+    (FLOW[1], (-1.0, 1.0), -0.7),
+    (VE, (0.0, 1.0), -3.0),
+    (replace(VE, prediction="v_prediction"), (-3 / SIZE, 1 / SIZE), -3 / SIZE),
+]
+"""A step, what of clean and noise a right denoiser answers there, and the slope of x0 in it."""
+
+
+@pytest.mark.parametrize(
+    ("step", "right", "slope"), NOISED, ids=lambda x: x.prediction if isinstance(x, Step) else ""
+)
+def test_a_noised_image_has_the_calls_x0_and_its_error(
+    step: Step, right: tuple[float, float], slope: float
+) -> None:
+    clean, noise, away = drawn(3, D), drawn(3, D, seed=1), drawn(3, D, seed=2)
+    seen: list[Tensor] = []
+
+    def wrong(x: Tensor, at: Step) -> Tensor:
+        seen.append(x)
+        return right[0] * clean + right[1] * noise + off
+
+    off = away.clone().requires_grad_()
+    found, error = noised_image(step, clean, wrong, noise)
+    torch.testing.assert_close(seen, [step.alpha * clean + step.sigma * noise])
+    torch.testing.assert_close(found, clean + slope * away)
+    torch.testing.assert_close(error, away.square().mean(1))
+    pull = drawn(3, D, seed=3)
+    (grad,) = torch.autograd.grad((found * pull).sum() + error.sum(), off)
+    torch.testing.assert_close(grad, slope * pull + 2 * away / D)
 
 
 def test_a_ceiling_leaves_good_images_alone() -> None:

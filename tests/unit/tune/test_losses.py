@@ -63,7 +63,7 @@ def test_every_objective_is_of_guided_predictions_of_policy_and_reference(
     job = config(tmp_path / "run", write_set(tmp_path / "data"), **given)
     trainer = Trainer(job, build("sd"))
     batch = trainer.loader.at(0)
-    errors = trainer.losses._errors(batch)
+    errors = trainer.losses.errors(batch)
     noisy = trainer.noising.add_noise(
         batch.x0.flatten(0, 1),
         batch.draws.noise.repeat(len(batch.x0), 1, 1, 1),

@@ -172,7 +172,7 @@ def test_the_reference_stays_the_base_or_moves_with_the_rounds(
     advance = Trainer.advance
 
     def watched(self: Trainer) -> dict[str, float]:
-        errors = self.losses._errors(self.loader.at(self.step))
+        errors = self.losses.errors(self.loader.at(self.step))
         assert errors.reference is not None
         seen[self.step] = bool(torch.equal(errors.policy, errors.reference))
         return advance(self)

@@ -84,7 +84,7 @@ GRADIENTS: list[dict[str, Any]] = [
     {"name": "drtune"},
     {"name": "refl", "ceiling": 2.0, "window": [0.25, 1.0]},
     {"name": "direct_align", "jump": 0.3, "leash": 0.1},
-]
+]  # image_refl: test_images.py
 POLICIES: list[dict[str, Any]] = [{"name": "ddpo", "kl": 0.1}, {"name": "flow_grpo"}]
 
 
@@ -239,7 +239,20 @@ def test_rewards_without_a_gradient_are_refused(reward: Any, sentence: str, tmp_
         ("flow_grpo", {"images": 2, "steps": 1}, {}, "steps=1: the last step draws no noise"),
         ("flow_grpo", {"images": 2, "preset": "sde"}, {}, "preset='sde': unknown"),
         ("draft", {"images": 2}, {}, "images=2: draft takes every run's own gradient"),
-        ("draft", {}, {"data": "d"}, "data with objective='draft': is of datasets and rounds"),
+        ("draft", {}, {"data": "d"}, "data='d' with objective='draft': makes its own samples"),
+        ("ddpo", {"images": 2}, {"data": "d"}, "data with objective='ddpo': is of datasets and"),
+        ({"name": "refl", "real": 0.1}, {}, {}, r"objective\.real=0\.1 without data: it weighs"),
+        ({"name": "ddpo", "real": 0.1}, {"images": 2}, {}, "'real' is unknown"),
+        ({"name": "refl", "real": -1.0}, {}, {}, r"objective: real=-1\.0"),
+        ("refl", {"prompts": None}, {}, "sampling: 'prompts' is missing"),
+        ("image_refl", {"prompts": None}, {}, "'data' is missing: objective='image_refl' starts"),
+        ("image_refl", {}, {"data": "d"}, r"sampling\.prompts with objective='image_refl'"),
+        (
+            "image_refl",
+            {"prompts": None, "preset": "ddim"},
+            {"data": "d"},
+            r"sampling\.preset with objective='image_refl': .* no step before",
+        ),
         ("draft", {}, {"siblings": 2}, "siblings with objective='draft'"),
         ("dpo", {}, {}, "sampling with objective='dpo': it learns from a dataset or in rounds"),
         ({"name": "draft", "last": 9}, {}, {}, r"last=9: runs have sampling\.steps=4"),
