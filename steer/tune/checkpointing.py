@@ -70,7 +70,7 @@ def load(folder: Path, config: TuneConfig, data: str) -> dict[str, Any]:
             f"checkpoint={str(folder)!r}: cannot be read ({first_line(error)}); delete it to "
             "continue from the one before"
         ) from error
-    changed = differences(meta["config"], json.loads(json.dumps(config.to_dict())))
+    changed = differences(_completed(meta["config"]), _plain(config))
     if meta["data"] != data:
         changed.append("the dataset's contents")
     if changed:
@@ -79,6 +79,19 @@ def load(folder: Path, config: TuneConfig, data: str) -> dict[str, Any]:
             "another folder, or the same settings"
         )
     return state
+
+
+def _completed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An earlier version's settings with the defaults of those that came since."""
+    try:
+        return _plain(TuneConfig.from_dict(settings))
+    except TuneError:  # it had settings, or values, that are gone: shown as they are
+        return settings
+
+
+def _plain(config: TuneConfig) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
+    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:

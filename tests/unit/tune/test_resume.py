@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -156,6 +157,22 @@ def test_another_configuration_or_dataset_is_refused_with_the_difference(tmp_pat
     write_set(data, "sd3", scores=range(16))
     with pytest.raises(TuneError, match="the dataset's contents"):
         tune(longer, build("sd3"), progress=False)
+
+
+def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+    """Its checkpoint lacks the setting: that is the default, and another value a difference."""
+    data = write_set(tmp_path / "data", "sd3")
+    tune(config(tmp_path / "out", data, steps=2), build("sd3"))
+    (meta,) = (tmp_path / "out" / "checkpoints").glob("*/meta.json")
+    known = json.loads(meta.read_text())
+    for name in ("noise_range", "sampling", "siblings"):
+        del known["config"][name]
+    del known["config"]["objective"]["guard"]
+    meta.write_text(json.dumps(known))
+    with pytest.raises(TuneError, match="noise_range: None -> "):
+        tune(config(tmp_path / "out", data, steps=3, noise_range=[0.4, 1.0]), build("sd3"))
+    tune(config(tmp_path / "out", data, steps=3), build("sd3"))
+    assert len(rows(tmp_path / "out")) == 3
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
