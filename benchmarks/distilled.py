@@ -279,13 +279,19 @@ def pairs(arms: list[str]) -> list[tuple[str, str]]:
     """Searches with the few-step models against the base at its best scale, and steered."""
     models = [f"few-step, {FEW[0]} steps", *(f"tuned, {steps} steps" for steps in FEW)]
     short = f"tuned, {STRIDES} of {FEW[0]} steps"
-    if any(arm.startswith(short) for arm in arms):
-        models.append(short)
     found = [(_search(arms, model, 1), f"base, guidance {SCALES[0]:g}") for model in models]
     for model in models:
         found += [
             (_search(arms, model, own), f"base steered at {theirs}x")
             for own, theirs in ((1, 2), (2, 2), (4, 4))
+        ]
+    if any(arm.startswith(short) for arm in arms):
+        every = f"{FEW[0]} steps"
+        few = f"{STRIDES} of {every}"
+        found += [
+            (_search(arms, f"{model}, {few}", budget), _search(arms, f"{model}, {every}", budget))
+            for model in ("few-step", "tuned")
+            for budget in BUDGETS
         ]
     return found
 

@@ -82,6 +82,7 @@ def pruned(pipe: Any, reward: Any, caption: str, steps: int, seed: int) -> dict[
     """Reward and verdict of one call with `Prune` for each budget."""
     guided = steer.guided(pipe, reward, method=steer.Prune)
     found: dict[str, Any] = {}
+    plan = ""
     for budget in BUDGETS:
         out = guided(
             caption,
@@ -91,8 +92,9 @@ def pruned(pipe: Any, reward: Any, caption: str, steps: int, seed: int) -> dict[
             generator=torch.Generator().manual_seed(seed),
             output_type="pt",
         )
+        plan = repr(out.report.method)
         found[str(budget)] = [round(out.rewards[0], 6), verdicts(out.images, caption)[0]]
-    return {"budgets": found, "plans": repr(guided.report.method)}
+    return {"budgets": found, "plan": plan}
 
 
 def work(args: Any) -> None:

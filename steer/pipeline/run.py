@@ -210,7 +210,7 @@ class Run:
         if self.unit == "flops" and compute > 1:
             costs = weigh(ctx, opening.latents)
         guidance = guidance_scale(self.pipe, self.values) if self.ledger.cfg_rows > 1 else 1.0
-        renews = renoises(opening.scheduler)
+        renews = self.models is None and renoises(opening.scheduler)
         if self.plans is not None:
             self.plans.check_steps(self.steps)
             self.plans.check_guidance(guidance)

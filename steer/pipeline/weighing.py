@@ -29,7 +29,8 @@ class Weights:
         counted: FLOPs of denoisers by the shapes of their arguments.
         drafts: Whether the latest planned call's solver allowed them.
         guidance: That call's scale of classifier-free guidance.
-        renoises: Whether its scheduler draws all noise anew at every step.
+        renoises: Whether its scheduler draws all noise anew at every step, and its denoiser is the
+            pipeline's own: tuned ones may need every step (docs/results/distilled.md).
         lane: The lane width that its populations had to be multiples of; `None` for none.
     """
 

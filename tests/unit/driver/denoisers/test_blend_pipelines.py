@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import LCMScheduler
 from families import arguments, build, redness, seeded, shared
 from torch import Tensor, nn
 from tuned_pairs import Reference, component, drawn, pictures, twin, with_denoiser
@@ -233,6 +234,16 @@ def test_compute_counts_plain_calls_of_the_base() -> None:
     assert blended.report.method == BestOfN(4) != plain.report.method
     with pytest.raises(ValueError, match="compute=2 or more"):
         guided(pipe, redness, compute=1, tuned=tuned, blend="RLG(2)")(**arguments("sd"))
+
+
+def test_short_runs_are_planned_for_the_own_weights_alone() -> None:
+    """A few-step model tuned through all of its steps may need its last one."""
+    pipe = build("sd")
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    own = guided(pipe, redness, compute=8)(**arguments("sd")).report.method
+    tuned = guided(pipe, redness, compute=8, tuned=twin(pipe))(**arguments("sd")).report.method
+    assert isinstance(own, BestOfN) and own.strides is not None
+    assert isinstance(tuned, BestOfN) and tuned.strides is None
 
 
 @pytest.mark.parametrize("moment", ["denoiser", "reward"])
