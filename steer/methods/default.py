@@ -12,7 +12,7 @@ from steer.search.method import Method
 
 
 _PRUNED, _DRAFTED = 8, 12  # steps from which on there is something to prune, or to stride over
-_SHORTENED = 4  # and, where all noise is drawn anew, to leave out: three quarters are drawn
+_SHORTENED, _SHORT = 4, 3  # and, where all noise is drawn anew, to leave out: three are drawn
 
 
 def for_compute(
@@ -27,8 +27,8 @@ def for_compute(
 ) -> Method:
     """The default method that spends at most `compute` plain calls of `steps` steps.
 
-    Drafts that are pruned, where there are steps enough for them; else pruning, or best of n: of
-    short runs where few steps draw all noise anew (benchmarks/few_steps.py).
+    Drafts that are pruned, where there are steps enough for them; else pruning, or best of n. Where
+    few steps draw all noise anew, best of n short runs (benchmarks/few_steps.py).
 
     Args:
         compute: Multiples of what a plain call costs, its decode included, at least 1.
@@ -58,15 +58,15 @@ def for_compute(
             "calls; lower lane_width or raise compute"
         )
     plans: list[Prune] = []
+    short = renoises and drafts and compute > 1 and _SHORTENED <= steps < _DRAFTED
     if drafts and compute > 1 and steps >= _DRAFTED:
         plans.append(Prune.for_compute(compute, steps, costs, drafts=True, guidance=guidance))
-    if compute >= 2 and steps >= _PRUNED:
+    if compute >= 2 and steps >= _PRUNED and not short:
         plans.append(Prune.for_compute(compute, steps, costs))
     for plan in plans:
         aligned = all(size % lane == 0 for size in plan.populations)
         if aligned and costs.fits(plan.work(steps), compute, steps):
             return plan
-    short = renoises and drafts and compute > 1 and _SHORTENED <= steps < _PRUNED
-    strides = steps * 3 // 4 if short else None
+    strides = _SHORT if short else None
     most = costs.most(lambda n: BestOfN(n * lane, strides).work(steps), compute, steps)
     return BestOfN(most * lane, strides if most * lane > 1 else None)

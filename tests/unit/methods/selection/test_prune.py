@@ -51,15 +51,17 @@ def test_default_plan() -> None:
 
 
 def test_few_steps_that_draw_all_noise_anew_are_shortened() -> None:
-    """Three of every four, where there is one to leave out and two candidates are paid for."""
+    """Three are drawn, where there are more and two candidates are paid for."""
     few = {"drafts": True, "renoises": True}
     assert for_compute(4, 4, **few) == BestOfN(5, strides=3)
     assert for_compute(1.5, 4, **few) == BestOfN(2, strides=3)
-    assert for_compute(4, 7, lane_width=2, **few) == BestOfN(4, strides=5)
+    assert for_compute(4, 7, lane_width=2, **few) == BestOfN(8, strides=3)
+    assert for_compute(4, 8, **few) == BestOfN(10, strides=3)
+    assert for_compute(4, 11, **few) == BestOfN(14, strides=3)
     assert for_compute(1.4, 4, **few) == BestOfN(1)
     assert for_compute(1, 4, **few) == BestOfN(1)
     assert for_compute(4, 3, **few) == BestOfN(4)
-    assert for_compute(4, 8, **few) == Prune.for_compute(4, 8)
+    assert for_compute(4, 12, **few) == for_compute(4, 12, drafts=True)
     assert for_compute(4, 4, renoises=True) == BestOfN(4)
 
 
