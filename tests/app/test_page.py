@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ class Visitor:
 
     def __init__(self, browser: Any, server: Server) -> None:
         self.asked: list[str] = []
-        self.page = browser.new_context(accept_downloads=True).new_page()
+        self.context = browser.new_context(accept_downloads=True)
+        self.page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(server.url)
@@ -53,8 +55,22 @@ class Visitor:
 
 
 @pytest.fixture
-def visitor(browser: Any, server: Server) -> Visitor:
-    return Visitor(browser, server)
+def visit(browser: Any, server: Server) -> Iterator[Callable[[], Visitor]]:
+    """Visitors, who leave when the test is over: a page that is open asks the server on and on."""
+    found: list[Visitor] = []
+
+    def come() -> Visitor:
+        found.append(Visitor(browser, server))
+        return found[-1]
+
+    yield come
+    for visitor in found:
+        visitor.context.close()
+
+
+@pytest.fixture
+def visitor(visit: Callable[[], Visitor]) -> Visitor:
+    return visit()
 
 
 def test_a_run_gives_a_picture_a_reward_and_a_report(
@@ -106,8 +122,8 @@ def test_bad_input_is_one_sentence(visitor: Visitor) -> None:
         assert visitor.pictures() == []
 
 
-def test_two_visitors_each_get_their_own(browser: Any, server: Server) -> None:
-    first, second = Visitor(browser, server), Visitor(browser, server)
+def test_two_visitors_each_get_their_own(visit: Callable[[], Visitor]) -> None:
+    first, second = visit(), visit()
     first.draw("a red circle")
     second.draw("a blue square")
     first.ended("Finished")
@@ -119,8 +135,8 @@ def test_two_visitors_each_get_their_own(browser: Any, server: Server) -> None:
     assert not set(first.pictures()) & set(second.pictures())
 
 
-def test_a_stop_is_for_ones_own_run_only(browser: Any, server: Server) -> None:
-    first, second = Visitor(browser, server), Visitor(browser, server)
+def test_a_stop_is_for_ones_own_run_only(visit: Callable[[], Visitor]) -> None:
+    first, second = visit(), visit()
     first.draw("a red circle", steps=20, compute=8)
     first.wait("Drawing")
     second.draw("a blue square")
