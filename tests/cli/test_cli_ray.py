@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +26,6 @@ from typer.testing import CliRunner, Result
 
 from steer.cli.app import app
 from steer.core.errors import WorkersError
-from steer.core.files.run_folder import RunFolder
 from steer.jobs.compare.config import from_dict
 from steer.jobs.compare.job import CompareJob
 from steer.jobs.spread import pool as pools
@@ -100,16 +100,15 @@ def files(folder: Path, *left_out: str) -> dict[str, Any]:
 
 
 def hands() -> list[int]:
-    """Processes of this cluster's workers, those that are at work first."""
-    found: list[tuple[bool, int]] = []
+    """Processes of this cluster's workers that are at work."""
+    found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
-            name = (entry / "cmdline").read_bytes()
-            if name.startswith(b"ray::Hand"):
+            if (entry / "cmdline").read_bytes().startswith(b"ray::Hand.work"):
                 raylet = _parent(entry)
                 if int(_parent(Path("/proc") / raylet)) == os.getpid():
-                    found.append((not name.startswith(b"ray::Hand.work"), int(entry.name)))
-    return [process for _, process in sorted(found)]
+                    found.append(int(entry.name))
+    return found
 
 
 def _parent(entry: Path) -> str:
@@ -117,20 +116,25 @@ def _parent(entry: Path) -> str:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_sample_with_a_worker_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers; when the first prompt is recorded, one is killed, at work where one is."""
+def test_sample_with_a_worker_killed(tmp_path: Path) -> None:
+    """Three workers; the first that is seen at work is killed."""
     words = ["sample", *PROMPTS, "--steps", 6, "--compute", 2, "--judge", "shapes-clip"]
     run(*words, "--out", tmp_path / "one")
-    add, killed = RunFolder.add, []
+    over, killed = threading.Event(), []
 
-    def kill(self: RunFolder, entry: Any) -> None:
-        if not killed and (found := hands()):
-            os.kill(found[0], signal.SIGKILL)
-            killed.append(found[0])
-        add(self, entry)
+    def watch() -> None:
+        while not killed and not over.wait(0.02):
+            for process in hands()[:1]:
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
 
-    monkeypatch.setattr(RunFolder, "add", kill)
-    run(*words, "--out", tmp_path / "many", "--ray", "auto", "--workers", 2)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run(*words, "--out", tmp_path / "many", "--ray", "auto", "--workers", 3)
+    finally:
+        over.set()
+        watcher.join()
     assert killed
     one, many = files(tmp_path / "one"), files(tmp_path / "many")
     assert many == one and len(one) >= 2 * len(PROMPTS)
