@@ -139,14 +139,20 @@ class Call:
             seeds: One per prompt. The global generator is seeded by the first, and put back.
 
         Raises:
-            IndexError, RuntimeError, TypeError, ValueError: The pipeline's own, perhaps since it
-                takes no list of generators: see `alone`.
+            AttributeError, IndexError, RuntimeError, TypeError, ValueError: The pipeline's own,
+                perhaps since it takes no list of generators: see `alone`.
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return self._seeded({}, generators if len(generators) > 1 else generators[0], seeds[0])
 
-    def alone(self, prompt: int, seed: int) -> Any:
-        """Call the pipeline with one of several prompts, one image, and other randomness."""
+    def alone(self, prompt: int, seed: int, generator: torch.Generator | None = None) -> Any:
+        """Call the pipeline with one of the prompts, one image, and other randomness.
+
+        Args:
+            prompt: Its place.
+            seed: Of the global generator, which is put back, and of the call's own.
+            generator: In place of a new one.
+        """
         own = set(self._own_inputs)
         given = {
             name: [value[prompt]] if isinstance(value, tuple) else value[prompt : prompt + 1]
@@ -154,7 +160,7 @@ class Call:
             if _PROMPT.fullmatch(name) or _EMBEDDING.fullmatch(name) or name in own
             if self._is_per_prompt(name)
         }
-        return self._seeded(given, torch.Generator().manual_seed(seed), seed)
+        return self._seeded(given, generator or torch.Generator().manual_seed(seed), seed)
 
     def _seeded(self, given: dict[str, Any], generator: Generators, seed: int) -> Any:
         bound = self._copied()

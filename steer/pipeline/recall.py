@@ -83,6 +83,10 @@ def recall(call: Call, run: Run) -> Any:
     return calls.output_of(winners.ids)
 
 
+_NO_LISTS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+"""What pipelines raise that take no list of generators, as Amused's."""
+
+
 class _Stopped(Exception):
     """The caller asked to stop, and every prompt has an image."""
 
@@ -117,8 +121,7 @@ class Calls:
         if all((p, particle) in self.rows for p in wanted):
             return
         if particle < images:
-            names = [(p, k) for p in range(prompts) for k in range(images)]
-            self._keep(names, lambda: self.call.run(1))
+            self._plain([(p, k) for p in range(prompts) for k in range(images)])
             return
         names = [(p, particle) for p in range(prompts)]
         seeds = [row_seed(seed, particle) for seed in self.run.source.seeds]
@@ -128,11 +131,25 @@ class Calls:
             return
         try:
             self._keep(names, lambda: self.call.again(seeds))
-        except (IndexError, RuntimeError, TypeError, ValueError):
+        except _NO_LISTS:
             if prompts == 1:
                 raise
-            for name, seed in zip(names, seeds, strict=True):  # it takes no list of generators
+            for name, seed in zip(names, seeds, strict=True):
                 self._keep([name], partial(self.call.alone, name[0], seed))
+
+    def _plain(self, names: list[Name]) -> None:
+        """The call as asked; a call per prompt where the pipeline takes no list of generators."""
+        own, seeds = self.call.generator, self.run.source.seeds
+        if not isinstance(own, list) or len(own) != len(names) or self.run.images > 1:
+            self._keep(names, lambda: self.call.run(1))
+            return
+        states = [generator.get_state() for generator in own]
+        try:
+            self._keep(names, lambda: self.call.run(1))
+        except _NO_LISTS:
+            for name, seed, generator, state in zip(names, seeds, own, states, strict=True):
+                generator.set_state(state)
+                self._keep([name], partial(self.call.alone, name[0], seed, generator))
 
     def _keep(self, names: list[Name], run: Callable[[], Any]) -> None:
         """Run a call, and note what it made for these particles."""
@@ -207,12 +224,15 @@ class Calls:
         """The pipeline's output with the rows of these particles."""
         images, prompts = self.run.images, len(self.run.texts)
         plain = [(p, k) for p in range(prompts) for k in range(images)]
-        if list(names) == plain or len(names) == 1:
-            return self.outputs[names[0]][0]
         base, _ = self.outputs[names[0]]
+        together = all(self.outputs[name][0] is base for name in names)
+        if (together and list(names) == plain) or len(names) == 1:
+            return base
         chosen = {}
-        for key, value in fields(self.outputs.get((0, 0), (base, 0))[0]).items():
-            if is_per_row(value, len(plain)):
+        first = self.outputs.get((0, 0), (base, 0))[0]
+        rows = sum(output is first for output, _ in self.outputs.values())
+        for key, value in fields(first).items():
+            if is_per_row(value, rows):
                 chosen[key] = _together([self._pick(key, name) for name in names], value)
             else:
                 chosen[key] = value

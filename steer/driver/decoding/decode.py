@@ -88,6 +88,8 @@ def _decode(
     vae = autoencoder(pipe)
     if vae is None:
         return _pixels(pipe, latents)
+    if not latents.is_floating_point():
+        return in_its_precision(pipe, vae, latents, grad, lambda z: _of_codes(pipe, vae, z))
     latents = cut(pipe, latents, asked)
     if by is None and _decodes_itself(pipe):
         return in_its_precision(pipe, vae, latents, grad, lambda z: _own(pipe, z, asked))
@@ -97,6 +99,14 @@ def _decode(
     else:
         image = by.images(pipe, latents, grad, asked)
     return image[:, :, 0] if image.ndim == 5 and not makes_videos(pipe) else image
+
+
+def _of_codes(pipe: Any, vae: Any, tokens: Tensor) -> Tensor:
+    """Images in [0, 1] of places in a codebook `(B, h, w)`: masked generators (Amused)."""
+    if tokens.ndim != 3 or not hasattr(vae, "quantize"):
+        raise unknown(pipe, f"whole numbers {tuple(tokens.shape)}, and no codebook for them")
+    shape = (*tokens.shape, vae.config.latent_channels)
+    return vae.decode(tokens, force_not_quantize=True, shape=shape).sample.clip(0, 1)
 
 
 def _pixels(pipe: Any, latents: Tensor) -> Tensor:

@@ -29,17 +29,19 @@ def in_its_precision(
 ) -> Tensor:
     """`run(latents)` on the VAE's device and in its dtype; in float32 where the pipeline does so.
 
-    A VAE that must be upcast (SDXL in float16) is cast for the call only.
+    A VAE that must be upcast (SDXL in float16) is cast for the call only. Tokens of a codebook
+    stay whole numbers.
     """
+    tokens = not latents.is_floating_point()
     upcast = (
-        hasattr(pipe, "upcast_vae")
+        (tokens or hasattr(pipe, "upcast_vae"))
         and vae.dtype == torch.float16
         and getattr(vae.config, "force_upcast", False)
     )
-    device = _device(vae)
+    kind = latents.dtype if tokens else torch.float32 if upcast else vae.dtype
+    latents = latents.to(_device(vae), kind)
     if not upcast:
-        return run(latents.to(device, vae.dtype))
-    latents = latents.to(device, torch.float32)
+        return run(latents)
     if grad:
         return _run_float32(vae, latents, run)
     vae.to(dtype=torch.float32)
