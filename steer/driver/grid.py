@@ -99,6 +99,10 @@ def prediction_of(scheduler: Any) -> Prediction:
             f"{name} with invert_sigmas=True runs its noise levels upwards, which steer cannot "
             "read; use invert_sigmas=False where the model allows it."
         )
+    if getattr(scheduler.config, "mask_token_id", None) is not None:
+        raise UnsupportedSchedulerError(
+            f"{name} unmasks tokens, so its loop has no latents between noise and image"
+        )
     kind = getattr(scheduler.config, "prediction_type", None)
     if kind is None and _named(scheduler, "FlowMatch", "FlowMap", "LTXEulerAncestralRF"):
         return "flow"

@@ -140,8 +140,13 @@ def prepare_recalls(
     method = first.method
     if first.planned is not None and first.family is None:
         method = BestOfN(max(1, math.floor(first.planned)))
-    if method.needs_loop or given.models is not None:
+    if method.needs_loop:
         raise error
+    if given.models is not None:
+        raise type(error)(
+            f"tuned and blend sit in the pipeline's loop: {error}; load the tuned weights into the "
+            "pipeline"
+        ) from error
     if not known:
         warn(f"every particle is a call of the pipeline, since no search fits: {error}", 5)
     run = prepare(given, call, method, None, reward_prompt, 1)

@@ -14,16 +14,18 @@ from steer.tune.objectives import implicit_reward
 
 @dataclass(frozen=True)
 class Errors:
-    """Denoising errors of one batch, and what its images are labelled with.
+    """Errors of one batch, and what its images are labelled with.
+
+    Of denoisers these are mean squared errors, of masked generators minus mean log-likelihoods.
 
     Attributes:
-        policy: (B,) errors; for pairs (2 B,), all winners before all losers.
+        policy: (B,); for pairs (2 B,), all winners before all losers.
         reference: Those of the reference, at the same noise and timesteps; None without one.
         labels: (B,) 1 for good images, of labelled objectives.
         weights: (B,), likewise; signed where they are advantages; of pairs their margins.
         baseline: (), of Diffusion-KTO; None takes it from this batch.
-        change: (B,) mean squared difference of the policy's prediction from the reference's; None
-            where the objective does not ask for it.
+        change: (B,) mean squared difference of the policy's prediction from the reference's (of
+            tokens their KL divergence); None where the objective does not ask for it.
         product: (B,) mean product of the winners' prediction errors with the losers'; likewise.
     """
 
@@ -72,6 +74,8 @@ class Objective(Settings):
         labelled: Needs a label for every image.
         change: Needs how far the policy's prediction is from the reference's.
         on_policy: Its reference is the policy that drew the samples.
+        squared: Its loss is made of squared errors, and of no other likelihood.
+        scaled_by: The setting whose default is made for the size of denoising errors.
     """
 
     name: ClassVar[str] = ""
@@ -80,6 +84,8 @@ class Objective(Settings):
     labelled: ClassVar[bool] = True
     change: ClassVar[bool] = False
     on_policy: ClassVar[bool] = False
+    squared: ClassVar[bool] = False
+    scaled_by: ClassVar[str] = ""
 
     @property
     def holds_reference(self) -> bool:

@@ -53,6 +53,7 @@ class TGO(Labelled):
     """
 
     name: ClassVar[str] = "tgo"
+    scaled_by: ClassVar[str] = "temperature"
     beta: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=1e-3, gt=0)
     c: float = Field(default=5.0, ge=0)
@@ -73,6 +74,7 @@ class KTO(Labelled):
     """
 
     name: ClassVar[str] = "kto"
+    scaled_by: ClassVar[str] = "beta"
     beta: float = Field(default=5000.0, gt=0)
     positive: float = Field(default=1.0, ge=0)
     negative: float = Field(default=1.0, ge=0)
@@ -147,6 +149,7 @@ class NFT(Advantaged):
     """
 
     name: ClassVar[str] = "nft"
+    squared: ClassVar[bool] = True
     beta: float = Field(default=1.0, gt=0)
 
     def rows(self, error: Tensor, old: Tensor, change: Tensor, advantage: Tensor) -> Tensor:

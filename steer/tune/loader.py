@@ -34,7 +34,7 @@ class Batch:
 
     Attributes:
         ids: The images (winners before losers).
-        x0: (sides, B, *latent) float32; two sides for pairs, else one.
+        x0: (sides, B, *latent) float32, or whole numbers of tokens; two sides for pairs, else one.
         text: Denoiser arguments by dotted name, (B, ...).
         shared: Denoiser arguments without a prompt dimension.
         draws: The randomness, (B, ...).
@@ -128,11 +128,11 @@ class Loader:
         sides = [rows]
         if self._pairs is not None:
             sides = [self._pairs.winner[rows], self._pairs.loser[rows]]
-        x0 = torch.stack([self._data.latents(side).float() for side in sides])
+        x0 = torch.stack([self._data.latents(side) for side in sides])
         at = None if self._labels is None else torch.from_numpy(rows)
         return Batch(
             tuple(self._data.ids[i] for side in sides for i in side),
-            x0,
+            x0.float() if x0.is_floating_point() else x0,
             self._text(sides[0], draws.dropped),
             self._data.shared,
             draws,

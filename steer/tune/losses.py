@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -15,12 +15,13 @@ from steer.tune.config import TuneConfig
 from steer.tune.dataset import Dataset
 from steer.tune.goal import Errors, Goal, Outcome
 from steer.tune.loader import Batch, to_device
-from steer.tune.noising import Noising, nest, predict
-from steer.tune.objectives import squared_error
+from steer.tune.noising import Noising
 from steer.tune.policy import Policy
+from steer.tune.process import Process
 
 
 Branch = Literal["both", "conditional"]
+Ask = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,15 @@ class Guidance:
         return cls(config.guidance_scale, config.guided_branch or "both", data.uncond)
 
     def predict(
-        self, model: Any, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor]
+        self, ask: Ask, model: Any, noisy: Tensor, at: Tensor, text: Mapping[str, Tensor]
     ) -> Tensor:
         """The guided prediction, (B, *latent), at least float32.
 
         Args:
+            ask: Gives the prediction of a model from these four.
             model: A UNet or transformer of diffusers.
             noisy: (B, *latent).
-            timesteps: (B,) as it wants them.
+            at: (B,) the timestep of every row, or what `ask` takes for it.
             text: Its further arguments by dotted name; those of `empty` have B rows.
         """
         empty = {
@@ -77,13 +79,13 @@ class Guidance:
         }
         if self.branch == "conditional":
             with torch.no_grad():
-                u = predict(model, noisy, timesteps, nest({**text, **empty}))
+                u = ask(model, noisy, at, {**text, **empty})
             torch.clear_autocast_cache()  # of weights without gradients
-            c = predict(model, noisy, timesteps, nest(text))
+            c = ask(model, noisy, at, text)
         else:
             both = {k: torch.cat([empty[k], v]) if k in empty else v for k, v in text.items()}
-            twice = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps])
-            u, c = predict(model, *twice, nest(both)).chunk(2)
+            twice = torch.cat([noisy, noisy]), torch.cat([at, at])
+            u, c = ask(model, *twice, both).chunk(2)
         u, c = wide(u), wide(c)
         return u + self.scale * (c - u)
 
@@ -96,19 +98,19 @@ class Losses:
         accelerator: accelerate's, that prepared `model`.
         policy: The denoiser and its reference.
         model: The denoiser as it is trained.
-        noising: On the accelerator's device.
+        process: On the accelerator's device.
 
     Attributes:
         guidance: Of policy and reference; None leaves predictions as they are.
     """
 
     def __init__(
-        self, config: TuneConfig, accelerator: Any, policy: Policy, model: Any, noising: Noising
+        self, config: TuneConfig, accelerator: Any, policy: Policy, model: Any, process: Process
     ) -> None:
         self._goal = cast(Goal, config.objective)
         self._dtype = getattr(torch, config.base_dtype)
         self._accelerator, self._policy, self._model = accelerator, policy, model
-        self._noising = noising
+        self._process = process
         self.guidance: Guidance | None = None
 
     def __call__(self, batch: Batch) -> Outcome:
@@ -126,32 +128,36 @@ class Losses:
     def errors(self, batch: Batch) -> Errors:
         """The denoising errors of every row, with gradients to the policy."""
         x0, text, noise, index = to_device(batch, self._accelerator.device, self._dtype)
-        noisy = self._noising.add_noise(x0, noise, index).to(self._dtype)
-        target = self._noising.target(x0, noise, index)
-        given = (noisy, self._noising.timesteps[index], text)
+        process, drawn = self._process, (noise, index)
+        noisy = process.add_noise(x0, *drawn)
+        if noisy.is_floating_point():
+            noisy = noisy.to(self._dtype)
+        given = (noisy, index, text)
         old = None
         with self._accelerator.autocast():
             if self._goal.reference:
                 with self._policy.reference() as model:
                     old = self._predict(model, *given)
             prediction = self._predict(self._model, *given)
-        error = squared_error(prediction, target)
+        error = process.error(prediction, x0, *drawn)
         labels, weights = (
             None if x is None else x.to(error) for x in (batch.labels, batch.weights)
         )
-        reference = None if old is None else squared_error(old, target)
+        reference = None if old is None else process.error(old, x0, *drawn)
         change = None
         if old is not None and self._goal.change:
-            change = squared_error(prediction, old)
+            change = process.change(prediction, old, *drawn)
         product = None
         if self._goal.product:
-            winner, loser = wide(prediction - target).flatten(1).detach().chunk(2)
+            assert isinstance(process, Noising)  # the only one that such objectives are allowed
+            away = prediction - process.target(x0, *drawn)
+            winner, loser = wide(away).flatten(1).detach().chunk(2)
             product = (winner * loser).mean(1)
         return Errors(error, reference, labels, weights, change=change, product=product)
 
     def _predict(
-        self, model: Any, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor]
+        self, model: Any, noisy: Tensor, index: Tensor, text: Mapping[str, Tensor]
     ) -> Tensor:
         if self.guidance is None:
-            return predict(model, noisy, timesteps, nest(text))
-        return self.guidance.predict(model, noisy, timesteps, text)
+            return self._process.predict(model, noisy, index, text)
+        return self.guidance.predict(self._process.predict, model, noisy, index, text)

@@ -14,6 +14,7 @@ from steer.core.errors import TuneError
 from steer.core.rows import per_row
 from steer.core.types import Step
 from steer.driver.facts import first_denoiser
+from steer.tune.objectives import squared_error
 
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
@@ -118,6 +119,20 @@ class Noising:
     def add_noise(self, x0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
         """x_t for rows of `index` (B,) into the grid: (B, *latent)."""
         return _along(self.alpha[index], x0) * x0 + _along(self.sigma[index], x0) * noise
+
+    def predict(
+        self, model: Any, noisy: Tensor, index: Tensor, text: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The denoiser's answer, (B, *latent); `text` are its further arguments by dotted name."""
+        return predict(model, noisy, self.timesteps[index], nest(text))
+
+    def error(self, prediction: Tensor, x0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        """The mean squared error of a prediction, (B,)."""
+        return squared_error(prediction, self.target(x0, noise, index))
+
+    def change(self, prediction: Tensor, old: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        """The mean squared difference of two predictions, (B,)."""
+        return squared_error(prediction, old)
 
     def target(self, x0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
         """What a perfect denoiser would answer to `add_noise(x0, noise, index)`: (B, *latent)."""

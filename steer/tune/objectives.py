@@ -79,11 +79,14 @@ def masked_log_likelihood(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tenso
             f"logits {tuple(logits.shape)}, tokens {tuple(tokens.shape)}, mask "
             f"{tuple(mask.shape)}: must be (B, V, *grid), (B, *grid) and (B, *grid)"
         )
-    masked = mask.flatten(1)
-    if not bool(masked.any(1).all()):
+    if not bool(mask.flatten(1).any(1).all()):
         raise TuneError("mask: a row without a masked token has no likelihood; mask at least one")
-    each = -F.cross_entropy(_wide(logits), tokens.long(), reduction="none").flatten(1)
-    return torch.where(masked, each, 0).sum(1) / masked.sum(1)
+    return -mean_over(F.cross_entropy(_wide(logits), tokens.long(), reduction="none"), mask)
+
+
+def mean_over(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of (B, *grid) values where the mask is, (B,); NaN of a row where it is nowhere."""
+    return torch.where(mask, values, 0).flatten(1).sum(1) / mask.flatten(1).sum(1)
 
 
 def implicit_reward(policy: Tensor, reference: Tensor, beta: float = 1.0) -> Tensor:

@@ -35,6 +35,7 @@ class Paired(Goal):
 
     pairs: ClassVar[bool] = True
     labelled: ClassVar[bool] = False
+    scaled_by: ClassVar[str] = "beta"
     beta: float = Field(default=5000.0, gt=0)
     guard: float | None = Field(default=None, ge=0, le=1)
 
@@ -196,6 +197,7 @@ class MaPO(Goal):
     """
 
     name: ClassVar[str] = "mapo"
+    squared: ClassVar[bool] = True
     pairs: ClassVar[bool] = True
     reference: ClassVar[bool] = False
     labelled: ClassVar[bool] = False

@@ -20,7 +20,9 @@ from steer.tune.dataset import Dataset
 from steer.tune.goal import Objective
 from steer.tune.goals import Advantaged, Labelled
 from steer.tune.labels import Labels, found_labels, make_advantages, make_labels
+from steer.tune.masking import Masking, check_goal, check_tokens, is_masked
 from steer.tune.noising import Noising
+from steer.tune.process import Process
 from steer.tune.tables import Pairs, list_names
 
 
@@ -116,27 +118,39 @@ def check_shares(config: TuneConfig, processes: int) -> None:
         )
 
 
-def check_latents(data: Dataset, model: Any) -> None:
+def check_latents(data: Dataset, model: Any, process: Process) -> None:
     """Refuse latents of another denoiser."""
+    if isinstance(process, Masking):
+        check_tokens(data, model)
+        return
     channels, shape = model.config.in_channels, data.latent_shape
-    if channels not in (shape[0], shape[-1]):
+    if channels not in (shape[0], shape[-1]) or not data.latents([0]).is_floating_point():
         raise TuneError(
             f"data={str(data.folder)!r}: latents of shape {shape} do not fit a denoiser with "
             f"{channels} channels; make the dataset with the pipeline that is tuned"
         )
 
 
-def forward_process(config: TuneConfig, pipe: Any, data: Dataset | None) -> Noising:
-    """The timesteps that are trained; their scale is the configuration's, else the dataset's.
+def forward_process(config: TuneConfig, pipe: Any, data: Dataset | None) -> Process:
+    """What spoils images, at the timesteps (or shares of masks) that are trained.
+
+    The timesteps' scale is the configuration's, else the dataset's.
 
     Raises:
-        TuneError: A denoiser or scheduler that is not known, or an empty range.
+        TuneError: A denoiser or scheduler that is not known, an empty range, or an objective that a
+            masked generator does not have.
     """
+    if is_masked(pipe):
+        check_goal(config.objective, pipe)
+        return _range(config, Masking.of(pipe))
     scale = config.timestep_scale
     if scale is None and data is not None:
         scale = data.manifest.get("timestep_scale")
-    noising = Noising.of(pipe, scale)
-    return noising if config.noise_range is None else noising.between(*config.noise_range)
+    return _range(config, Noising.of(pipe, scale))
+
+
+def _range(config: TuneConfig, process: Process) -> Process:
+    return process if config.noise_range is None else process.between(*config.noise_range)
 
 
 def load_pipeline(config: TuneConfig) -> Any:

@@ -92,7 +92,7 @@ class Trainer:
             TuneError: It is of another denoiser, or has no features of the empty prompt.
         """
         config, data = self.config, material.data
-        check_latents(data, self.policy.module)
+        check_latents(data, self.policy.module, self.noising)
         marked = self._marked(material) if marked is None else marked
         self.close()
         self.data, self.labels, self.manifest = data, material.labels, data.manifest

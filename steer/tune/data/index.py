@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "I32": "int32"}
+"""Of latents; whole numbers are tokens."""
+
+
 def columns(rewards: Sequence[str]) -> dict[str, str]:
     """The column of every reward's scores; the first one's is `score`.
 
@@ -123,7 +127,7 @@ def _manifest(
         "count": table.num_rows,
         "prompts": len(set(table.column("prompt_id").to_pylist())),
         "latent_shape": shape,
-        "stored_dtype": {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}[dtype],
+        "stored_dtype": _DTYPES[dtype],
         "steps": arguments.get("num_inference_steps"),
         "guidance": arguments.get("guidance_scale"),
         "negative_prompt": config.negative_prompt,

@@ -211,6 +211,8 @@ class _Maker:
         }
 
     def _cast(self, name: str, value: Tensor) -> Tensor:
+        if not value.is_floating_point():  # tokens of a codebook
+            return value.to(torch.int32)
         cast = value.to(getattr(torch, self.config.stored_dtype))
         if not bool(cast.isfinite().all()):
             what = "are not finite" if not bool(value.isfinite().all()) else "do not fit"

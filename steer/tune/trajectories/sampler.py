@@ -141,8 +141,8 @@ class Sampler:
             time = (step.t * self._scale).to(x.device).expand(len(x))
             noisy = (x / input_level(step)).to(self.dtype)
             if self.guidance is None:
-                return predict(model, noisy, time, nest(text))
-            return self.guidance.predict(model, noisy, time, text)
+                return _ask(model, noisy, time, text)
+            return self.guidance.predict(_ask, model, noisy, time, text)
 
         def again(x: Tensor, step: Step) -> Tensor:
             if not torch.is_grad_enabled():
@@ -178,6 +178,10 @@ def _arguments(config: TuneConfig, sampling: SamplingConfig, model: Any) -> dict
     if not told:
         given["guidance_scale"] = config.guidance_scale or 1.0
     return {**{k: v for k, v in given.items() if v != ""}, **sampling.call}
+
+
+def _ask(model: Any, noisy: Tensor, time: Tensor, text: Mapping[str, Tensor]) -> Tensor:
+    return predict(model, noisy, time, nest(text))
 
 
 def _guidance(config: TuneConfig, features: Features) -> Guidance | None:

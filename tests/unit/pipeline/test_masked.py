@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ import torch
 from families import redness, seeded
 from families.masked import CODES, SIDE, amused
 
-from steer.core.errors import UnsupportedPipelineError
+from steer.core.errors import UnsupportedPipelineError, UnsupportedSchedulerError
 from steer.core.seeds import row_seed
 from steer.driver.decoding.decode import decode
 from steer.driver.seeds import call_seeds
-from steer.methods import BestOfN
+from steer.methods import BestOfN, Prune
 from steer.pipeline.guided import guided
 
 
@@ -70,6 +71,19 @@ def test_the_best_of_several_calls_is_returned_for_every_prompt() -> None:
         images = torch.cat([_plain(pipe, text, generator) for generator in own])
         best = redness(images, [text] * 3).argmax()
         assert torch.equal(out.images[row], images[best])
+
+
+def test_methods_that_step_latents_say_what_is_missing() -> None:
+    with pytest.raises(UnsupportedSchedulerError, match=r"AmusedScheduler unmasks tokens"):
+        guided(amused(), redness, method=Prune(4))(TEXTS[0], num_inference_steps=3)
+
+
+def test_tuned_weights_belong_into_the_pipeline(tmp_path: Path) -> None:
+    pipe = amused()
+    pipe.transformer.save_pretrained(tmp_path / "transformer")
+    run = guided(pipe, redness, method=BestOfN(2), tuned=str(tmp_path))
+    with pytest.raises(UnsupportedSchedulerError, match="load the tuned weights into the pipeline"):
+        run(TEXTS[0], num_inference_steps=3)
 
 
 def test_what_the_pipeline_refuses_is_its_own_error() -> None:

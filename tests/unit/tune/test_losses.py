@@ -43,7 +43,10 @@ def test_gradients_of_the_guided_error_are_those_of_a_linear_denoiser(branch: Br
     x, h, target = (torch.randn(3, 2, 4, generator=draw, dtype=torch.float64) for _ in range(3))
     e = torch.randn(1, 2, 4, generator=draw, dtype=torch.float64)
     s, model = 3.5, Linear()
-    found = Guidance(s, branch, {"h": e}).predict(model, x, torch.zeros(3), {"h": h})
+    found = Guidance(s, branch, {"h": e}).predict(
+        lambda model, noisy, at, text: predict(model, noisy, at, nest(text)),
+        *(model, x, torch.zeros(3), {"h": h}),
+    )
     u, c = model.a * x + model.b * e, model.a * x + model.b * h
     torch.testing.assert_close(found, u + s * (c - u), rtol=1e-12, atol=1e-12)
     squared_error(found, target).sum().backward()
