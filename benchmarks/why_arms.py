@@ -34,6 +34,8 @@ class Arm:
         config: Of `steer tune run`, but for `out`.
         places: The plain calls by which it is judged.
         data: Of `steer tune data`, for what learns from stored samples.
+        shared: The name of those samples, where several arms learn from them.
+        real: Whether it learns from renders, too (`why_real.py`).
         trained: Parts of the pipeline; with the text encoder it is `why_text.py` that trains.
     """
 
@@ -44,6 +46,8 @@ class Arm:
     config: dict[str, Any]
     places: tuple[Place, ...] = FEW
     data: dict[str, Any] = field(default_factory=dict)
+    shared: str = ""
+    real: bool = False
     trained: tuple[Trained, ...] = ("denoiser",)
 
     @property
@@ -51,9 +55,13 @@ class Arm:
         """As configurations name it."""
         return self.config["pipeline"]
 
+    def folder(self, key: str) -> Path:
+        """Of its stored samples, or of renders."""
+        return RUNS / ("real" if self.real else self.shared or key) / "data"
+
     def settings(self, key: str) -> TuneConfig:
         """The configuration, which would not end on its own within the seconds."""
-        stored = {"data": str(RUNS / key / "data")} if self.data else {}
+        stored = {"data": str(self.folder(key))} if self.data or self.real else {}
         endless = {} if "rounds" in self.config else {"steps": 100_000}
         given = {**_COMMON, **endless, **stored, **self.config, "out": str(RUNS / key)}
         return TuneConfig.from_dict(given)
@@ -70,7 +78,7 @@ _COMMON: dict[str, Any] = {
 }
 
 
-def _turbo(objective: dict[str, Any], **others: Any) -> dict[str, Any]:
+def turbo(objective: dict[str, Any], **others: Any) -> dict[str, Any]:
     """Of the few-step model, in the runs of four steps that it is called with."""
     sampling = {"prompts": PROMPTS, "reward": REWARD, "steps": 4, "preset": "renoise"}
     sampling |= others.pop("sampling", {})
@@ -86,7 +94,7 @@ def _base(last: int, steps: int = 20, **others: Any) -> dict[str, Any]:
     return {**given, "sampling": sampling, **others}
 
 
-_ROUNDS = {
+ROUNDS = {
     "count": 10_000,
     "prompts": PROMPTS,
     "prompts_per_round": 32,
@@ -95,7 +103,18 @@ _ROUNDS = {
     "reward": REWARD,
     "batch": 32,
 }
-_DPO = {"pipeline": "shapes-turbo", "objective": {"name": "dpo", "beta": 300}, "batch": 16}
+DPO = {"pipeline": "shapes-turbo", "objective": {"name": "dpo", "beta": 300}, "batch": 16}
+DPO_DATA = {
+    "pipeline": "shapes-turbo",
+    "prompts": {**PROMPTS, "count": 160},
+    "seeds": 8,
+    "steps": 4,
+    "guidance_scale": 1.0,
+    "rewards": [REWARD],
+    "batch": 32,
+    "test_share": 0.0,
+    "pairs": {"per_prompt": 4, "choose": "widest"},
+}
 
 ARMS: dict[str, Arm] = {
     "turbo-draft": Arm(
@@ -103,21 +122,21 @@ ARMS: dict[str, Arm] = {
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}),
+        turbo({"name": "draft", "last": 4}),
     ),
     "turbo-draft-13": Arm(
         "`draft`, whole run, as many updates as the guided base",
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}, steps=13),
+        turbo({"name": "draft", "last": 4}, steps=13),
     ),
     "turbo-draft-1": Arm(
         "`draft`, last step",
         "gradient",
         "fresh",
         "1 of 4 steps",
-        _turbo({"name": "draft", "last": 1}),
+        turbo({"name": "draft", "last": 1}),
     ),
     "base-draft": Arm(
         "`draft`, base without guidance",
@@ -140,7 +159,7 @@ ARMS: dict[str, Arm] = {
         "score",
         "fresh",
         "3 of 4 steps",
-        _turbo({"name": "ddpo"}, batch=64, sampling={"images": 8, "updates": 2}),
+        turbo({"name": "ddpo"}, batch=64, sampling={"images": 8, "updates": 2}),
     ),
     "turbo-nft": Arm(
         "`nft` in rounds",
@@ -151,7 +170,7 @@ ARMS: dict[str, Arm] = {
             "pipeline": "shapes-turbo",
             "objective": {"name": "nft", "beta": 1.0, "advantage": "best_of_n", "n": 4},
             "noise_range": [0.2, 1.0],
-            "rounds": {**_ROUNDS, "updates": 4},
+            "rounds": {**ROUNDS, "updates": 4},
             "batch": 64,
             "siblings": 8,
             "accumulate": 2,
@@ -162,18 +181,8 @@ ARMS: dict[str, Arm] = {
         "preference",
         "stored",
         "one level",
-        {**_DPO, "checkpoint_every": 20},
-        data={
-            "pipeline": "shapes-turbo",
-            "prompts": {**PROMPTS, "count": 160},
-            "seeds": 8,
-            "steps": 4,
-            "guidance_scale": 1.0,
-            "rewards": [REWARD],
-            "batch": 32,
-            "test_share": 0.0,
-            "pairs": {"per_prompt": 4, "choose": "widest"},
-        },
+        {**DPO, "checkpoint_every": 20},
+        data=DPO_DATA,
     ),
     "turbo-dpo-rounds": Arm(
         "`dpo` in rounds",
@@ -181,41 +190,41 @@ ARMS: dict[str, Arm] = {
         "by round",
         "one level",
         {
-            **_DPO,
-            "rounds": {**_ROUNDS, "updates": 8, "pairs": {"per_prompt": 4}, "reference": "round"},
+            **DPO,
+            "rounds": {**ROUNDS, "updates": 8, "pairs": {"per_prompt": 4}, "reference": "round"},
             "checkpoint_every": 8,
         },
     ),
     "turbo-direct-align": Arm(
-        "`direct_align`", "gradient", "fresh", "one level", _turbo({"name": "direct_align"})
+        "`direct_align`", "gradient", "fresh", "one level", turbo({"name": "direct_align"})
     ),
     "turbo-draft-lora": Arm(
         "`draft`, adapters of rank 16",
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}, lora={"rank": 16, "targets": LAYERS}, lr=3e-4),
+        turbo({"name": "draft", "last": 4}, lora={"rank": 16, "targets": LAYERS}, lr=3e-4),
     ),
     "turbo-draft-lora-4": Arm(
         "`draft`, adapters of rank 4",
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}, lora={"rank": 4, "targets": LAYERS}, lr=3e-4),
+        turbo({"name": "draft", "last": 4}, lora={"rank": 4, "targets": LAYERS}, lr=3e-4),
     ),
     "turbo-draft-lora-attention": Arm(
         "`draft`, adapters of rank 16 on attention alone",
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}, lora={"rank": 16}, lr=3e-4),
+        turbo({"name": "draft", "last": 4}, lora={"rank": 16}, lr=3e-4),
     ),
     "turbo-draft-text": Arm(
         "`draft`, text encoder trained, too",
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}),
+        turbo({"name": "draft", "last": 4}),
         trained=("denoiser", "text_encoder"),
     ),
     "turbo-draft-text-alone": Arm(
@@ -223,7 +232,7 @@ ARMS: dict[str, Arm] = {
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}),
+        turbo({"name": "draft", "last": 4}),
         trained=("text_encoder",),
     ),
     "base-draft-whole": Arm(
@@ -239,21 +248,21 @@ ARMS: dict[str, Arm] = {
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}, batch=16, accumulate=1),
+        turbo({"name": "draft", "last": 4}, batch=16, accumulate=1),
     ),
     "turbo-draft-fast": Arm(
         "`draft`, 3 x the learning rate",
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}, lr=1e-4),
+        turbo({"name": "draft", "last": 4}, lr=1e-4),
     ),
     "turbo-draft-slow": Arm(
         "`draft`, learning rate / 3",
         "gradient",
         "fresh",
         "all 4 steps",
-        _turbo({"name": "draft", "last": 4}, lr=1e-5),
+        turbo({"name": "draft", "last": 4}, lr=1e-5),
     ),
 }
 """In the order in which they are trained."""

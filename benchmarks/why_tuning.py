@@ -26,7 +26,9 @@ import numpy as np
 import torch
 from methods_show import between
 from tqdm.auto import tqdm
-from why_arms import ARMS, BEFORE, FEW, REWARD, RUNS, Arm, Place
+from why_arms import ARMS as SETTINGS, BEFORE, FEW, REWARD, RUNS, Arm, Place
+from why_objectives import OBJECTIVES
+from why_real import write_renders
 from why_text import TextTrainer, widen
 
 import steer
@@ -38,6 +40,7 @@ from steer.tune.data.make import make
 from steer.tune.policy import Policy
 
 
+ARMS = {**SETTINGS, **OBJECTIVES}
 SECONDS = 240.0
 TICK = 5.0
 """CPU seconds between two notes of how many are used."""
@@ -107,12 +110,16 @@ def train(key: str, seconds: float) -> Line:
     pipe.set_progress_bar_config(disable=True)
     reward = steer.reward(REWARD)
     config = arm.settings(key)
+    if arm.shared and not note.exists():
+        note.write_text(str(_drawn(key)))
     if not note.exists() or float(note.read_text()) < seconds:
         with metered(note, seconds):
             given = {"pipe": pipe, "rewards": [reward]}
             if arm.data:
                 make(_data(key), **given)
                 given.pop("rewards")
+            if arm.real:
+                write_renders(arm.folder(key))
             if arm.trained == ("denoiser",):
                 tune(config, **given)
             else:
@@ -122,8 +129,16 @@ def train(key: str, seconds: float) -> Line:
     return {"updates": updates, "seconds": round(float(note.read_text()), 1), "state": str(last)}
 
 
+def _drawn(key: str) -> float:
+    """CPU seconds that an arm's shared samples took, which are drawn where they are missing."""
+    note = RUNS / f"{ARMS[key].shared}.seconds"
+    with metered(note, float("inf")):
+        make(_data(key))
+    return float(note.read_text())
+
+
 def _data(key: str) -> DataConfig:
-    return DataConfig(**{**ARMS[key].data, "out": str(RUNS / key / "data")})
+    return DataConfig(**{**ARMS[key].data, "out": str(ARMS[key].folder(key))})
 
 
 def look(pipe: Any, rewards: dict[str, Any], split: Split, place: Place) -> Line:
