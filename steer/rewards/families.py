@@ -6,7 +6,8 @@ A family is written `"<backbone>/<data>"`, or `"<backbone>"` where there is no d
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from steer.core.types import Reward
@@ -99,10 +100,26 @@ def kinship(family: str, other: str) -> list[str]:
     return [f"{what} {mine}" for what, mine, yours in both if mine == yours]
 
 
+def warn_of_agreement(names: Sequence[str]) -> None:
+    """Warn where rewards whose agreement is asked for share a backbone or training data."""
+    for one, other in combinations(names, 2):
+        if shared := _shared(one, other):
+            warn(
+                f"consensus: {one!r} and {other!r} share their {' and their '.join(shared)}, so "
+                "that they agree says less; name rewards of different families (docs/rewards.md "
+                "lists them)"
+            )
+
+
+def _shared(one: Reward | str, other: Reward | str) -> list[str]:
+    """What any family of the one shares with any of the other, in words."""
+    pairs = [(a, b) for a in sorted(families_in(one)) for b in sorted(families_in(other))]
+    return list(dict.fromkeys(word for pair in pairs for word in kinship(*pair)))
+
+
 def warn_of_kin(reward: Reward | str, judge: Reward | str) -> None:
     """Warn where a judge shares a backbone or training data with the reward that is optimised."""
-    pairs = [(a, b) for a in sorted(families_in(reward)) for b in sorted(families_in(judge))]
-    shared = list(dict.fromkeys(word for pair in pairs for word in kinship(*pair)))
+    shared = _shared(reward, judge)
     if shared:
         names = [given if isinstance(given, str) else given.name for given in (judge, reward)]
         warn(

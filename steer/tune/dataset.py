@@ -24,6 +24,7 @@ from steer.tune.tables import (
     INDEX,
     MANIFEST,
     PAIRS,
+    PROMPT_IDS,
     SHARED,
     UNCOND,
     Images,
@@ -33,7 +34,7 @@ from steer.tune.tables import (
 )
 
 
-LATENTS, PROMPT_IDS = "latents", "prompt_ids"
+LATENTS = "latents"
 _TEXT_FILE = re.compile(r"text-\d+\.safetensors")
 
 Rows = Sequence[int] | NDArray[np.int64]

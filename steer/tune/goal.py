@@ -93,6 +93,11 @@ class Objective(Settings):
         return self.reference
 
     @property
+    def takes_votes(self) -> bool:
+        """Whether the margins of its pairs must be shares of votes."""
+        return False
+
+    @property
     def product(self) -> bool:
         """Whether it needs `Errors.product`."""
         return False

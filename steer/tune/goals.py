@@ -22,6 +22,7 @@ from steer.tune.pair_goals import (
     PolyDPO,
     RobustDPO,
     SmPO,
+    SoftDPO,
 )
 
 
@@ -201,6 +202,6 @@ GOALS: dict[str, type[Goal]] = {
     kind.name: kind
     for kind in (
         *(TGO, KTO, SFT, CSFT, PolyDPO, DiffusionDPO, NFT, AWM, DMPO, RobustDPO, MaPO),
-        *(ConservativeDPO, IPO, SmPO, DPOP, ORW),
+        *(ConservativeDPO, SoftDPO, IPO, SmPO, DPOP, ORW),
     )
 }

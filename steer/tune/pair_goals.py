@@ -141,6 +141,34 @@ class ConservativeDPO(Paired):
         return soft_dpo(logit, 1 - self.flips)
 
 
+class SoftDPO(Paired):
+    """DPO of pairs that are preferred with a probability p, not for certain.
+
+    Preferences as distributions over judges are from DPRM (arXiv:2402.09764).
+
+    Attributes:
+        span: Largest minus smallest score of the reward; p is then sigma(margin / span). None takes
+            margins for the share of votes for the winner minus the share against it, as
+            `consensus: majority` makes them; p is then (1 + margin) / 2.
+    """
+
+    name: ClassVar[str] = "soft_dpo"
+    span: float | None = Field(default=None, gt=0)
+
+    @property
+    def takes_votes(self) -> bool:
+        return self.span is None
+
+    def of_rewards(self, winner: Tensor, loser: Tensor, errors: Errors) -> Tensor:
+        margin = errors.weights
+        assert margin is not None
+        share = (1 + margin) / 2 if self.span is None else (margin / self.span).sigmoid()
+        return soft_dpo(winner - loser, share)
+
+    def rows(self, logit: Tensor) -> Tensor:
+        return poly_dpo(logit, 0.0)
+
+
 class DPOP(Paired):
     """DPO-Positive (arXiv:2402.13228): winners do not become less likely than before.
 

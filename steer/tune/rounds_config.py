@@ -110,6 +110,12 @@ def check_rounds(
             f"rounds.pairs with objective={goal.name!r}: it learns from single images; leave pairs "
             "out, or use dpo or poly_dpo"
         )
+    if goal.takes_votes:
+        raise ValueError(
+            f"rounds with objective={goal.name!r} without span: rounds make pairs by the reward "
+            "alone, whose margins are differences of its scores; set objective.span, its largest "
+            "minus smallest score"
+        )
     if goal.pairs:
         check_pairs(rounds.pairs or PairConfig(), rounds.images, rounds.search)
     images = rounds.images

@@ -79,6 +79,8 @@ def training_rows(
                 f"objective={goal.name!r}: learns from pairs, and {str(data.folder)!r} has none; "
                 "make the dataset with `pairs`, or use tgo, kto or sft"
             )
+        if goal.takes_votes:
+            _check_votes(goal, data, data.pairs)
         _tell_unpaired(data, data.pairs)
         return np.flatnonzero(data.pairs.split == "train"), None
     if not goal.labelled:
@@ -94,6 +96,19 @@ def training_rows(
     if goal.name == "sft":
         used &= labels.labels.numpy() == 1
     return np.flatnonzero(used), labels
+
+
+def _check_votes(goal: Objective, data: Dataset, pairs: Pairs) -> None:
+    """Refuse margins that are differences of scores where shares of votes are taken."""
+    made: Any = (data.manifest.get("config") or {}).get("pairs") or {}
+    consensus = made.get("consensus", "majority")
+    largest = float(np.abs(pairs.margin).max(initial=0))
+    if consensus != "majority" or largest > 1:
+        raise TuneError(
+            f"objective={goal.name!r}: takes margins for shares of votes, and those of "
+            f"{str(data.folder)!r} are differences of scores (up to {largest:.3g}); make pairs "
+            "with consensus: majority, or set span, the reward's largest minus smallest score"
+        )
 
 
 def _tell_unpaired(data: Dataset, pairs: Pairs) -> None:

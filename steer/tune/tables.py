@@ -16,6 +16,7 @@ from steer.core.errors import TuneError
 FORMAT = "steer-tune/1"
 MANIFEST, INDEX, PAIRS = "manifest.json", "index.parquet", "pairs.parquet"
 UNCOND, SHARED = "text-uncond.safetensors", "text-shared.safetensors"
+PROMPT_IDS = "prompt_ids"
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ class PairConfig(Settings):
             winner is what more rewards prefer (BalancedDPO, arXiv:2503.12575), and the pair's
             margin the share for it minus the share against; false: the main reward alone decides.
         count: How many pairs in all, drawn from those found; None keeps all.
+        diversity: Choose these by margin and by how unlike the prompts are (after FiFA,
+            arXiv:2410.10166): the weight of a prompt's log-distance from those that are kept,
+            beside margins in standard deviations; None draws at random.
         seed: Of every draw above.
     """
 
@@ -79,7 +82,17 @@ class PairConfig(Settings):
     unit: Literal["raw", "spread"] = "raw"
     consensus: bool | Literal["majority"] = True
     count: Count | None = None
+    diversity: float | None = Field(default=None, gt=0)
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _check_diversity(self) -> PairConfig:
+        if self.diversity is not None and self.count is None:
+            raise ValueError(
+                f"pairs.diversity={self.diversity:g} without count: it chooses some of the pairs; "
+                "say how many"
+            )
+        return self
 
 
 def check_pairs(pairs: PairConfig, per_prompt: int, search: SearchConfig | None) -> None:

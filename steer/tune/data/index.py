@@ -14,8 +14,10 @@ from safetensors import safe_open
 
 from steer.core.errors import TuneError
 from steer.core.files.versions import versions
+from steer.rewards.families import warn_of_agreement
 from steer.tune.checks import check_scores
 from steer.tune.data.config import DataConfig
+from steer.tune.data.diversity import prompt_features
 from steer.tune.data.folder import Folder
 from steer.tune.data.pairs import Pairing, Table, balance_rows, make_pairs
 from steer.tune.tables import FORMAT, INDEX, MANIFEST, PAIRS
@@ -56,11 +58,15 @@ def finish(
     """
     names = list(provenance["rewards"])
     found = read_table(table, columns(names))
+    if config.pairs is not None and config.pairs.diversity is not None:
+        found.features = prompt_features(folder.path)
     check_scores(found.main, found.ids, f"reward {names[0]!r}")
     labels: dict[str, Any] = {"kind": "scored", "pairs": 0}
     if config.pairs is None:
         table = _balance(config, table, found)
     else:
+        if config.pairs.consensus:
+            warn_of_agreement(names)
         pairs = make_pairs(found, config.pairs, balance=config.balance)
         folder.write_table(PAIRS, _pair_columns(found, pairs))
         labels = {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from steer.core.errors import TuneError
 from steer.tune.checks import check_enough, check_scores, histogram
 from steer.tune.data.config import PairConfig
+from steer.tune.data.diversity import most_diverse
 
 
 Floats = NDArray[np.float64]
@@ -40,6 +41,7 @@ class Table:
         split: `"train"` or `"test"`.
         category: May be empty.
         searched: (N,) whether a search found the image; None without searches.
+        features: Of every prompt, by its number; empty where no setting asks for them.
     """
 
     ids: list[str]
@@ -49,6 +51,7 @@ class Table:
     split: list[str]
     category: list[str]
     searched: NDArray[np.bool_] | None = None
+    features: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def main(self) -> Floats:
@@ -126,8 +129,18 @@ def make_pairs(table: Table, config: PairConfig, *, balance: bool = False) -> Pa
             f"left out were {_count_reasons(dropped)}; lower count or margin, or draw more samples"
         )
         check_enough(len(pairs), config.count, "pairs", way_out)
-        pairs = pairs.take(np.sort(rng.permutation(len(pairs))[: config.count]))
+        pairs = pairs.take(_some(table, pairs, config, config.count, rng))
     return pairs
+
+
+def _some(
+    table: Table, pairs: Pairing, config: PairConfig, count: int, rng: np.random.Generator
+) -> Ints:
+    """Rising places of `count` of the pairs."""
+    if config.diversity is None:
+        return np.sort(rng.permutation(len(pairs))[:count])
+    prompts = table.prompt_ids[pairs.winner]
+    return most_diverse(pairs.margin, prompts, table.features, config.diversity, count)
 
 
 def balance_rows(kinds: Sequence[str], rng: np.random.Generator, what: str) -> Ints:

@@ -60,6 +60,7 @@ def test_names_of_objectives_and_the_two_ways_to_write_them() -> None:
         "rdpo",
         "mapo",
         "cdpo",
+        "soft_dpo",
         "ipo",
         "smpo",
         "dpop",

@@ -179,6 +179,7 @@ def test_cached_features_give_the_pipelines_own_logits(data: Path) -> None:
         torch.testing.assert_close(logits[0], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.sample(0, 2, 5)
 @pytest.mark.parametrize(
     ("objective", "first"),
     [
@@ -269,6 +270,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(folder, guidance_scale=1.0, pairs={"per_prompt": 24}, **given)
 
 
+@pytest.mark.sample(0, 2)
 @pytest.mark.parametrize(
     "objective",
     [

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -14,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from tiny_sets import rows, tiny_config as config, write_set
 from torch import Tensor
 
-from steer.tune import TuneError, tune
+from steer.tune import TuneConfig, TuneError, tune
 from steer.tune.objectives import poly_dpo, squared_error
 from steer.tune.pair_objectives import (
     dmpo,
@@ -194,6 +196,52 @@ def test_a_run_of_smoothed_pairs_reads_their_margins(tmp_path: Path) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         first.append(rows(tmp_path / str(span))[0]["grad_norm"])
     assert first[1] / first[0] == pytest.approx(2 / (1 + math.exp(-1)) - 1, rel=1e-4)
+
+
+def _margins_of(data: Path, margin: float) -> Path:
+    """The set with this margin for all pairs."""
+    table = pq.read_table(data / "pairs.parquet")
+    place = table.column_names.index("margin")
+    margins = pa.array([margin] * len(table))
+    pq.write_table(table.set_column(place, "margin", margins), data / "pairs.parquet")
+    return data
+
+
+@pytest.mark.parametrize(
+    ("margin", "span", "share"),
+    [
+        (1.0, None, 1.0),
+        (1 / 3, None, 2 / 3),
+        (-0.5, None, 0.25),
+        (0.3, 0.1, 1 / (1 + math.exp(-3))),
+    ],
+)
+def test_a_run_of_soft_labels_pulls_by_the_share_of_votes(
+    margin: float, span: float | None, share: float, tmp_path: Path
+) -> None:
+    """At the start sigma(m) is 1/2, so the slope is 1/2 minus the share; dpo's is -1/2."""
+    data, norms = _margins_of(write_set(tmp_path / "data", "sd"), margin), {}
+    for name in ("dpo", "soft_dpo"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        goal = {"name": name, "beta": 1e4} | ({"span": span} if name == "soft_dpo" else {})
+        tune(config(tmp_path / name, data, objective=goal, steps=1), build("sd"))
+        norms[name] = rows(tmp_path / name)[0]["grad_norm"]
+    assert norms["soft_dpo"] / norms["dpo"] == pytest.approx(abs(2 * share - 1), rel=1e-4)
+
+
+def test_margins_that_are_no_votes_are_refused_without_a_span(tmp_path: Path) -> None:
+    data = _margins_of(write_set(tmp_path / "data", "sd"), 1.5)
+    run = config(tmp_path / "run", data, objective="soft_dpo")
+    with pytest.raises(TuneError, match=r"'soft_dpo': takes margins for shares.*up to 1\.5.*span"):
+        tune(run, build("sd"))
+    data = _margins_of(
+        write_set(tmp_path / "other", "sd", config={"pairs": {"consensus": True}}), 0.5
+    )
+    with pytest.raises(TuneError, match=r"consensus: majority, or set span"):
+        tune(config(tmp_path / "run", data, objective="soft_dpo"), build("sd"))
+    rounds = {"count": 1, "updates": 1, "prompts": ["a"], "reward": "shapes"}
+    with pytest.raises(TuneError, match=r"'soft_dpo' without span: rounds make pairs by"):
+        TuneConfig.from_dict({"out": "x", "objective": "soft_dpo", "rounds": rounds})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor
 
 import steer
 from steer.core.errors import RewardError, TuneError
+from steer.rewards.families import warn_of_agreement
 from steer.tune.data import make as making
 from steer.tune.data.config import DataConfig, PairConfig, SearchConfig
+from steer.tune.data.diversity import prompt_features
 from steer.tune.data.features import denoiser_of
 from steer.tune.data.folder import Folder
 from steer.tune.data.make import make
@@ -370,3 +373,34 @@ def test_a_search_finds_better_samples_than_the_plain_ones_beside_them(
         found_labels(Dataset.load(alone), both=True)
     with pytest.raises(TuneError, match=r"pairs\.choose='winners': the samples were made without"):
         make(DataConfig(out=str(tmp_path / "again"), samples=str(whole), pairs=pairs))
+
+
+def test_few_pairs_are_of_prompts_unlike_each_other(pipe: Any, tmp_path: Path) -> None:
+    """Of twelve prompts eight are nearly one; of six pairs at most half are of these."""
+    like = [f"a red circle{'.' * k}" for k in range(8)]
+    texts = [*like, "7 blue squares", "left of x", "quiz", "zebra, 9"]
+    common: dict[str, Any] = {"prompts": texts, "test_share": 0.0, "rewards": ("redness",)}
+    whole = made(configured(tmp_path / "whole", **common), pipe)
+    vectors = prompt_features(whole)
+    assert len(vectors) == 12
+    sizes = [float(np.linalg.norm(vector)) for vector in vectors.values()]
+    assert sizes == pytest.approx([1.0] * 12, abs=1e-5)
+    given = DataConfig(
+        out=str(tmp_path / "few"),
+        samples=str(whole),
+        pairs=PairConfig(count=6, diversity=10.0, consensus=False),
+    )
+    data = Dataset.load(make(given))
+    assert data.pairs is not None and len(data.pairs) == 6
+    numbers = set(data.prompt_ids[data.pairs.winner].tolist())
+    assert {8, 9, 10, 11} <= numbers
+
+
+def test_agreement_of_kin_is_warned_of() -> None:
+    with pytest.warns(
+        UserWarning, match=r"'hpsv2' and 'pickscore' share their backbone clip-h and"
+    ):
+        warn_of_agreement(["hpsv2", "pickscore", "imagereward"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_agreement(["shapes-clip", "shapes-vqa"])

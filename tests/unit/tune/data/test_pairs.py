@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from steer.core.errors import TuneError
 from steer.tune.data.config import PairConfig
+from steer.tune.data.diversity import most_diverse
 from steer.tune.data.pairs import (
     Table,
     balance_rows,
@@ -168,3 +169,42 @@ def test_too_few_pairs_are_refused() -> None:
     with pytest.raises(TuneError, match=r"1 pairs, and 2 are needed.*1 within the margin"):
         make_pairs(samples, PairConfig(count=2, margin=0.5))
     assert len(make_pairs(samples, PairConfig(count=1))) == 1
+
+
+@settings(deadline=None)
+@given(st.integers(3, 12), st.integers(2, 4), st.floats(0.1, 3.0), st.integers(0, 2**32 - 1))
+def test_diverse_pairs_are_taken_one_by_one(
+    prompts: int, per_prompt: int, weight: float, seed: int
+) -> None:
+    """Against the rule in plain loops, in float64."""
+    rng = np.random.default_rng(seed)
+    features = {k: _unit(rng.normal(size=5)) for k in range(prompts)}
+    prompt = np.repeat(np.arange(prompts), per_prompt)
+    margin = rng.random(len(prompt))
+    count = int(rng.integers(1, len(prompt) + 1))
+    kept: list[int] = []
+    while len(kept) < count:
+        found = {}
+        for row in set(range(len(prompt))) - set(kept):
+            own = features[int(prompt[row])].astype(float)
+            away = [np.linalg.norm(own - features[int(prompt[k])].astype(float)) for k in kept]
+            nearest = max(min([2.0, *away]), 1e-3)
+            found[row] = margin[row] / margin.std() + weight * np.log(nearest)
+        kept.append(max(sorted(found), key=lambda row: found[row]))
+    chosen = most_diverse(margin, prompt, features, weight, count)
+    assert chosen.tolist() == sorted(kept)
+
+
+def _unit(x: Any) -> Any:
+    return (x / np.linalg.norm(x)).astype(np.float32)
+
+
+def test_of_equal_prompts_one_is_kept_before_others_repeat() -> None:
+    features = {0: _unit(np.array([1.0, 0.0])), 2: _unit(np.array([0.0, 1.0]))}
+    features |= {1: features[0], 3: features[2]}
+    samples = table([[0.0, 0.9], [0.0, 0.8], [0.0, 0.3], [0.0, 0.2]])
+    samples.features = features
+    wide = make_pairs(samples, PairConfig(count=2, diversity=1.0))
+    assert samples.prompt_ids[wide.winner].tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"pairs\.diversity=1 without count"):
+        PairConfig(diversity=1.0)
