@@ -43,6 +43,36 @@ def test_sample_ends_with_one_line_and_continues(tmp_path: Path, number: int) ->
     assert "the same command continues" in stopped(process, number)
 
 
+LOST = """
+import signal, sys, time, types, weakref
+from steer.cli import entry
+
+class Kept: ...
+
+def app():
+    kept = Kept()
+    seen = weakref.ref(kept, lambda _: signal.raise_signal(signal.SIGINT))
+    del kept
+    time.sleep(60)
+
+sys.modules["steer.cli.app"] = types.SimpleNamespace(app=app)
+entry.run()
+"""
+
+
+def test_an_interrupt_that_python_loses_in_a_callback_comes_again() -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", LOST],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert done.returncode == 130 and time.monotonic() - start < 30
+    assert done.stderr == "steer: interrupted; the same command continues\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [0.4, 0.9])
 def test_in_start_up(tmp_path: Path, after: float) -> None:
