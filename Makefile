@@ -68,13 +68,13 @@ gpu: $(READY)
 release-check: docs $(UV)
 	$(BIN)/python tools/release_check.py --uv $(UV)
 
-# Exactly what the lock names, made anew when it changes; then steer itself, from this folder. By uv,
-# which takes a third of pip's time, or by pip where uv cannot be had or sees another index.
+# Exactly what the lock names, made anew when it changes; then steer itself, from this folder. By uv, which
+# is faster, or by pip where uv cannot be had or sees another index.
 $(VENV)/.locked: $(LOCK)
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(MAKE) --silent $(UV) && $(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $(LOCK) || \
-	  $(BIN)/python $(PIP) --require-hashes -r $(LOCK)
+	$(MAKE) --silent $(UV) && $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
+	  --require-hashes -r $(LOCK) || $(BIN)/python $(PIP) --require-hashes -r $(LOCK)
 	touch $@
 
 $(READY): $(VENV)/.locked pyproject.toml
