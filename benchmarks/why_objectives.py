@@ -18,6 +18,7 @@ _PAIRS: dict[str, dict[str, Any]] = {
     "dmpo": {"beta": 300},
     "rdpo": {"beta": 300},
     "cdpo": {"beta": 300},
+    "soft_dpo": {"beta": 300, "span": 0.7},
     "dpop": {"beta": 300},
     "ipo": {"beta": 300},
     "smpo": {"beta": 300, "span": 0.7},
