@@ -65,6 +65,10 @@ CONTRASTS = (
     ("turbo-draft-fast", "turbo-draft"),
     ("turbo-draft-slow", "turbo-draft"),
     ("turbo-dpo-rounds", "turbo-dpo"),
+    *(
+        (f"turbo-{name}", "turbo-draft-1")
+        for name in ("draft-real", "drtune", "image-refl", "alignprop", "refl", "draft-fresh")
+    ),
 )
 SEEDS: dict[Split, int] = {"held_out": 2, "train": 1}
 Line = dict[str, Any]

@@ -140,7 +140,8 @@ class Calls:
     def _plain(self, names: list[Name]) -> None:
         """The call as asked; a call per prompt where the pipeline takes no list of generators."""
         own, seeds = self.call.generator, self.run.source.seeds
-        if not isinstance(own, list) or len(own) != len(names) or self.run.images > 1:
+        whole = self.run.images > 1 or self.call.values.get("latents") is not None
+        if whole or not isinstance(own, list) or len(own) != len(names):
             self._keep(names, lambda: self.call.run(1))
             return
         states = [generator.get_state() for generator in own]

@@ -73,6 +73,13 @@ def test_the_best_of_several_calls_is_returned_for_every_prompt() -> None:
         assert torch.equal(out.images[row], images[best])
 
 
+def test_given_latents_are_never_left_out() -> None:
+    """A call per prompt would begin from masks of its own."""
+    latents = _plain(amused(), TEXTS[0], seeded(0), "latent").repeat(2, 1, 1)
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'device'"):
+        _guided(amused(), 1, prompt=TEXTS, generator=[seeded(5), seeded(6)], latents=latents)
+
+
 def test_methods_that_step_latents_say_what_is_missing() -> None:
     with pytest.raises(UnsupportedSchedulerError, match=r"AmusedScheduler unmasks tokens"):
         guided(amused(), redness, method=Prune(4))(TEXTS[0], num_inference_steps=3)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,21 @@ def configured(out: Path, data: Path | None, **more: Any) -> TuneConfig:
     }
     source = {} if data is None else {"data": str(data)}
     return TuneConfig.from_dict({"out": str(out), **source, **given, **more})
+
+
+@contextmanager
+def power_cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Training that begins here dies at its fourth update."""
+    once = Trainer.advance
+
+    def killed(self: Trainer) -> dict[str, float]:
+        if self.step == 3:
+            raise RuntimeError("power cut")
+        return once(self)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(Trainer, "advance", killed)
+        yield
 
 
 def drawn(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,17 +261,8 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         "validation": {"every": 2, "prompts": TEXTS[:1], "steps": 2, "rows": 3},
     }
     tune(configured(tmp_path / "whole", data, **given), amused())
-    once = Trainer.advance
-
-    def killed(self: Trainer) -> dict[str, float]:
-        if self.step == 3:
-            raise RuntimeError("power cut")
-        return once(self)
-
-    monkeypatch.setattr(Trainer, "advance", killed)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(monkeypatch):
         tune(configured(tmp_path / "cut", data, **given), amused())
-    monkeypatch.undo()
     tune(configured(tmp_path / "cut", data, **given), amused())
     one, other = (tmp_path / name for name in ("whole", "cut"))
     files = [p.relative_to(one) for p in (one / "tuned").rglob("*.safetensors")]
@@ -296,6 +304,14 @@ def test_new_samples_of_what_was_trained_score_higher(
     assert float(gain.mean()) > 3 * float(gain.std()) / math.sqrt(len(gain))
 
 
+def test_half_precision_keeps_weights_in_float32(data: Path, tmp_path: Path) -> None:
+    run = configured(tmp_path / "run", data, dtype="bfloat16", guidance_scale=3.0)
+    trainer = Trainer(run, amused())
+    assert math.isfinite(trainer.advance()["loss"])
+    assert {p.dtype for p in trainer.policy.parameters().values()} == {torch.float32}
+    trainer.close()
+
+
 def test_rounds_draw_score_and_train_and_go_on_where_they_were_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,17 +331,8 @@ def test_rounds_draw_score_and_train_and_go_on_where_they_were_killed(
             tune(configured(out, None, **given), amused(), rewards=[steer.reward(redness)])
 
     run(tmp_path / "whole")
-    once = Trainer.advance
-
-    def killed(self: Trainer) -> dict[str, float]:
-        if self.step == 3:
-            raise RuntimeError("power cut")
-        return once(self)
-
-    monkeypatch.setattr(Trainer, "advance", killed)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(monkeypatch):
         run(tmp_path / "cut")
-    monkeypatch.undo()
     run(tmp_path / "cut")
     found = [
         load_file(tmp_path / name / "tuned/transformer/diffusion_pytorch_model.safetensors")
