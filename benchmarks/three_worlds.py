@@ -3,6 +3,7 @@
     python benchmarks/three_worlds.py --threads 1            # resumable, any number of processes
     python benchmarks/three_worlds.py --world one-step       # of one world only
     python benchmarks/three_worlds.py --further 64           # `compute=` alone, on further captions
+    python benchmarks/three_worlds.py --world flow --again 0.2.0 [--further 64]  # `compute=` anew
     python benchmarks/three_worlds.py --show                 # the summary of what there is
 
 A method is given as its class, so that it is sized by what this pipeline's denoiser, decodes,
@@ -10,7 +11,8 @@ scores and gradients cost in FLOPs. The loop draws batches of eight images and k
 several numbers of steps; the best of the first n is read off its images, at equal FLOPs and at
 equal CPU time. Captions are held out; the reward is optimised; the oracle judges. One line per
 world, caption and seed goes to `results/three_worlds.jsonl`, its arms run in an order that turns
-from unit to unit.
+from unit to unit. When a bare `compute=` has come to plan something else, `--again` draws it and
+the loop anew, and its lines, which bear the name that is given, replace that arm.
 """
 
 from __future__ import annotations
@@ -186,7 +188,9 @@ def work(args: Any) -> None:
     reward = steer.reward("shapes")
     raw, families, first, seeds = RAW, ARMS, 0, args.seeds
     if args.further:
-        raw, families, first, seeds = FURTHER, {"default": None}, args.captions, 1
+        raw, first, seeds = FURTHER, args.captions, 1
+    if args.further or args.again:
+        families = {"default": None}
     captions = range(first, args.captions + args.further)
     prompts = steer.shapes.prompts("held_out", args.captions + args.further, seed=0)
     for name, setting in SETTINGS.items():
@@ -200,17 +204,38 @@ def work(args: Any) -> None:
         for place, (seed, caption) in enumerate(tqdm(places, desc=name)):
             key = name, caption, seed
             with common.claimed(CLAIMS / f"{name}-{seed}-{caption}.lock") as mine:
-                if not mine or key in {(n["world"], n["caption"], n["seed"]) for n in lines(raw)}:
+                drawn = {whose(n): n["again"] for n in lines(raw)}
+                known = drawn.get(key) == args.again if args.again else key in drawn
+                if not mine or known or (args.again and key not in drawn):
                     continue
                 unit = caption, seed, prompts[caption]
                 found = run(place, setting, reward, pipe, unit, families)
                 line = {"world": name, "caption": caption, "seed": seed, "flops": plain}
+                line |= {"again": args.again} if args.again else {}
                 common.append_lines(raw, [{**line, "arms": found}])
 
 
 def lines(raw: Path) -> list[dict[str, Any]]:
-    """What is on disk."""
-    return [json.loads(line) for line in raw.read_text().splitlines()] if raw.exists() else []
+    """What is on disk, a line per unit: what was drawn again stands in place of what it replaces.
+
+    Its seconds go with those of the loops that were drawn beside it.
+    """
+    found: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for line in map(json.loads, raw.read_text().splitlines() if raw.exists() else ()):
+        if line.setdefault("again", None) is None:
+            found[whose(line)] = line
+            continue
+        loops = {name: arm["seconds"] for name, arm in line["arms"].items() if "rewards" in arm}
+        arms = {name: arm for name, arm in line["arms"].items() if name not in loops}
+        unit = found[whose(line)]
+        unit["arms"] |= {name: {**arm, "loops": loops} for name, arm in arms.items()}
+        unit["again"] = line["again"]
+    return list(found.values())
+
+
+def whose(line: dict[str, Any]) -> tuple[str, int, int]:
+    """World, caption and seed of a line."""
+    return line["world"], line["caption"], line["seed"]
 
 
 def by_world(raw: Path) -> dict[str, list[dict[str, Any]]]:
@@ -268,10 +293,12 @@ def versus(
     found: list[dict[str, Any]], mine: list[Any], theirs: list[tuple[float, bool]], steps: int
 ) -> dict[str, Any]:
     """One arm, and what it is above the loop, at equal FLOPs and at equal seconds."""
-    timed = [
-        best(line["arms"][f"loop {steps}"], in_time(line["arms"][f"loop {steps}"], m["seconds"]))
-        for line, m in zip(found, mine, strict=True)
-    ]
+    timed = []
+    for line, m in zip(found, mine, strict=True):
+        name = f"loop {steps}"
+        loop = {**line["arms"][name]}
+        loop["seconds"] = m.get("loops", {}).get(name, loop["seconds"])
+        timed.append(best(loop, in_time(loop, m["seconds"])))
     row: dict[str, Any] = {
         "plan": mine[0]["plan"],
         "spent": round(float(np.mean([m["spent"] for m in mine])), 3),
@@ -324,6 +351,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--further", type=int, default=0, help="captions of compute= alone")
+    parser.add_argument("--again", help="draw compute= anew in the units on disk, under this name")
     parser.add_argument("--world", choices=tuple(SETTINGS))
     parser.add_argument("--show", action="store_true", help="run nothing")
     args = common.parsed(parser)

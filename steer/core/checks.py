@@ -30,6 +30,15 @@ def positive(
     raise ValueError(f"{name}={value!r}: must be a finite number {least}{most}")
 
 
+def finite(name: str, value: object, example: str) -> float:
+    """A finite number, or ValueError that says what to write."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}={value!r}: must be a number, such as {example}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value!r}: must be finite, such as {example}")
+    return value
+
+
 def one_of(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from steer.core.checks import whole
+from steer.core.checks import finite, whole
 from steer.core.costs import ROWS, Costs, check_costs
 from steer.methods.selection.best_of_n import BestOfN
 from steer.methods.selection.prune import Prune
@@ -13,6 +14,38 @@ from steer.search.method import Method
 
 _PRUNED, _DRAFTED = 8, 12  # steps from which on there is something to prune, or to stride over
 _SHORTENED, _SHORT = 4, 3  # and, where all noise is drawn anew, to leave out: three are drawn
+_FLOW = 0.4  # of a flow's steps: nearly as good an image (benchmarks/few_steps.py)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a plan has to know of how a call samples.
+
+    Attributes:
+        drafts, guidance, renoises, flow: As for `for_compute`.
+    """
+
+    drafts: bool = False
+    guidance: float = 1.0
+    renoises: bool = False
+    flow: bool = False
+
+    def strides(self, steps: int) -> int | None:
+        """Denoiser calls of a short run to the end, where such are planned; else `None`.
+
+        Of a flow at least as many as its scale of guidance, since stronger guidance makes steeper
+        ways (as for drafts, `Prune.for_compute`).
+        """
+        if self.drafts and self.flow and steps >= _DRAFTED:
+            scale = finite("guidance", self.guidance, "7.5")
+            strides = max(math.ceil(_FLOW * steps - 1e-9), math.ceil(scale))
+            return strides if strides < steps else None
+        if self.drafts and self.renoises and _SHORTENED <= steps < _DRAFTED:
+            return _SHORT
+        return None
+
+
+EVERY_STEP, FEWER_STEPS = Sampling(), Sampling(drafts=True)
 
 
 def for_compute(
@@ -24,11 +57,13 @@ def for_compute(
     drafts: bool = False,
     guidance: float = 1.0,
     renoises: bool = False,
+    flow: bool = False,
 ) -> Method:
     """The default method that spends at most `compute` plain calls of `steps` steps.
 
-    Drafts that are pruned, where there are steps enough for them; else pruning, or best of n. Where
-    few steps draw all noise anew, best of n short runs (benchmarks/few_steps.py).
+    Drafts that are pruned, where there are steps enough for them; else pruning, or best of n. Of a
+    flow model best of n short runs (benchmarks/few_steps.py), and where few steps draw all noise
+    anew (benchmarks/few_steps.py).
 
     Args:
         compute: Multiples of what a plain call costs, its decode included, at least 1.
@@ -36,11 +71,13 @@ def for_compute(
         lane_width: That the pipeline's batch has already; the populations are then multiples of
             it, so that no row is padding.
         costs: What a row, a decode, a score cost; by default rows alone count.
-        drafts: Whether the call's solver can begin in the middle of the schedule.
-        guidance: The call's scale of classifier-free guidance, 1 for none: drafts take shorter
-            strides where it is strong.
+        drafts: Whether candidates can take fewer steps than the call: its solver can begin in the
+            middle of the schedule, for drafts, or the schedule ends in clean data, for short runs.
+        guidance: The call's scale of classifier-free guidance, 1 for none: drafts and short runs
+            take shorter strides where it is strong.
         renoises: Whether the call's scheduler draws all noise anew at every step, as those of
             consistency models do (`LCMScheduler`): each of its predictions is made to be an end.
+        flow: Whether the call's model is a flow (SD3, Flux, Qwen-Image, Wan).
 
     Raises:
         ValueError: `compute` below 1, or below `lane_width`, whose lane alone costs more.
@@ -58,15 +95,14 @@ def for_compute(
             "calls; lower lane_width or raise compute"
         )
     plans: list[Prune] = []
-    short = renoises and drafts and compute > 1 and _SHORTENED <= steps < _DRAFTED
-    if drafts and compute > 1 and steps >= _DRAFTED:
+    short = Sampling(drafts, guidance, renoises, flow).strides(steps) if compute > 1 else None
+    if drafts and compute > 1 and steps >= _DRAFTED and short is None:
         plans.append(Prune.for_compute(compute, steps, costs, drafts=True, guidance=guidance))
-    if compute >= 2 and steps >= _PRUNED and not short:
+    if compute >= 2 and steps >= _PRUNED and short is None:
         plans.append(Prune.for_compute(compute, steps, costs))
     for plan in plans:
         aligned = all(size % lane == 0 for size in plan.populations)
         if aligned and costs.fits(plan.work(steps), compute, steps):
             return plan
-    strides = _SHORT if short else None
-    most = costs.most(lambda n: BestOfN(n * lane, strides).work(steps), compute, steps)
-    return BestOfN(most * lane, strides if most * lane > 1 else None)
+    most = costs.most(lambda n: BestOfN(n * lane, short).work(steps), compute, steps)
+    return BestOfN(most * lane, short if most * lane > 1 else None)

@@ -61,8 +61,8 @@ def estimate(
     if not isinstance(method, Method):
         wanted = COMPUTE if compute is None else compute
         costs = weights.costs if given.compute_unit == "flops" and wanted > 1 else ROWS
-        how = (weights.drafts, weights.guidance, weights.renoises, given.plans, method)
-        method = affordable(wanted, steps, models, weights.lane, costs, *how)
+        how = (weights.lane, costs, weights.sampling, given.plans, method)
+        method = affordable(wanted, steps, models, *how)
     work = method.work(steps)
     rows = work.rows * per_row(models, steps)
     return Estimate(method, replace(work, rows=rows), weights.costs, steps)

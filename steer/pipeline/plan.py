@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from steer.core.costs import ROWS, Costs
 from steer.driver.denoisers.blend import shown
-from steer.methods.default import for_compute
+from steer.methods.default import EVERY_STEP, Sampling, for_compute
 from steer.search.method import Method
 
 
@@ -27,9 +28,7 @@ def affordable(
     models: Models | None = None,
     lane_width: int | None = None,
     costs: Costs = ROWS,
-    drafts: bool = False,
-    guidance: float = 1.0,
-    renoises: bool = False,
+    sampling: Sampling = EVERY_STEP,
     plans: Plans | None = None,
     family: type[Method] | None = None,
 ) -> Method:
@@ -39,7 +38,8 @@ def affordable(
         compute: See `steer.methods.default.for_compute`.
         steps: Denoiser calls of a plain call.
         models: A blend counts as often as it asks denoisers at its dearest step.
-        lane_width, costs, drafts, guidance, renoises: See `for_compute`.
+        lane_width, costs: See `for_compute`.
+        sampling: How the call samples.
         family: The method whose size is wanted, in place of the default one.
         plans: What was learnt from pilots, for calls of the guided pipeline as it is.
 
@@ -57,15 +57,8 @@ def affordable(
     fair = compute * plain
     if family is not None:
         return family.for_compute(fair, steps, dearer)
-    default = for_compute(
-        fair,
-        steps,
-        lane_width=lane_width,
-        costs=dearer,
-        drafts=drafts,
-        guidance=guidance,
-        renoises=renoises,
-    )
+    how = asdict(sampling)
+    default = for_compute(fair, steps, lane_width=lane_width, costs=dearer, **how)
     if plans is None:
         return default
-    return plans.at(fair, dearer, lane=lane_width or 1, drafts=drafts)
+    return plans.at(fair, dearer, lane=lane_width or 1, drafts=sampling.drafts)

@@ -18,6 +18,7 @@ from steer.driver.decoding.previews import PreviewDecoder
 from steer.driver.noise import Source
 from steer.driver.safety import check_of
 from steer.driver.seeds import call_seeds
+from steer.methods.default import FEWER_STEPS
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.arguments import COMPUTE, check_effort, is_family, reward_texts
 from steer.pipeline.plan import affordable
@@ -80,7 +81,7 @@ def prepare(
         if given.plans is not None:
             given.plans.check(call.pipe, given.reward, call.steps)
         fixed = None if spares else given.lane_width
-        how = (given.models, fixed, ROWS, True, 1.0, False, given.plans, family)
+        how = (given.models, fixed, ROWS, FEWER_STEPS, given.plans, family)
         chosen = affordable(planned, call.steps, *how)  # again at the first step, with its costs
         if not spares and lane_width is None:
             lane_width = given.lane_width or 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +28,7 @@ from steer.driver.noise import Source
 from steer.driver.safety import Check
 from steer.driver.solver import Solver
 from steer.driver.solver_state import renoises
+from steer.methods.default import Sampling
 from steer.methods.selection.best_of_n import BestOfN
 from steer.pipeline.plan import affordable, per_row
 from steer.pipeline.planning.plans import Plans
@@ -210,23 +211,27 @@ class Run:
         if self.unit == "flops" and compute > 1:
             costs = weigh(ctx, opening.latents)
         guidance = guidance_scale(self.pipe, self.values) if self.ledger.cfg_rows > 1 else 1.0
-        renews = self.models is None and renoises(opening.scheduler)
         if self.plans is not None:
             self.plans.check_steps(self.steps)
             self.plans.check_guidance(guidance)
 
-        def plan(drafts: bool) -> Method:
-            known = (drafts, guidance, renews, self.plans, self.family)
-            return affordable(compute, self.steps, self.models, fixed, costs, *known)
+        def plan(sampling: Sampling) -> Method:
+            known = (fixed, costs, sampling, self.plans, self.family)
+            return affordable(compute, self.steps, self.models, *known)
 
-        drafts = plan(True).suits(ctx)
-        self.weights.drafts, self.weights.renoises = drafts, renews
-        self.weights.lane, self.weights.guidance = fixed, guidance
-        self.method = plan(drafts)
+        sampling = Sampling(
+            drafts=True,
+            guidance=guidance,
+            renoises=self.models is None and renoises(opening.scheduler),  # else every step
+            flow=ctx.steps[0].prediction == "flow",
+        )
+        if not plan(sampling).suits(ctx):
+            sampling = replace(sampling, drafts=False)
+        self.weights.sampling, self.weights.lane = sampling, fixed
+        self.method = plan(sampling)
         if self.family is None and compute > 1 and self.method == BestOfN(1):
-            least = costs.calls(BestOfN(2).work(self.steps), self.steps) * per_row(
-                self.models, self.steps
-            )
+            two = BestOfN(2, sampling.strides(self.steps))
+            least = costs.calls(two.work(self.steps), self.steps) * per_row(self.models, self.steps)
             message = (
                 f"compute={compute:g}: two candidates cost {least:.2f} plain calls here, decodes "
                 "and scores included, so this is the plain image; give more, or "

@@ -16,6 +16,7 @@ from steer.core.meter import Kind, Meter
 from steer.core.shortage import is_shortage
 from steer.core.types import Reward
 from steer.driver.metering import Counted, is_countable
+from steer.methods.default import FEWER_STEPS, Sampling
 from steer.rewards.parts import parts_of
 from steer.search.context import Context
 from steer.search.decoding import fit
@@ -27,17 +28,12 @@ class Weights:
 
     Attributes:
         counted: FLOPs of denoisers by the shapes of their arguments.
-        drafts: Whether the latest planned call's solver allowed them.
-        guidance: That call's scale of classifier-free guidance.
-        renoises: Whether its scheduler draws all noise anew at every step, and its denoiser is the
-            pipeline's own: tuned ones may need every step (docs/results/distilled.md).
+        sampling: How the latest planned call sampled.
         lane: The lane width that its populations had to be multiples of; `None` for none.
     """
 
     counted: Counted = field(default_factory=WeakKeyDictionary)
-    drafts: bool = True
-    guidance: float = 1.0
-    renoises: bool = False
+    sampling: Sampling = FEWER_STEPS
     lane: int | None = None
     _latest: MutableMapping[Kind, float] = field(default_factory=dict)
     _known: dict[tuple[Any, ...], MutableMapping[Kind, float]] = field(default_factory=dict)

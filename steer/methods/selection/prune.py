@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from steer.core.checks import plain_calls, rising_fractions, whole
+from steer.core.checks import finite, plain_calls, rising_fractions, whole
 from steer.core.costs import ROWS, Costs, Work, check_costs
 from steer.core.errors import UnsupportedSchedulerError
 from steer.core.types import Population, Search, Step
@@ -265,11 +265,8 @@ def _strides(guidance: float) -> int:
     Euler steps stay stable where their number grows with the scale. As many strides are planned as
     a whole schedule of that many steps has up to the cut, and the cut's own call.
     """
-    if isinstance(guidance, bool) or not isinstance(guidance, int | float):
-        raise ValueError(f"guidance={guidance!r}: must be a number, such as 7.5")
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance={guidance!r}: must be finite, such as 7.5")
-    return max(_STRIDES, 1 + math.ceil(_DRAFTED[0] * guidance))
+    scale = finite("guidance", guidance, "7.5")
+    return max(_STRIDES, 1 + math.ceil(_DRAFTED[0] * scale))
 
 
 def _plan_drafts(usual: Prune, compute: float, steps: int, costs: Costs, strides: int) -> Prune:

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3InpaintPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionInpaintPipeline,
 )
@@ -137,6 +140,23 @@ def test_the_given_image_stays() -> None:
     assert torch.equal(out.images[..., :4], plain[..., :4])
     assert not torch.equal(out.images[..., 4:], plain[..., 4:]) or out.report.chosen == [(0, 0)]
     assert decode(pipe, out.images).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.8])
+def test_the_given_image_stays_in_short_runs_of_a_flow(strength: float) -> None:
+    """What a bare `compute=` plans there: no step of the pipeline's own scheduler is taken."""
+    parts = build("sd3").components
+    wide = {"in_channels": 16, "out_channels": 16}  # it takes no others
+    parts["transformer"] = SD3Transformer2DModel.from_config(parts["transformer"].config, **wide)
+    parts["vae"] = AutoencoderKL.from_config(parts["vae"].config, latent_channels=16)
+    pipe = StableDiffusion3InpaintPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    given = {"num_inference_steps": 16, "strength": strength, "max_sequence_length": 8}
+    out = guided(pipe, _red, compute=3)(**call(output_type="latent", **given))
+    assert out.report.method.strides is not None
+    plain = pipe(**call(output_type="latent", **given)).images
+    assert torch.allclose(out.images[..., :4], plain[..., :4], atol=1e-5)
+    assert not torch.allclose(out.images[..., 4:], plain[..., 4:], atol=1e-2)
 
 
 def _red(images: Tensor, prompts: list[str]) -> Tensor:

@@ -377,6 +377,23 @@ def test_the_default_for_a_few_step_model() -> None:
     assert sum(ledger.flops.values()) <= 4 * ledger.plain_flops
     assert estimate(call, 4).method == made
     assert call(**given, compute=1).report.method == BestOfN(1)
+    two = estimate(call, 4, method=BestOfN(2, strides=3)).calls
+    with pytest.warns(UserWarning, match=rf"two candidates cost {two:.2f} plain calls"):
+        assert call(**given, compute=two - 0.01).report.method == BestOfN(1)
+    assert call(**given, compute=two + 0.01).report.method == BestOfN(2, strides=3)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "wan"])
+def test_the_default_for_a_flow(family: str) -> None:
+    """Short runs to the end."""
+    given = arguments(family, num_inference_steps=12, guidance_scale=3.5)
+    call = guided(shared(family), redness, compute=4)
+    out = call(**given)
+    made, ledger = out.report.method, out.report.ledger
+    assert isinstance(made, BestOfN) and made.n > 4 and made.strides == 5
+    assert sum(ledger.flops.values()) <= 4 * ledger.plain_flops
+    assert estimate(call, 12).method == made
+    assert call(**given, compute=1).report.method == BestOfN(1)
 
 
 def test_a_class_is_made_as_large_as_compute_pays_for() -> None:

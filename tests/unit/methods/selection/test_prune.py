@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from families import arguments, redness, shared
@@ -63,6 +65,24 @@ def test_few_steps_that_draw_all_noise_anew_are_shortened() -> None:
     assert for_compute(4, 3, **few) == BestOfN(4)
     assert for_compute(4, 12, **few) == for_compute(4, 12, drafts=True)
     assert for_compute(4, 4, renoises=True) == BestOfN(4)
+
+
+def test_a_flow_takes_short_runs_to_the_end() -> None:
+    """40% of its steps, and no fewer than its scale of guidance, where that is fewer than all."""
+    flow = {"drafts": True, "flow": True}
+    assert for_compute(4, 20, **flow) == BestOfN(10, strides=8)
+    assert for_compute(4, 28, guidance=5.0, **flow) == BestOfN(9, strides=12)
+    assert for_compute(4, 12, guidance=7.5, **flow) == BestOfN(6, strides=8)
+    assert for_compute(4, 20, lane_width=4, **flow) == BestOfN(8, strides=8)
+    assert for_compute(1.2, 20, **flow) == BestOfN(3, strides=8)
+    assert for_compute(1, 20, **flow) == for_compute(1.1, 12, guidance=7, **flow) == BestOfN(1)
+    assert for_compute(4, 35, **flow) == BestOfN(10, strides=14)
+    with pytest.raises(ValueError, match="guidance=nan"):
+        for_compute(4, 20, guidance=math.nan, **flow)
+    strong = {"drafts": True, "guidance": 12.0}
+    assert for_compute(4, 12, flow=True, **strong) == for_compute(4, 12, **strong)
+    assert for_compute(4, 20, flow=True) == for_compute(4, 20)
+    assert for_compute(4, 8, **flow) == for_compute(4, 8, drafts=True)
 
 
 @pytest.mark.sample
