@@ -84,6 +84,7 @@ def _of(method: Method, plain: Method | None = None, covers: str = "", note: str
 
 CASES: dict[str, Case] = {
     "BestOfN": _of(m.BestOfN(4), m.BestOfN(1)),
+    "BestOfN, strides=2": _of(m.BestOfN(4, strides=2), covers="BestOfN"),
     "Adaptive": _of(m.Adaptive(4, price=0), m.Adaptive(1), note="as `price=0`"),
     "Prune": _of(m.Prune(4, (2, 1), (0.34, 0.67)), m.Prune(1, (1,), (0.5,))),
     "Prune, strides=2": _of(
