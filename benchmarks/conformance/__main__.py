@@ -3,6 +3,8 @@
     python -m benchmarks.conformance --tests DIR                     # all that is not done yet
     python -m benchmarks.conformance --tests DIR --only flux latte   # cases with one of these words
     python -m benchmarks.conformance --tests DIR --shard 1/2         # every second one
+    python -m benchmarks.conformance --tests DIR --add               # what a case lacks
+    python -m benchmarks.conformance --tests DIR --add PCNL RBF      # these checks alone
     python -m benchmarks.conformance --tests DIR --list
     python -m benchmarks.conformance --render                      # the tables in docs/families.md
 
@@ -21,7 +23,10 @@ steer: plain calls that do not run offline, that return NaN or a constant image.
 
 Results are lines of a file. Cases that are in it with every check and today's versions are left out
 unless `--again`: a run can be interrupted, shards may share the file, and a new method or a new
-version of diffusers makes all cases due again.
+version of diffusers makes all cases due again. With `--add` a case that has results of the same
+versions of everything else keeps what was right of them, and is asked for the rest alone: checks
+that are new, and those that an earlier steer refused, got wrong or crashed in; or for those that
+are named, and all others stand.
 """
 
 from __future__ import annotations
@@ -29,8 +34,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
+from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +47,7 @@ from benchmarks.common import RESULTS, headline, provenance
 from benchmarks.conformance import page
 from benchmarks.conformance.cases import Case, discover
 from benchmarks.conformance.checks import CHECKS, examine
-from benchmarks.conformance.results import Record, Result, append, load
+from benchmarks.conformance.results import OUTCOMES, Record, Result, append, load
 from benchmarks.conformance.worker import results
 
 
@@ -63,12 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join([*(case.key for case in chosen), *map("{}: not imported".format, broken)]))
         return
     found = {} if options.again else load(options.out)
-    done = {case for case, record in found.items() if _is_current(record)}
+    wanted = options.add or CHECKS
+    done = {case for case, record in found.items() if _is_current(record, wanted)}
     if options.only is None and options.shard[0] == 1:
         _keep_broken(broken, done, options.out)
     for case in chosen:
         if case.key not in done:
-            _run(case, options)
+            _run(case, options, load(options.out).get(case.key))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--shard", type=_shard, default=(1, 1), metavar="K/N", help="the k-th of n")
     found.add_argument("--out", type=Path, default=OUT, metavar="FILE")
     found.add_argument("--again", action="store_true", help="also cases that are in the file")
+    found.add_argument(
+        "--add", nargs="*", choices=tuple(CHECKS), metavar="CHECK", help="keep what is known"
+    )
     found.add_argument("--limit", type=float, default=300, help="seconds for a case")
     found.add_argument("--list", action="store_true", help="only name the cases")
     found.add_argument("--render", action="store_true", help="only write the tables")
@@ -97,9 +108,9 @@ def _chosen(cases: list[Case], options: argparse.Namespace) -> list[Case]:
     return found[number - 1 :: of]
 
 
-def _is_current(record: Record) -> bool:
-    """Whether a record has every check, of the versions that are installed."""
-    whole = not record.pipeline or set(CHECKS) <= set(record.checks)
+def _is_current(record: Record, wanted: Collection[str]) -> bool:
+    """Whether a record has every check that is wanted, of the versions that are installed."""
+    whole = not record.pipeline or set(wanted) <= set(record.checks)
     return whole and record.versions == provenance()["versions"]
 
 
@@ -110,15 +121,33 @@ def _keep_broken(broken: dict[str, str], done: Container[str], out: Path) -> Non
             append(out, _record(module, "", {}, why=why))
 
 
-def _run(case: Case, options: argparse.Namespace) -> None:
+def _run(case: Case, options: argparse.Namespace, before: Record | None) -> None:
     began = time.monotonic()
-    found = results(case, examine, CHECKS, options.limit)
+    kept = {} if before is None or options.add is None else _kept(before, options.add)
+    due = (kept and options.add) or [name for name in CHECKS if name not in kept]
+    found = kept | results(case, partial(examine, names=due), due, options.limit)
+    checks = {name: found[name] for name in CHECKS if name in found}
     seconds = round(time.monotonic() - began, 1)
-    record = _record(case.key, case.pipeline.__name__, found, seconds=seconds)
+    record = _record(case.key, case.pipeline.__name__, checks, seconds=seconds)
+    if before is not None and kept:
+        record = replace(record, kept=len(kept), since=before.since or before.date)
     append(options.out, record)
     counts = Counter(result.outcome for result in found.values())
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     print(f"{record.seconds:6.1f} s  {case.key}: {told}", flush=True)
+
+
+def _kept(record: Record, anew: Collection[str]) -> dict[str, Result]:
+    """What was right, or says nothing of steer, where nothing but steer has changed.
+
+    Where checks are named that are to be made anew, all others.
+    """
+    then, now = record.versions, provenance()["versions"]
+    if {**then, "steer-diffusion": now["steer-diffusion"]} != now:
+        return {}
+    stands = OUTCOMES if anew else ("right", "test limit")
+    known = {name: found for name, found in record.checks.items() if name not in anew}
+    return {name: found for name, found in known.items() if found.outcome in stands}
 
 
 def _record(case: str, pipeline: str, checks: dict[str, Result], **more: Any) -> Record:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ PIXEL = 5e-3
 WIDTH = 1e-4
 """How far a final reward may be off where only the lane width or the cuts are others."""
 NARROW = " at lane width 1"
+COMPUTE, LONG = 3, 14
+"""Of a bare `compute=`: plain calls, and their steps."""
 _STEERED = steer.between(0.2, 0.9)
 
 METHODS: dict[str, Method] = {
     "BestOfN": m.BestOfN(3),
+    "BestOfN, strides=2": m.BestOfN(3, strides=2),
     "Adaptive": m.Adaptive(3, price=0),
     "Prune": m.Prune(4, (2,), (0.5,)),
     "Prune, strides=2": m.Prune(3, (1,), (0.75,), strides=2),
@@ -68,14 +72,15 @@ Check = Callable[[Subject], list[str]]
 """Runs guided calls and returns what is wrong with them, in words."""
 
 
-def examine(case: Case) -> Iterator[tuple[str, Result]]:
-    """All checks of a case, each as soon as it is done."""
+def examine(case: Case, names: Collection[str] | None = None) -> Iterator[tuple[str, Result]]:
+    """Checks of a case, all of them or these, each as soon as it is done."""
+    due = CHECKS if names is None else {name: CHECKS[name] for name in CHECKS if name in names}
     try:
         subject = prepare(case)
     except Limit as limit:
-        yield from ((name, Result("test limit", str(limit))) for name in CHECKS)
+        yield from ((name, Result("test limit", str(limit))) for name in due)
         return
-    for name, check in CHECKS.items():
+    for name, check in due.items():
         yield name, judge(partial(check, subject))
 
 
@@ -199,6 +204,30 @@ def any_method(subject: Subject, method: Method) -> list[str]:
     return search_faults(subject, subject.guided(method, reward), reward)
 
 
+def default(subject: Subject) -> list[str]:
+    """A bare `compute=`, in steps enough for drafts and short runs: within its budget, too.
+
+    Or the next call is, when the first has found out how wide lanes may be.
+    """
+    if not isinstance(subject.inputs().get("num_inference_steps"), int):
+        raise Limit("the test gives no number of steps")
+    longer = {"num_inference_steps": LONG}
+    plain = _plain(subject, **longer)[0]
+    subject = replace(subject, given=subject.given | longer, plain=plain)
+    reward = Brightness()
+    call = steer.guided(subject.pipe, reward=reward, compute=COMPUTE)
+    output = call(**subject.inputs())
+    faults = search_faults(subject, output, reward)
+    if _overspent(output) and _overspent(call(**subject.inputs())):
+        faults.append("it spends more than it was given")
+    return faults
+
+
+def _overspent(output: Any) -> bool:
+    ledger = output.report.ledger
+    return 0 < COMPUTE * ledger.plain_flops < sum(ledger.flops.values())
+
+
 def search_faults(subject: Subject, output: Any, reward: Brightness) -> list[str]:
     """What is wrong with the output of a search: its form, its rewards, or what was scored."""
     pictures, plain = frames(output[0]), subject.pictures
@@ -259,6 +288,7 @@ CHECKS: dict[str, Check] = {
     "identity": identity,
     "latent": latent,
     "two prompts": two_prompts,
+    f"compute={COMPUTE}": default,
     "BestOfN": best_of_n,
     f"BestOfN{NARROW}": partial(best_of_n, lane_width=1),
     "Prune": prune,

@@ -78,7 +78,12 @@ def made_with(records: Iterable[Record]) -> str:
     first, last = min(record.date for record in found), max(record.date for record in found)
     days = first if first == last else f"{first} to {last}"
     classes = len({record.pipeline for record in found if record.pipeline})
-    return f"{len(found)} test classes of {classes} pipeline classes; {names}; {days}."
+    said = f"{len(found)} test classes of {classes} pipeline classes; {names}; {days}."
+    kept, checked = sum(one.kept for one in found), sum(len(one.checks) for one in found)
+    if not kept:
+        return said
+    since = min(record.since for record in found if record.since)
+    return f"{said} {kept} of {checked} checks are of earlier runs, since {since}."
 
 
 def summary(records: Iterable[Record]) -> list[str]:

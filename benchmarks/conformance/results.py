@@ -44,6 +44,8 @@ class Record:
         seconds: How long the case took.
         date: The day, as `2025-01-31`.
         versions: Of steer and what it runs on.
+        kept: How many checks were taken over from a run of another steer.
+        since: The day of the earliest of those.
     """
 
     case: str
@@ -53,6 +55,8 @@ class Record:
     seconds: float = 0.0
     date: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    kept: int = 0
+    since: str = ""
 
 
 def append(path: Path, record: Record) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import steer
-from benchmarks.conformance import __main__ as command, worker
+from benchmarks.conformance import __main__ as command, page, worker
 from benchmarks.conformance.cases import Case, discover
 from benchmarks.conformance.checks import CHECKS, METHODS, judge, of_error, search_faults
 from benchmarks.conformance.compare import Brightness, difference, frames
@@ -163,6 +163,19 @@ def test_the_command_tells_outcomes_apart_and_resumes(
     keep, CHECKS["another"] = out.read_text(), CHECKS["identity"]
     command.main([*given, "--only", "tiny:Pixart"])
     assert load(out)["tiny.test_tiny:Pixart"].checks.keys() == {*right, "another"}
+    out.write_text(keep)
+    command.main([*given, "--only", "tiny:Pixart", "tiny:Refused", "--add"])
+    added = {key.split(":")[-1]: record for key, record in load(out).items()}
+    assert [added[name].kept for name in ("Pixart", "Refused", "Wrong")] == [4, 3, 0]
+    assert list(added["Refused"].checks) == list(CHECKS)
+    assert added["Refused"].checks["another"].outcome == "right"
+    assert "one Brownian path" in added["Refused"].checks["SMC"].why
+    assert "7 of 10 checks are of earlier runs" in page.made_with(
+        [added["Pixart"], added["Refused"]]
+    )
+    command.main([*given, "--only", "tiny:Refused", "tiny:Wrong", "--add", "another"])
+    added = {key.split(":")[-1]: record for key, record in load(out).items()}
+    assert (added["Wrong"].kept, added["Refused"].kept) == (4, 3)  # the latter had it already
     del CHECKS["another"]
     out.write_text(keep)
 
