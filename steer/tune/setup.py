@@ -152,11 +152,16 @@ def forward_process(config: TuneConfig, pipe: Any, data: Dataset | None) -> Proc
     The timesteps' scale is the configuration's, else the dataset's.
 
     Raises:
-        TuneError: A denoiser or scheduler that is not known, an empty range, or an objective that a
-            masked generator does not have.
+        TuneError: A denoiser or scheduler that is not known, an empty range, or an objective or
+            timesteps that a masked generator does not have.
     """
     if is_masked(pipe):
         check_goal(config.objective, pipe)
+        if config.timestep_scale is not None:
+            raise TuneError(
+                f"timestep_scale={config.timestep_scale:g}: masked generators "
+                f"({type(pipe).__name__}) have no timesteps; leave it out"
+            )
         return _range(config, Masking.of(pipe))
     scale = config.timestep_scale
     if scale is None and data is not None:

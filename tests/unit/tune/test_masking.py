@@ -353,6 +353,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"objective": "kto"}, r"objective\.beta: the default, 5000, .* to begin with 1\.6$"),
     ({"objective": "tgo"}, r"objective\.temperature: the default, 0\.001, .* with 0\.625$"),
     ({"lora": True}, r"cannot load adapters in diffusers; train the whole.*lora: false"),
+    ({"objective": "sft", "timestep_scale": 1.0}, r"timestep_scale=1: .* no timesteps"),
 ]
 
 
