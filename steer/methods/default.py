@@ -15,6 +15,7 @@ from steer.search.method import Method
 _PRUNED, _DRAFTED = 8, 12  # steps from which on there is something to prune, or to stride over
 _SHORTENED, _SHORT = 4, 3  # and, where all noise is drawn anew, to leave out: three are drawn
 _FLOW = 0.4  # of a flow's steps: nearly as good an image (benchmarks/few_steps.py)
+_GUIDED = 1.25  # and calls per unit of guidance (benchmarks/guidance_drafts.py)
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Sampling:
     def strides(self, steps: int) -> int | None:
         """Denoiser calls of a short run to the end, where such are planned; else `None`.
 
-        Of a flow at least as many as its scale of guidance, since stronger guidance makes steeper
-        ways (as for drafts, `Prune.for_compute`).
+        Of a flow the more the stronger its guidance, which makes its ways steeper (as for drafts,
+        `Prune.for_compute`).
         """
         if self.drafts and self.flow and steps >= _DRAFTED:
             scale = finite("guidance", self.guidance, "7.5")
-            strides = max(math.ceil(_FLOW * steps - 1e-9), math.ceil(scale))
+            strides = max(math.ceil(_FLOW * steps - 1e-9), math.ceil(_GUIDED * scale))
             return strides if strides < steps else None
         if self.drafts and self.renoises and _SHORTENED <= steps < _DRAFTED:
             return _SHORT

@@ -68,11 +68,12 @@ def test_few_steps_that_draw_all_noise_anew_are_shortened() -> None:
 
 
 def test_a_flow_takes_short_runs_to_the_end() -> None:
-    """40% of its steps, and no fewer than its scale of guidance, where that is fewer than all."""
+    """40% of its steps, and 5/4 of its scale of guidance, where that is fewer than all."""
     flow = {"drafts": True, "flow": True}
     assert for_compute(4, 20, **flow) == BestOfN(10, strides=8)
     assert for_compute(4, 28, guidance=5.0, **flow) == BestOfN(9, strides=12)
-    assert for_compute(4, 12, guidance=7.5, **flow) == BestOfN(6, strides=8)
+    assert for_compute(4, 12, guidance=7.5, **flow) == BestOfN(4, strides=10)
+    assert for_compute(4, 20, guidance=7.5, **flow) == BestOfN(8, strides=10)
     assert for_compute(4, 20, lane_width=4, **flow) == BestOfN(8, strides=8)
     assert for_compute(1.2, 20, **flow) == BestOfN(3, strides=8)
     assert for_compute(1, 20, **flow) == for_compute(1.1, 12, guidance=7, **flow) == BestOfN(1)

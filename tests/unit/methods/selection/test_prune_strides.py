@@ -76,9 +76,9 @@ def test_strong_guidance_gets_more_strides() -> None:
         ("sd", {}, 6),  # its default
         ("sd", {"guidance_scale": 3.5}, 4),
         ("sd", {"guidance_scale": 1.0}, 4),
-        ("sd3", {"guidance_scale": 12.0}, 12),  # flows: 40% of the steps, and the scale
+        ("sd3", {"guidance_scale": 12.0}, 15),  # flows: 40% of the steps, and 5/4 of the scale
         ("flux", {"guidance_scale": 12.0}, 10),  # embedded: one prediction
-        ("flux", {"true_cfg_scale": 12.0, "negative_prompt": "b"}, 12),
+        ("flux", {"true_cfg_scale": 12.0, "negative_prompt": "b"}, 15),
     ],
 )
 def test_compute_is_planned_with_the_guidance_of_the_call(
