@@ -17,6 +17,7 @@ from steer.core.seeds import row_seed
 from steer.core.types import Step
 from steer.driver.solver_state import (
     Generators,
+    blocks_of,
     clone,
     fork,
     map_rows,
@@ -93,6 +94,7 @@ class Solver:
         self._device = torch.device(scheduler.timesteps.device)
         self._plan: tuple[Any, ...] = ()
         self._own: dict[tuple[int, int], torch.Generator] = {}
+        self._drawn: set[int] = set()
         self._mended = negative_variance(scheduler, float(self._arguments.get("eta", 0.0)))
 
     def check(self, rows: int) -> None:
@@ -129,10 +131,11 @@ class Solver:
         self._validate(step, x, output, ids)
         inner, output = self._at(step), with_variance(self._inner, output, x)
         slots = [self._slot(i) for i in ids]
+        again, self._drawn = step.index in self._drawn, self._drawn | {step.index}
         if slots == list(range(self.plain_rows)):
             result = self._run(inner, step, x, output, self._generator)
         else:
-            inner, result = self._mixed(inner, step, x, output, ids, slots)
+            inner, result = self._mixed(inner, step, x, output, ids, slots, again)
         self._inner, self._next, self._shape = inner, step.index + 1, tuple(x.shape)
         self._ids, self._device = list(ids), x.device
         return result
@@ -268,15 +271,21 @@ class Solver:
         output: Tensor,
         ids: Sequence[tuple[int, int]],
         slots: list[int | None],
+        again: bool,
     ) -> tuple[Any, Tensor]:
-        """Step the plain batch (zeros for pruned rows) on one copy, all other rows on another."""
+        """Step the plain batch (zeros for pruned rows) on one copy, all other rows on another.
+
+        A step that others alone take `again` leaves the plain batch, and its noise, where they are.
+        """
         plain, extra, order = self._indices(slots, x.device)
         shape = tuple(x.shape)
         others = [i for i, slot in zip(ids, slots, strict=True) if slot is None]
         blocks: list[tuple[Tensor, bool, Generators]] = []
-        if self.plain_rows:
-            pruned = len(ids) - len(others) < self.plain_rows
-            blocks.append((plain, pruned, self._generator))
+        kept = len(ids) - len(others)
+        if self.plain_rows and (kept or not again):
+            blocks.append((plain, kept < self.plain_rows, self._generator))
+        else:
+            order = order - self.plain_rows
         if others:
             blocks.append((extra, False, self._generators(others, step, x.device)))
         parts, results = [], []
@@ -292,19 +301,10 @@ class Solver:
         )
         return merged, take(torch.cat(results), order)
 
-    def _indices(
-        self, slots: list[int | None], device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _indices(self, slots: list[int | None], device: torch.device) -> tuple[Tensor, ...]:
         """Row indices of the plain batch (one past the end: missing), of the rest, and back."""
-        if self._plan and self._plan[0] == (slots, device):
-            return self._plan[1]
-        where = {slot: row for row, slot in enumerate(slots)}
-        plain = [where.get(slot, len(slots)) for slot in range(self.plain_rows)]
-        extra = [row for row, slot in enumerate(slots) if slot is None]
-        place = {row: self.plain_rows + i for i, row in enumerate(extra)}
-        order = [place[row] if slot is None else slot for row, slot in enumerate(slots)]
-        indices = [torch.tensor(i, dtype=torch.long, device=device) for i in (plain, extra, order)]
-        self._plan = ((slots, device), (indices[0], indices[1], indices[2]))
+        if not self._plan or self._plan[0] != (slots, device):
+            self._plan = ((slots, device), blocks_of(slots, self.plain_rows, device))
         return self._plan[1]
 
     def _generators(

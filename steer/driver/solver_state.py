@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,6 +130,25 @@ def renoises(scheduler: Any) -> bool:
     """Whether `step` draws all noise anew, at every step: LCM, `stochastic_sampling=True`."""
     drawn = getattr(scheduler.config, "stochastic_sampling", False)
     return bool(drawn) or "LCM" in type(scheduler).__name__
+
+
+def blocks_of(
+    slots: Sequence[int | None], plain_rows: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row indices of the plain batch (one past the end: missing), of the rest, and back.
+
+    Args:
+        slots: Of every row its row in the plain call; `None` for a row beyond it.
+        plain_rows: Of the plain call.
+        device: Where the indices are wanted.
+    """
+    where = {slot: row for row, slot in enumerate(slots)}
+    plain = [where.get(slot, len(slots)) for slot in range(plain_rows)]
+    extra = [row for row, slot in enumerate(slots) if slot is None]
+    place = {row: plain_rows + i for i, row in enumerate(extra)}
+    order = [place[row] if slot is None else slot for row, slot in enumerate(slots)]
+    first, second, back = (torch.tensor(i, dtype=torch.long) for i in (plain, extra, order))
+    return first.to(device), second.to(device), back.to(device)
 
 
 def negative_variance(scheduler: Any, eta: float) -> frozenset[int]:

@@ -140,6 +140,21 @@ def test_plain_rows_draw_from_whatever_the_user_gave(name: str, kind: str) -> No
     assert torch.equal(got[[0, 3]], expected)
 
 
+@pytest.mark.parametrize("name", sorted({*STOCHASTIC} - {"sde-dpm", "sa", "kdpm2-a"}))
+def test_a_step_that_others_take_again_leaves_the_plain_rows_noise_alone(name: str) -> None:
+    """As rejected proposals of RBF do: children of a row move from a step that it took itself."""
+    x = start(2, make(name))
+    expected = plain(name, x, **KWARGS.get(name, {}), generator=torch.Generator().manual_seed(1))
+    solver, schedule = solving(name, 2, generator=torch.Generator().manual_seed(1))
+    for step in schedule:
+        output = denoiser(solver.scale_model_input(step, x), step.t)
+        moved = solver.step(step, x, output, [(0, 0), (1, 0)])
+        tries = [solver.step(step, x[:1], output[:1], [(0, 7)]) for _ in range(2)]
+        assert torch.equal(*tries)
+        x = moved
+    assert torch.equal(x, expected)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_pruning_equals_running_the_row_alone(name: str) -> None:
     """9 -> 4 -> 1: the winner ends where it ends alone, whether a plain row or not."""
