@@ -44,7 +44,7 @@ class Record:
         seconds: How long the case took.
         date: The day, as `2025-01-31`.
         versions: Of steer and what it runs on.
-        kept: How many checks were taken over from a run of another steer.
+        kept: How many checks were taken over from earlier runs.
         since: The day of the earliest of those.
     """
 

@@ -63,8 +63,8 @@ def for_compute(
     """The default method that spends at most `compute` plain calls of `steps` steps.
 
     Drafts that are pruned, where there are steps enough for them; else pruning, or best of n. Of a
-    flow model best of n short runs (benchmarks/few_steps.py), and where few steps draw all noise
-    anew (benchmarks/few_steps.py).
+    flow model, and where few steps draw all noise anew, best of n short runs
+    (benchmarks/few_steps.py).
 
     Args:
         compute: Multiples of what a plain call costs, its decode included, at least 1.

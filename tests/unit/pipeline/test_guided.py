@@ -364,6 +364,17 @@ def test_effort_per_call() -> None:
     assert call(**given, compute=4).report.method == Prune.for_compute(4, 8)
 
 
+def _short_runs(call: Any, steps: int, given: dict[str, Any]) -> BestOfN:
+    """What a bare compute=4 planned: within its budget, as estimated; and compute=1 is plain."""
+    out = call(**given)
+    made, ledger = out.report.method, out.report.ledger
+    assert isinstance(made, BestOfN)
+    assert sum(ledger.flops.values()) <= 4 * ledger.plain_flops
+    assert estimate(call, steps).method == made
+    assert call(**given, compute=1).report.method == BestOfN(1)
+    return made
+
+
 def test_the_default_for_a_few_step_model() -> None:
     """Short runs for a scheduler that draws all noise anew, and for no other."""
     pipe = build("sd")
@@ -371,29 +382,28 @@ def test_the_default_for_a_few_step_model() -> None:
     assert guided(pipe, redness, compute=4)(**given).report.method.strides is None
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     call = guided(pipe, redness, compute=4)
-    out = call(**given)
-    made, ledger = out.report.method, out.report.ledger
-    assert isinstance(made, BestOfN) and made.n > 1 and made.strides == 3
-    assert sum(ledger.flops.values()) <= 4 * ledger.plain_flops
-    assert estimate(call, 4).method == made
-    assert call(**given, compute=1).report.method == BestOfN(1)
+    made = _short_runs(call, 4, given)
+    assert made.n > 1 and made.strides == 3
     two = estimate(call, 4, method=BestOfN(2, strides=3)).calls
     with pytest.warns(UserWarning, match=rf"two candidates cost {two:.2f} plain calls"):
         assert call(**given, compute=two - 0.01).report.method == BestOfN(1)
     assert call(**given, compute=two + 0.01).report.method == BestOfN(2, strides=3)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "wan"])
-def test_the_default_for_a_flow(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("sd3", {}),
+        ("sd3", {"prompt": ["a red circle", "a blue square"]}),
+        ("flux", {}),
+        ("wan", {}),
+    ],
+)
+def test_the_default_for_a_flow(family: str, more: dict[str, Any]) -> None:
     """Short runs to the end."""
-    given = arguments(family, num_inference_steps=12, guidance_scale=3.5)
-    call = guided(shared(family), redness, compute=4)
-    out = call(**given)
-    made, ledger = out.report.method, out.report.ledger
-    assert isinstance(made, BestOfN) and made.n > 4 and made.strides == 5
-    assert sum(ledger.flops.values()) <= 4 * ledger.plain_flops
-    assert estimate(call, 12).method == made
-    assert call(**given, compute=1).report.method == BestOfN(1)
+    given = arguments(family, num_inference_steps=12, guidance_scale=3.5, **more)
+    made = _short_runs(guided(shared(family), redness, compute=4), 12, given)
+    assert made.n > 4 and made.strides == 5
 
 
 def test_a_class_is_made_as_large_as_compute_pays_for() -> None:
